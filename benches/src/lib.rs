@@ -1,0 +1,1 @@
+//! Micro benches and side-by-side load runs.

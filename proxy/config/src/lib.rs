@@ -1,0 +1,1 @@
+//! The configuration as written: YAML with positions, checked, with every fault reported together.

@@ -1,0 +1,1 @@
+//! The edge proxy: configuration, listeners, request path, upstreams, telemetry, command line.

@@ -1,0 +1,1 @@
+//! A proxy-wasm host on wasmtime: plugins, VMs, hostcalls, limits. Knows nothing of Pingora.

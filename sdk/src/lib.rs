@@ -1,0 +1,1 @@
+//! The guest SDK: write proxy-wasm filters as async Rust.

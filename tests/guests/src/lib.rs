@@ -1,0 +1,1 @@
+//! One tiny wasm guest per behaviour.

@@ -1,0 +1,1 @@
+//! The suite: a real proxy on port 0, in-process origins, real sockets.
