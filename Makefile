@@ -1,0 +1,50 @@
+# Everything a developer runs. `make` alone lists the targets. Each of them works in a clean clone, may be repeated, and writes
+# only into this checkout (target/, .venv/) and cargo's own folders; only setup may install system packages, as root, by apt-get.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+GUESTS := $(TARGET)/guests
+GUEST_BUILD := cargo build --locked --profile wasm --target wasm32-wasip1 --target-dir $(GUESTS)
+FILTERS := $(patsubst filters/%/Cargo.toml,selvedge-filter-%,$(wildcard filters/*/Cargo.toml))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-full run build test lint bench bench-micro filters clean
+
+help: ## Lists the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Checks what a build needs; as root with apt-get it installs what is missing.
+	@sh .ci/setup
+
+setup-full: ## setup, plus the peers and tools of `make bench` and of the tests that compare with them.
+	@sh .ci/setup full
+
+run: setup ## Builds the release binary and starts it with config.yaml.
+	cargo build --release --locked -p selvedge
+	exec $(TARGET)/release/selvedge run --config config.yaml
+
+build: setup ## Builds the release binary.
+	cargo build --release --locked -p selvedge
+
+test: setup ## Runs every test of the workspace.
+	cargo test --workspace --locked
+
+lint: setup ## Formatting, clippy, documentation and, where cargo-deny is installed, dependencies.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --locked check; else echo "cargo deny: skipped: cargo-deny not installed"; fi
+
+bench: build ## Load runs against nginx, Envoy, HAProxy and Varnish. ROUNDS=5, ARGS="--json --only cache".
+	$(GUEST_BUILD) -p selvedge-test-guests --example noop
+	python3 benches/load/run.py --selvedge $(TARGET)/release/selvedge --guest $(GUESTS)/wasm32-wasip1/wasm/examples/noop.wasm $(ARGS)
+
+bench-micro: setup ## Criterion benches of the hot parts.
+	cargo bench -p selvedge-benches --locked
+
+filters: setup ## Builds the bundled filters to wasm, for use in this or any other proxy-wasm host.
+	$(GUEST_BUILD) $(addprefix -p ,$(FILTERS))
+	@ls -l $(GUESTS)/wasm32-wasip1/wasm/*.wasm
+
+clean: ## Removes what was built and the .venv.
+	cargo clean
+	rm -rf .venv
