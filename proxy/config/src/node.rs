@@ -1,0 +1,91 @@
+//! `node`: the process itself.
+
+use std::{path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+
+use crate::values::DurationText;
+
+/// Settings of the process.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Node {
+    /// What this node calls itself in logs and in headers that name a proxy (`Via`, `Cache-Status`, `Proxy-Status`).
+    /// Letters, digits, `-`, `_` and `.`, because it stands in those headers unquoted; at most 64 characters. Default `selvedge`.
+    #[schemars(with = "Option<String>", extend("default" = "selvedge"))]
+    pub name: String,
+
+    /// How many threads serve requests: `auto` for one per core, or 1 to 1024. More threads than cores cost memory (each
+    /// has its own filter instances) and seldom help. Default `auto`.
+    #[schemars(with = "Option<WorkersForm>", extend("default" = "auto"))]
+    pub workers: Workers,
+
+    /// How long requests that are under way may take to end after the node is told to stop. Longer lets slow downloads
+    /// finish, shorter restarts faster. `0s` cuts them off at once. Default `10s`.
+    #[schemars(with = "Option<DurationText>", extend("default" = "10s"))]
+    pub shutdown_grace: Duration,
+
+    /// Where compiled filter modules are kept between starts, so that a restart does not compile again: `auto` for
+    /// `selvedge` in the user's cache directory (`$XDG_CACHE_HOME`, else `~/.cache`), `off`, or a directory. Whoever can
+    /// write to that directory can run code in the proxy. Default `auto`.
+    #[schemars(with = "Option<String>", extend("default" = "auto"))]
+    pub module_cache: ModuleCache,
+}
+
+/// How many threads serve requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    /// One per core.
+    Auto,
+    /// Exactly so many, 1 to 1024.
+    Count(u16),
+}
+
+impl Workers {
+    /// The number of threads on a machine with so many cores; at least 1.
+    #[must_use]
+    pub fn count(self, cores: usize) -> usize {
+        match self {
+            Self::Auto => cores.max(1),
+            Self::Count(count) => usize::from(count),
+        }
+    }
+}
+
+/// Where compiled filter modules are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModuleCache {
+    /// The user's cache directory.
+    Auto,
+    /// Nowhere: every start compiles.
+    Off,
+    /// This directory; made when absent.
+    At(PathBuf),
+}
+
+/// The two ways to write [`Workers`].
+#[derive(JsonSchema)]
+#[schemars(untagged, inline)]
+#[expect(dead_code, reason = "describes the grammar; never made")]
+enum WorkersForm {
+    Word(AutoWord),
+    Count(#[schemars(range(min = 1, max = 1024))] u16),
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase", inline)]
+#[expect(dead_code, reason = "describes the grammar; never made")]
+enum AutoWord {
+    Auto,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            name: "selvedge".into(),
+            workers: Workers::Auto,
+            shutdown_grace: Duration::from_secs(10),
+            module_cache: ModuleCache::Auto,
+        }
+    }
+}
