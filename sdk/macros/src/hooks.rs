@@ -1,0 +1,164 @@
+//! Which hooks an `impl Filter` overrides, and whether they may read or replace a body.
+
+use proc_macro2::{TokenStream, TokenTree};
+use quote::ToTokens as _;
+use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, Pat};
+
+/// The methods of a request or response that need its body callbacks.
+const BODY_METHODS: [&str; 2] = ["body", "set_body"];
+
+/// Whose body the filter reads or replaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bodies {
+    pub(crate) request: bool,
+    pub(crate) response: bool,
+}
+
+/// What the host has to call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hooks {
+    pub(crate) request: bool,
+    pub(crate) response: bool,
+    pub(crate) done: bool,
+    pub(crate) tick: bool,
+    pub(crate) bodies: Bodies,
+}
+
+/// Looks at the methods of the impl. `declared` is what the attribute says about bodies; without it the token streams decide.
+pub(crate) fn of(item: &ItemImpl, declared: Option<Bodies>) -> Hooks {
+    let request = method(item, "request");
+    let response = method(item, "response");
+    let found = Bodies { request: request.is_some_and(needs_body), response: response.is_some_and(needs_body) };
+
+    Hooks {
+        request: request.is_some(),
+        response: response.is_some(),
+        done: method(item, "done").is_some(),
+        tick: method(item, "tick").is_some(),
+        bodies: declared.unwrap_or(found),
+    }
+}
+
+impl Hooks {
+    /// The names of the custom section `selvedge.phases`, one per line.
+    ///
+    /// A body that is followed by trailers ends with the trailers callback (the last body callback says "more to come"), so
+    /// whoever waits for a whole body needs that callback as well.
+    pub(crate) fn phases(self) -> String {
+        let phases = [
+            ("request_headers", self.request),
+            ("request_body", self.request && self.bodies.request),
+            ("request_trailers", self.request && self.bodies.request),
+            ("response_headers", self.response),
+            ("response_body", self.response && self.bodies.response),
+            ("response_trailers", self.response && self.bodies.response),
+            ("log", self.done),
+        ];
+        phases.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn method<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a ImplItemFn> {
+    item.items.iter().find_map(|item| match item {
+        ImplItem::Fn(function) if function.sig.ident == name => Some(function),
+        _ => None,
+    })
+}
+
+/// Whether the hook may touch the body of its message. A message that is handed on (`self.check(req)`) may be read by whoever
+/// gets it, so that counts: a body callback too many costs a little, one too few would leave the filter waiting for ever.
+fn needs_body(function: &ImplItemFn) -> bool {
+    let message = function.sig.inputs.iter().find_map(|argument| match argument {
+        FnArg::Receiver(_) => None,
+        FnArg::Typed(argument) => Some(&*argument.pat),
+    });
+    match message {
+        Some(Pat::Ident(pattern)) => touches_body(function.block.to_token_stream(), &pattern.ident.to_string()),
+        Some(Pat::Wild(_)) => false,
+        _ => true,
+    }
+}
+
+fn touches_body(tokens: TokenStream, message: &str) -> bool {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    tokens.iter().enumerate().any(|(at, token)| match token {
+        TokenTree::Group(group) => touches_body(group.stream(), message),
+        TokenTree::Ident(ident) if *ident == message => match (tokens.get(at + 1), tokens.get(at + 2)) {
+            (Some(TokenTree::Punct(dot)), Some(TokenTree::Ident(method))) if dot.as_char() == '.' => {
+                BODY_METHODS.iter().any(|name| method == name)
+            }
+            _ => true,
+        },
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use syn::parse_quote;
+
+    use super::*;
+
+    #[test]
+    fn lists_only_the_hooks_that_are_overridden() {
+        let item = parse_quote! {
+            impl Filter for Hello {
+                fn new(_: ()) -> Result<Self, String> { Ok(Hello) }
+                async fn response(&self, res: &mut Response, _: &mut ()) -> Flow { res.set_header("x", "y"); Ok(Next) }
+            }
+        };
+        assert_eq!(of(&item, None).phases(), "response_headers");
+    }
+
+    #[test]
+    fn a_body_call_lists_body_and_trailers() {
+        let item = parse_quote! {
+            impl Filter for Waf {
+                async fn request(&self, req: &mut Request, _: &mut ()) -> Flow { let body = req.body(10).await?; Ok(Next) }
+                fn done(&self, _: &()) {}
+            }
+        };
+        assert_eq!(of(&item, None).phases(), "request_headers\nrequest_body\nrequest_trailers\nlog");
+    }
+
+    #[test]
+    fn the_body_of_a_reply_or_a_callout_does_not_count() {
+        let function = parse_quote! {
+            async fn request(&self, req: &mut Request, _: &mut ()) -> Flow {
+                upstream("a").post(req.path()).body("x").send().await;
+                Err(Reply::new(403).body("no"))
+            }
+        };
+        assert!(!needs_body(&function));
+    }
+
+    #[test]
+    fn a_request_that_is_handed_on_counts_as_read() {
+        let function = parse_quote! {
+            async fn request(&self, req: &mut Request, _: &mut ()) -> Flow { self.check(req).await }
+        };
+        assert!(needs_body(&function));
+    }
+
+    #[test]
+    fn a_body_call_inside_a_macro_is_seen() {
+        let function = parse_quote! {
+            async fn request(&self, req: &mut Request, _: &mut ()) -> Flow { info!("{:?}", req.body(1).await); Ok(Next) }
+        };
+        assert!(needs_body(&function));
+    }
+
+    #[test]
+    fn the_attribute_overrides_what_the_code_looks_like() {
+        let item = parse_quote! {
+            impl Filter for X { async fn request(&self, req: &mut Request, _: &mut ()) -> Flow { self.check(req) } }
+        };
+        assert_eq!(of(&item, Some(Bodies::default())).phases(), "request_headers");
+    }
+
+    #[test]
+    fn an_ignored_message_is_not_read() {
+        let function = parse_quote! { async fn request(&self, _: &mut Request, _: &mut ()) -> Flow { Ok(Next) } };
+        assert!(!needs_body(&function));
+    }
+}

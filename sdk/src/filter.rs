@@ -1,0 +1,118 @@
+//! The trait a filter implements, and the verdicts of its hooks.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use crate::{Reply, Request, Response};
+
+/// One filter of a chain. Put `#[filter]` on the impl; see the [crate documentation](crate) for a whole one.
+///
+/// The host makes one value of the type per VM (one per worker thread), from the configuration; all streams of that VM share it.
+/// It runs on one thread, so interior mutability is `Cell` and `RefCell`; what all workers must agree on belongs into [`kv`](crate::kv).
+///
+/// A hook that waits (for a body, for a callout) holds its message: nothing reaches the other side meanwhile.
+#[allow(async_fn_in_trait, reason = "a guest has one thread: its futures need not be Send")]
+pub trait Filter: Sized + 'static {
+    /// The configuration, read from the JSON that the host gives; an absent configuration reads as `{}`. Add
+    /// `#[serde(deny_unknown_fields)]` so that a misspelt key is an error, and use `()` for a filter without settings.
+    type Config: DeserializeOwned;
+
+    /// What one stream keeps from its request to its response and to [`done`](Filter::done). `#[filter]` adds `()` when it is left out.
+    type Stream: Default + 'static;
+
+    /// How often [`tick`](Filter::tick) runs, to the millisecond. `None`, the default: never.
+    const TICK: Option<Duration> = None;
+
+    /// The hooks that do something; written by `#[filter]`. The default is all of them.
+    #[doc(hidden)]
+    const HOOKS: Hooks = Hooks::ALL;
+
+    /// Makes the filter, once per VM.
+    ///
+    /// # Errors
+    /// A sentence for the operator about what is wrong with the configuration. The host then refuses the plugin.
+    fn new(config: Self::Config) -> Result<Self, String>;
+
+    /// Runs when the headers of a request are there. The default lets it pass.
+    ///
+    /// # Errors
+    /// Not a failure but an answer: the [`Reply`] goes to the client and the request goes no further.
+    async fn request(&self, _request: &mut Request, _stream: &mut Self::Stream) -> Flow {
+        Ok(Continue::Next)
+    }
+
+    /// Runs when the headers of the response are there. The default lets it pass. A reply that this filter made itself comes
+    /// through here as well on most hosts.
+    ///
+    /// # Errors
+    /// Not a failure but an answer: the [`Reply`] replaces the response.
+    async fn response(&self, _response: &mut Response, _stream: &mut Self::Stream) -> Flow {
+        Ok(Continue::Next)
+    }
+
+    /// Runs every [`TICK`](Filter::TICK), outside any stream: refresh what is cached, publish a gauge.
+    fn tick(&self) {}
+
+    /// Runs when the stream is over, whatever way it ended: count it, log it.
+    fn done(&self, _stream: &Self::Stream) {}
+}
+
+/// The verdict of a hook that does not answer itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Continue {
+    /// The message goes on, to the next filter and then to the other side.
+    Next,
+}
+
+/// What a hook returns: `Ok(Next)` to let the message pass, `Err(reply)` to answer now. So `?` denies.
+pub type Flow = Result<Continue, Reply>;
+
+/// Which hooks a filter overrides, and which bodies it reads or replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// [`Filter::request`] is overridden.
+    pub request: bool,
+    /// … and may read or replace the body.
+    pub request_body: bool,
+    /// [`Filter::response`] is overridden.
+    pub response: bool,
+    /// … and may read or replace the body.
+    pub response_body: bool,
+    /// [`Filter::done`] is overridden.
+    pub done: bool,
+    /// [`Filter::tick`] is overridden.
+    pub tick: bool,
+}
+
+impl Hooks {
+    /// Everything is called: a filter without `#[filter]`.
+    pub const ALL: Self =
+        Self { request: true, request_body: true, response: true, response_body: true, done: true, tick: true };
+}
+
+/// Turns what is missing or failed into an answer: `req.header("x-api-key").or_deny(401, "missing api key")?`.
+pub trait OrDeny<T> {
+    /// The value, or a [`Reply`] with this status and this text (plain text, one line). The cause of an `Err` is logged at
+    /// debug and not shown to the client.
+    ///
+    /// # Errors
+    /// The reply, when there is no value.
+    fn or_deny(self, status: u16, message: &str) -> Result<T, Reply>;
+}
+
+impl<T> OrDeny<T> for Option<T> {
+    fn or_deny(self, status: u16, message: &str) -> Result<T, Reply> {
+        self.ok_or_else(|| Reply::new(status).text(message))
+    }
+}
+
+impl<T, E: Display> OrDeny<T> for Result<T, E> {
+    fn or_deny(self, status: u16, message: &str) -> Result<T, Reply> {
+        self.map_err(|error| {
+            log::debug!("denied with {status} ({message}): {error}");
+            Reply::new(status).text(message)
+        })
+    }
+}

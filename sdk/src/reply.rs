@@ -1,0 +1,111 @@
+//! Answers that a filter makes itself.
+
+use serde::Serialize;
+
+use crate::BodyTooLarge;
+use crate::body::Direction;
+use crate::host;
+
+/// A local reply: what a hook returns as `Err` to answer in place of the other side.
+///
+/// ```
+/// # use selvedge_sdk::prelude::*;
+/// let reply = Reply::new(429).header("retry-after", "1").text("slow down");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a reply is sent by returning it as Err"]
+pub struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    /// A reply with this status, no headers of its own and no body. The host adds `content-length` and `date`.
+    pub fn new(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// Adds a header. A name or value that cannot stand in a header (control characters, as in an injected line break) is left
+    /// out and logged at warn.
+    pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
+        let value = value.into();
+        let sound = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
+            && !value.bytes().any(|byte| byte != b'\t' && byte.is_ascii_control());
+        if sound {
+            self.headers.push((name.to_owned(), value));
+        } else {
+            log::warn!("header {name:?} of a reply is malformed and left out");
+        }
+        self
+    }
+
+    /// Sets the body; the type is the caller's to say.
+    pub fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.body = bytes.into();
+        self
+    }
+
+    /// Sets the body to a line of plain text.
+    pub fn text(self, text: &str) -> Self {
+        self.header("content-type", "text/plain; charset=utf-8").body(format!("{text}\n"))
+    }
+
+    /// Sets the body to a value as JSON. A value that cannot be written as JSON is logged and makes this an empty 500.
+    pub fn json(mut self, value: &impl Serialize) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(json) => self.header("content-type", "application/json").body(json),
+            Err(error) => {
+                log::error!("the body of a reply is not JSON: {error}");
+                self.status = 500;
+                self.body(Vec::new())
+            }
+        }
+    }
+
+    /// Sends the client elsewhere: `Reply::new(302).redirect("/login")`.
+    pub fn redirect(self, location: impl Into<String>) -> Self {
+        self.header("location", location)
+    }
+
+    /// The status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The headers, in the order they were added.
+    pub fn headers(&self) -> &[(String, String)] {
+        &self.headers
+    }
+
+    /// The body.
+    pub fn bytes(&self) -> &[u8] {
+        &self.body
+    }
+
+    pub(crate) fn send(self) {
+        let headers: Vec<(&str, &str)> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        host::current().reply(self.status, &headers, &self.body);
+    }
+}
+
+impl From<BodyTooLarge> for Reply {
+    fn from(error: BodyTooLarge) -> Self {
+        match error.direction {
+            Direction::Request => Self::new(413).text("request body too large"),
+            Direction::Response => Self::new(502).text("response body too large"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_break_cannot_be_smuggled_into_a_header() {
+        let reply = Reply::new(302).redirect("/a\r\nset-cookie: x=y").header("bad name", "x").header("ok", "a\tb");
+        assert_eq!(reply.headers(), [("ok".to_owned(), "a\tb".to_owned())]);
+    }
+}

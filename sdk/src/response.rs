@@ -1,0 +1,57 @@
+//! The response half of an exchange.
+
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use crate::Message;
+use crate::body::Body;
+use crate::host;
+
+/// A response, as the filter's `response` hook sees it. Headers and body: see [`Message`].
+#[derive(Debug)]
+pub struct Response {
+    message: Message,
+}
+
+impl Response {
+    pub(crate) fn new(body: Rc<Body>) -> Self {
+        Self { message: Message::new(body) }
+    }
+
+    /// The status; 0 when the host does not say.
+    pub fn status(&self) -> u16 {
+        self.header_str(":status").and_then(|status| status.parse().ok()).unwrap_or(0)
+    }
+
+    /// Sets the status, 100 to 999.
+    pub fn set_status(&mut self, status: u16) {
+        self.set_header(":status", status.to_string());
+    }
+
+    /// A property of the host, in the host's encoding (text for strings, little-endian 8 bytes for numbers).
+    pub fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
+        host::current().property(path)
+    }
+
+    /// Sets a property, for later filters or the access log. `false` when the host refused.
+    pub fn set_property(&mut self, path: &[&str], value: &[u8]) -> bool {
+        host::current()
+            .set_property(path, value)
+            .inspect_err(|status| log::warn!("property {} could not be set: {status}", path.join(".")))
+            .is_ok()
+    }
+}
+
+impl Deref for Response {
+    type Target = Message;
+
+    fn deref(&self) -> &Message {
+        &self.message
+    }
+}
+
+impl DerefMut for Response {
+    fn deref_mut(&mut self) -> &mut Message {
+        &mut self.message
+    }
+}

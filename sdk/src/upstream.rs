@@ -1,0 +1,261 @@
+//! Callouts: HTTP requests of a filter to an upstream of the proxy.
+//!
+//! ```no_run
+//! # use selvedge_sdk::prelude::*;
+//! # async fn ask(key: &str) -> Result<(), Reply> {
+//! let answer = upstream("authz")
+//!     .get("/check")
+//!     .header("x-key", key)
+//!     .timeout(Duration::from_millis(250))
+//!     .send()
+//!     .await
+//!     .or_deny(503, "authz unavailable")?;
+//! answer.ok().or_deny(403, "bad key")?;
+//! # Ok(()) }
+//! ```
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::host::{self, Buffer, Map, Status};
+use crate::{HeaderValue, Method};
+
+/// How long a callout may take when nothing else is said.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An upstream, by its name in the proxy's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    name: String,
+}
+
+/// The upstream of that name. Whether the proxy has it shows when a callout is sent.
+pub fn upstream(name: &str) -> Upstream {
+    Upstream { name: name.to_owned() }
+}
+
+impl Upstream {
+    /// A GET of a path, query included.
+    pub fn get(&self, path: &str) -> CallRequest {
+        self.request(Method::Get, path)
+    }
+
+    /// A POST to a path, query included.
+    pub fn post(&self, path: &str) -> CallRequest {
+        self.request(Method::Post, path)
+    }
+
+    /// Any request.
+    pub fn request(&self, method: Method, path: &str) -> CallRequest {
+        CallRequest {
+            upstream: self.name.clone(),
+            method,
+            path: path.to_owned(),
+            host: None,
+            headers: Vec::new(),
+            body: Vec::new(),
+            timeout: TIMEOUT,
+        }
+    }
+}
+
+/// A callout that is not sent yet.
+#[derive(Clone, Debug)]
+#[must_use = "a callout does nothing until it is sent"]
+pub struct CallRequest {
+    upstream: String,
+    method: Method,
+    path: String,
+    host: Option<String>,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    timeout: Duration,
+}
+
+impl CallRequest {
+    /// The authority (the Host header). Default: the name of the upstream.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.host = Some(host.into());
+        self
+    }
+
+    /// Adds a header. The ABI takes text only: bytes that are not UTF-8 cannot be sent on.
+    pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Sets the body; `content-length` comes with it.
+    pub fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.body = bytes.into();
+        self
+    }
+
+    /// Sets the body to a value as JSON, with its type. A value that cannot be written as JSON is logged and sent as `null`.
+    pub fn json(self, value: &impl Serialize) -> Self {
+        let json = serde_json::to_vec(value).unwrap_or_else(|error| {
+            log::error!("the body of a callout is not JSON: {error}");
+            b"null".to_vec()
+        });
+        self.header("content-type", "application/json").body(json)
+    }
+
+    /// How long to wait for the whole answer, to the millisecond and at least one. Default 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Sends it now; the answer is what the returned future waits for. Several can be under way at once ([`join`](crate::join)).
+    /// Drop the future and the answer is thrown away.
+    pub fn send(self) -> Call {
+        let authority = self.host.as_deref().unwrap_or(&self.upstream);
+        let length = self.body.len().to_string();
+        let mut headers = vec![(":method", self.method.as_str()), (":path", &*self.path), (":authority", authority)];
+        headers.extend(self.headers.iter().map(|(name, value)| (&**name, &**value)));
+        if !self.body.is_empty() {
+            headers.push(("content-length", &length));
+        }
+
+        let sent = host::current().call(&self.upstream, &headers, &self.body, self.timeout);
+        let slot = Rc::new(RefCell::new(Slot::default()));
+        match sent {
+            Ok(token) => OUTSTANDING.with_borrow_mut(|calls| {
+                calls.insert(token, Rc::downgrade(&slot));
+            }),
+            Err(Status::BadArgument) => slot.borrow_mut().answer = Some(Err(CallError::UnknownUpstream(self.upstream))),
+            Err(_) => slot.borrow_mut().answer = Some(Err(CallError::Refused)),
+        }
+        Call { slot }
+    }
+}
+
+/// A callout under way.
+#[derive(Debug)]
+#[must_use = "the answer is what awaiting this gives"]
+pub struct Call {
+    slot: Rc<RefCell<Slot>>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    answer: Option<Result<CallResponse, CallError>>,
+    waker: Option<Waker>,
+}
+
+thread_local! {
+    /// Who waits for which callout. Weak: the future that waits may be dropped first.
+    static OUTSTANDING: RefCell<BTreeMap<u32, Weak<RefCell<Slot>>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+impl Future for Call {
+    type Output = Result<CallResponse, CallError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut slot = self.slot.borrow_mut();
+        match slot.answer.take() {
+            Some(answer) => Poll::Ready(answer),
+            None => {
+                slot.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// The host has the answer to a callout ready to be read. No headers means that the call failed.
+pub(crate) fn answered(token: u32, headers: usize, body: usize) {
+    let Some(slot) = OUTSTANDING.with_borrow_mut(|calls| calls.remove(&token)).and_then(|slot| slot.upgrade()) else {
+        return;
+    };
+
+    let answer = if headers == 0 { Err(CallError::Failed) } else { Ok(CallResponse::read(body)) };
+    let waker = {
+        let mut slot = slot.borrow_mut();
+        slot.answer = Some(answer);
+        slot.waker.take()
+    };
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The proxy has no upstream of that name (or the request is malformed).
+    #[error("the host has no upstream {0:?}, or the request is malformed")]
+    UnknownUpstream(String),
+    /// The host did not send it.
+    #[error("the host refused the callout")]
+    Refused,
+    /// No connection, no answer in time, or an answer cut short. The host logs which.
+    #[error("no answer")]
+    Failed,
+    /// The answer has another status than 2xx; only from [`CallResponse::ok`].
+    #[error("answered with status {0}")]
+    Status(u16),
+}
+
+/// The answer to a callout.
+#[derive(Clone, Debug)]
+pub struct CallResponse {
+    status: u16,
+    headers: Vec<(String, HeaderValue)>,
+    body: Vec<u8>,
+}
+
+impl CallResponse {
+    fn read(body: usize) -> Self {
+        let host = host::current();
+        let pairs = host.headers(Map::CallResponse);
+        let headers: Vec<_> = pairs.into_iter().map(|(name, value)| (name, HeaderValue::from(value))).collect();
+        let status =
+            headers.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.as_str()?.parse().ok());
+        let body = if body == 0 { None } else { host.buffer(Buffer::CallResponse, 0, body) };
+        Self { status: status.unwrap_or(0), headers, body: body.unwrap_or_default() }
+    }
+
+    /// The status; 0 when the host does not say.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The answer itself when its status is 2xx.
+    ///
+    /// # Errors
+    /// [`CallError::Status`] with any other status.
+    pub fn ok(self) -> Result<Self, CallError> {
+        if (200..300).contains(&self.status) { Ok(self) } else { Err(CallError::Status(self.status)) }
+    }
+
+    /// The first value of a header.
+    pub fn header(&self, name: &str) -> Option<&HeaderValue> {
+        self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// All headers in order, `:status` included.
+    pub fn headers(&self) -> &[(String, HeaderValue)] {
+        &self.headers
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// The body, read as JSON.
+    ///
+    /// # Errors
+    /// It is not JSON, or not of this form.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.body)
+    }
+}
