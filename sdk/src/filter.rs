@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::{Reply, Request, Response};
+use crate::{Reply, Request, Response, config};
 
 /// One filter of a chain. Put `#[filter]` on the impl; see the [crate documentation](crate) for a whole one.
 ///
@@ -28,6 +28,12 @@ pub trait Filter: Sized + 'static {
     /// The hooks that do something; written by `#[filter]`. The default is all of them.
     #[doc(hidden)]
     const HOOKS: Hooks = Hooks::ALL;
+
+    /// Reads the configuration and makes the filter. `#[filter]` replaces it where there is nothing to read.
+    #[doc(hidden)]
+    fn configure(json: &[u8]) -> Result<Self, String> {
+        config::parse(json).and_then(Self::new)
+    }
 
     /// Makes the filter, once per VM.
     ///

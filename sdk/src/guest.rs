@@ -1,82 +1,165 @@
-//! The wasm entry points, over the dispatcher of crate proxy-wasm. `#[filter]` calls [`start`].
+//! The wasm entry points. `#[filter]` exports one function per callback that the filter needs, and each calls a method here.
+//!
+//! Crate proxy-wasm is not used: it exports every callback and imports nearly every host call whatever the filter does (its
+//! dispatcher is a set of trait objects), which doubles a small guest, and its wrappers panic, and so lose the whole VM, when a
+//! host answers something unexpected.
 
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{self, ContextType, LogLevel};
+#![allow(unsafe_code, reason = "a guest is entered through exported symbols")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::panic;
+
+use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::filter::Filter;
-use crate::host::Guest;
+use crate::host::{self, Guest as Host};
 use crate::runtime::{Action, Root, Stream};
+use crate::upstream::{self, IdHasher};
 
-/// Registers the filter, the logger, and a panic hook that logs message and place at critical.
-pub fn start<F: Filter>() {
-    proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::new(RootEntry::<F>(Root::default())));
+/// Marks the ABI of this guest; a host looks for it and never calls it.
+#[unsafe(no_mangle)]
+pub extern "C" fn proxy_abi_version_0_2_1() {}
+
+/// Gives the host memory to return something in. It is handed over with the call that returns it.
+#[unsafe(no_mangle)]
+pub extern "C" fn proxy_on_memory_allocate(size: usize) -> *mut u8 {
+    Box::into_raw(Box::<[u8]>::new_uninit_slice(size)).cast()
 }
 
-struct RootEntry<F: Filter>(Root<F>);
-
-impl<F: Filter> Context for RootEntry<F> {}
-
-impl<F: Filter> RootContext for RootEntry<F> {
-    fn on_configure(&mut self, _size: usize) -> bool {
-        proxy_wasm::set_log_level(Guest.log_level());
-        self.0.configure(&Guest.configuration())
-    }
-
-    fn on_tick(&mut self) {
-        self.0.tick();
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
-    }
-
-    fn create_http_context(&self, _id: u32) -> Option<Box<dyn HttpContext>> {
-        self.0.open().map(|stream| Box::new(StreamEntry(stream)) as Box<dyn HttpContext>)
+/// Installs the logger, and a panic hook that logs the message and the place at critical.
+pub fn initialize() {
+    panic::set_hook(Box::new(|panic| Host.log_critical(&panic.to_string())));
+    if log::set_logger(&HostLogger).is_ok() {
+        log::set_max_level(LevelFilter::Info);
     }
 }
 
-struct StreamEntry<F: Filter>(Stream<F>);
+/// The contexts of one VM.
+pub struct Guest<F: Filter> {
+    /// By id. There is one per plugin that shares the VM, mostly one.
+    roots: RefCell<Vec<(u32, Root<F>)>>,
+    streams: RefCell<HashMap<u32, Stream<F>, BuildHasherDefault<IdHasher>>>,
+}
 
-impl<F: Filter> Context for StreamEntry<F> {
-    fn on_http_call_response(&mut self, token: u32, headers: usize, body: usize, _trailers: usize) {
-        self.0.on_call_response(token, headers, body);
+impl<F: Filter> Default for Guest<F> {
+    fn default() -> Self {
+        Self { roots: RefCell::default(), streams: RefCell::default() }
     }
 }
 
-impl<F: Filter> HttpContext for StreamEntry<F> {
-    fn on_http_request_headers(&mut self, _count: usize, end: bool) -> types::Action {
-        action(self.0.on_request_headers(end))
+impl<F: Filter> Guest<F> {
+    /// `proxy_on_context_create`: a plugin context (no parent) or a stream context.
+    pub fn on_context_create(&self, id: u32, parent: u32) {
+        if parent == 0 {
+            self.roots.borrow_mut().push((id, Root::default()));
+            return;
+        }
+
+        let stream = self.roots.borrow().iter().find(|(root, _)| *root == parent).and_then(|(_, root)| root.open());
+        // Without a filter there is no verdict, and letting traffic pass unchecked is the one thing that must not happen.
+        let stream = stream.expect("a stream is opened after the plugin is configured");
+        self.streams.borrow_mut().insert(id, stream);
     }
 
-    fn on_http_request_body(&mut self, held: usize, end: bool) -> types::Action {
-        action(self.0.on_request_body(held, end))
+    /// `proxy_on_configure`: 0 refuses the configuration.
+    pub fn on_configure(&self, id: u32) -> u32 {
+        log::set_max_level(Host.log_level());
+        upstream::enter(id);
+        let mut roots = self.roots.borrow_mut();
+        let root = roots.iter_mut().find(|(root, _)| *root == id);
+        u32::from(root.is_some_and(|(_, root)| root.configure(&Host.configuration())))
     }
 
-    fn on_http_request_trailers(&mut self, _count: usize) -> types::Action {
-        action(self.0.on_request_trailers())
+    /// `proxy_on_tick`.
+    pub fn on_tick(&self, id: u32) {
+        upstream::enter(id);
+        if let Some((_, root)) = self.roots.borrow().iter().find(|(root, _)| *root == id) {
+            root.tick();
+        }
     }
 
-    fn on_http_response_headers(&mut self, _count: usize, end: bool) -> types::Action {
-        action(self.0.on_response_headers(end))
+    /// `proxy_on_request_headers`.
+    pub fn on_request_headers(&self, id: u32, end: u32) -> u32 {
+        self.act(id, |stream| stream.on_request_headers(end != 0))
     }
 
-    fn on_http_response_body(&mut self, held: usize, end: bool) -> types::Action {
-        action(self.0.on_response_body(held, end))
+    /// `proxy_on_request_body`.
+    pub fn on_request_body(&self, id: u32, held: usize, end: u32) -> u32 {
+        self.act(id, |stream| stream.on_request_body(held, end != 0))
     }
 
-    fn on_http_response_trailers(&mut self, _count: usize) -> types::Action {
-        action(self.0.on_response_trailers())
+    /// `proxy_on_request_trailers`.
+    pub fn on_request_trailers(&self, id: u32) -> u32 {
+        self.act(id, Stream::on_request_trailers)
     }
 
-    fn on_log(&mut self) {
-        self.0.on_log();
+    /// `proxy_on_response_headers`.
+    pub fn on_response_headers(&self, id: u32, end: u32) -> u32 {
+        self.act(id, |stream| stream.on_response_headers(end != 0))
+    }
+
+    /// `proxy_on_response_body`.
+    pub fn on_response_body(&self, id: u32, held: usize, end: u32) -> u32 {
+        self.act(id, |stream| stream.on_response_body(held, end != 0))
+    }
+
+    /// `proxy_on_response_trailers`.
+    pub fn on_response_trailers(&self, id: u32) -> u32 {
+        self.act(id, Stream::on_response_trailers)
+    }
+
+    /// `proxy_on_http_call_response`: the context it names is the plugin's, so the sender is looked up.
+    pub fn on_http_call_response(&self, token: u32, headers: usize, body: usize) {
+        let Some(sender) = upstream::sender(token) else { return };
+        if let Some(stream) = self.streams.borrow_mut().get_mut(&sender)
+            && Host.enter(sender)
+        {
+            upstream::enter(sender);
+            stream.on_call_response(token, headers, body);
+        }
+    }
+
+    /// `proxy_on_log`.
+    pub fn on_log(&self, id: u32) {
+        // A plugin context is logged too when the VM ends; it has nothing to say.
+        if let Some(stream) = self.streams.borrow_mut().get_mut(&id) {
+            upstream::enter(id);
+            stream.on_log();
+        }
+    }
+
+    /// `proxy_on_delete`.
+    pub fn on_delete(&self, id: u32) {
+        if self.streams.borrow_mut().remove(&id).is_none() {
+            self.roots.borrow_mut().retain(|(root, _)| *root != id);
+        }
+    }
+
+    fn act(&self, id: u32, callback: impl FnOnce(&mut Stream<F>) -> Action) -> u32 {
+        upstream::enter(id);
+        let mut streams = self.streams.borrow_mut();
+        match callback(streams.get_mut(&id).expect("the host names a stream it has created")) {
+            Action::Continue => 0,
+            Action::Pause => 1,
+        }
     }
 }
 
-fn action(action: Action) -> types::Action {
-    match action {
-        Action::Continue => types::Action::Continue,
-        Action::Pause => types::Action::Pause,
+struct HostLogger;
+
+impl Log for HostLogger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
     }
+
+    fn log(&self, record: &Record<'_>) {
+        match record.args().as_str() {
+            Some(message) => host::current().log(record.level(), message),
+            None => host::current().log(record.level(), &record.args().to_string()),
+        }
+    }
+
+    fn flush(&self) {}
 }

@@ -21,6 +21,9 @@ pub(crate) use installed::current;
 #[cfg(not(target_arch = "wasm32"))]
 pub use installed::{Installed, install};
 
+#[cfg(any(test, target_arch = "wasm32"))]
+mod pairs;
+
 /// A header map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Map {
@@ -173,7 +176,7 @@ pub trait Host {
     ///
     /// # Errors
     /// `BadArgument`: no such upstream.
-    fn call(&self, upstream: &str, headers: &[(&str, &str)], body: &[u8], timeout: Duration) -> Result<u32, Status> {
+    fn call(&self, upstream: &str, headers: &[(&str, &[u8])], body: &[u8], timeout: Duration) -> Result<u32, Status> {
         Err(Status::BadArgument)
     }
 
@@ -181,7 +184,7 @@ pub trait Host {
     fn resume(&self, direction: Direction) {}
 
     /// Answers in place of the other side.
-    fn reply(&self, status: u16, headers: &[(&str, &str)], body: &[u8]) {}
+    fn reply(&self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {}
 
     /// Calls a function beyond the ABI.
     ///

@@ -4,7 +4,8 @@ mod body;
 
 pub mod clock;
 
-mod config;
+#[doc(hidden)]
+pub mod config;
 
 mod filter;
 

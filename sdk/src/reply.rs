@@ -16,7 +16,7 @@ use crate::host;
 #[must_use = "a reply is sent by returning it as Err"]
 pub struct Reply {
     status: u16,
-    headers: Vec<(String, String)>,
+    headers: Vec<(String, Vec<u8>)>,
     body: Vec<u8>,
 }
 
@@ -28,13 +28,13 @@ impl Reply {
 
     /// Adds a header. A name or value that cannot stand in a header (control characters, as in an injected line break) is left
     /// out and logged at warn.
-    pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
-        let value = value.into();
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        let value = value.as_ref();
         let sound = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
-            && !value.bytes().any(|byte| byte != b'\t' && byte.is_ascii_control());
+            && !value.iter().any(|byte| *byte != b'\t' && byte.is_ascii_control());
         if sound {
-            self.headers.push((name.to_owned(), value));
+            self.headers.push((name.to_owned(), value.to_vec()));
         } else {
             log::warn!("header {name:?} of a reply is malformed and left out");
         }
@@ -65,7 +65,7 @@ impl Reply {
     }
 
     /// Sends the client elsewhere: `Reply::new(302).redirect("/login")`.
-    pub fn redirect(self, location: impl Into<String>) -> Self {
+    pub fn redirect(self, location: impl AsRef<[u8]>) -> Self {
         self.header("location", location)
     }
 
@@ -75,7 +75,7 @@ impl Reply {
     }
 
     /// The headers, in the order they were added.
-    pub fn headers(&self) -> &[(String, String)] {
+    pub fn headers(&self) -> &[(String, Vec<u8>)] {
         &self.headers
     }
 
@@ -85,7 +85,7 @@ impl Reply {
     }
 
     pub(crate) fn send(self) {
-        let headers: Vec<(&str, &str)> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let headers: Vec<(&str, &[u8])> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
         host::current().reply(self.status, &headers, &self.body);
     }
 }
@@ -106,6 +106,6 @@ mod tests {
     #[test]
     fn a_line_break_cannot_be_smuggled_into_a_header() {
         let reply = Reply::new(302).redirect("/a\r\nset-cookie: x=y").header("bad name", "x").header("ok", "a\tb");
-        assert_eq!(reply.headers(), [("ok".to_owned(), "a\tb".to_owned())]);
+        assert_eq!(reply.headers(), [("ok".to_owned(), b"a\tb".to_vec())]);
     }
 }

@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::body::Body;
-use crate::config;
 use crate::filter::{Continue, Filter, Flow};
 use crate::host::{self, Direction};
 use crate::request::Request;
@@ -47,8 +46,7 @@ impl<F: Filter> Default for Root<F> {
 impl<F: Filter> Root<F> {
     /// Makes the filter from its configuration. `false` when that is not valid; the log says why.
     pub fn configure(&mut self, json: &[u8]) -> bool {
-        let made = config::parse(json).and_then(F::new);
-        match made {
+        match F::configure(json) {
             Ok(filter) => {
                 self.filter = Some(Rc::new(filter));
                 if let Some(period) = F::TICK.filter(|_| F::HOOKS.tick) {

@@ -14,10 +14,11 @@
 //! # Ok(()) }
 //! ```
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -74,7 +75,7 @@ pub struct CallRequest {
     method: Method,
     path: String,
     host: Option<String>,
-    headers: Vec<(String, String)>,
+    headers: Vec<(String, Vec<u8>)>,
     body: Vec<u8>,
     timeout: Duration,
 }
@@ -86,9 +87,9 @@ impl CallRequest {
         self
     }
 
-    /// Adds a header. The ABI takes text only: bytes that are not UTF-8 cannot be sent on.
-    pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.headers.push((name.to_owned(), value.into()));
+    /// Adds a header.
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
 
@@ -118,22 +119,27 @@ impl CallRequest {
     pub fn send(self) -> Call {
         let authority = self.host.as_deref().unwrap_or(&self.upstream);
         let length = self.body.len().to_string();
-        let mut headers = vec![(":method", self.method.as_str()), (":path", &*self.path), (":authority", authority)];
+        let mut headers: Vec<(&str, &[u8])> = vec![
+            (":method", self.method.as_str().as_bytes()),
+            (":path", self.path.as_bytes()),
+            (":authority", authority.as_bytes()),
+        ];
         headers.extend(self.headers.iter().map(|(name, value)| (&**name, &**value)));
         if !self.body.is_empty() {
-            headers.push(("content-length", &length));
+            headers.push(("content-length", length.as_bytes()));
         }
 
         let sent = host::current().call(&self.upstream, &headers, &self.body, self.timeout);
-        let slot = Rc::new(RefCell::new(Slot::default()));
         match sent {
-            Ok(token) => OUTSTANDING.with_borrow_mut(|calls| {
-                calls.insert(token, Rc::downgrade(&slot));
-            }),
-            Err(Status::BadArgument) => slot.borrow_mut().answer = Some(Err(CallError::UnknownUpstream(self.upstream))),
-            Err(_) => slot.borrow_mut().answer = Some(Err(CallError::Refused)),
+            Ok(token) => {
+                let slot = Rc::new(RefCell::new(Slot::default()));
+                let call = Outstanding { sender: RUNNING.get(), slot: slot.clone() };
+                OUTSTANDING.with_borrow_mut(|calls| calls.insert(token, call));
+                Call { token: Some(token), slot }
+            }
+            Err(Status::BadArgument) => Call::failed(CallError::UnknownUpstream(self.upstream)),
+            Err(_) => Call::failed(CallError::Refused),
         }
-        Call { slot }
     }
 }
 
@@ -141,7 +147,23 @@ impl CallRequest {
 #[derive(Debug)]
 #[must_use = "the answer is what awaiting this gives"]
 pub struct Call {
+    /// `None` when it was not sent.
+    token: Option<u32>,
     slot: Rc<RefCell<Slot>>,
+}
+
+impl Call {
+    fn failed(error: CallError) -> Self {
+        Self { token: None, slot: Rc::new(RefCell::new(Slot { answer: Some(Err(error)), waker: None })) }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(token) = self.token {
+            OUTSTANDING.with_borrow_mut(|calls| calls.remove(&token));
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -150,9 +172,55 @@ struct Slot {
     waker: Option<Waker>,
 }
 
+struct Outstanding {
+    /// The context that has sent it.
+    #[cfg_attr(
+        not(target_arch = "wasm32"),
+        expect(dead_code, reason = "outside of wasm a tester knows whose callout it is")
+    )]
+    sender: u32,
+    slot: Rc<RefCell<Slot>>,
+}
+
 thread_local! {
-    /// Who waits for which callout. Weak: the future that waits may be dropped first.
-    static OUTSTANDING: RefCell<BTreeMap<u32, Weak<RefCell<Slot>>>> = const { RefCell::new(BTreeMap::new()) };
+    /// The context that is running. Hosts name the plugin context when they answer a callout, not the stream that waits.
+    static RUNNING: Cell<u32> = const { Cell::new(0) };
+
+    /// Who waits for which callout. An entry goes when its [`Call`] does.
+    static OUTSTANDING: RefCell<HashMap<u32, Outstanding, BuildHasherDefault<IdHasher>>> =
+        const { RefCell::new(HashMap::with_hasher(BuildHasherDefault::new())) };
+}
+
+/// Callouts from now on are sent by this context.
+#[cfg(target_arch = "wasm32")]
+pub(crate) fn enter(context: u32) {
+    RUNNING.set(context);
+}
+
+/// The context that has sent a callout; `None` when nobody waits for it any more.
+#[cfg(target_arch = "wasm32")]
+pub(crate) fn sender(token: u32) -> Option<u32> {
+    OUTSTANDING.with_borrow(|calls| calls.get(&token).map(|call| call.sender))
+}
+
+/// Tokens and context ids are small numbers that the host counts up: one multiplication spreads them well enough.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Future for Call {
@@ -172,9 +240,7 @@ impl Future for Call {
 
 /// The host has the answer to a callout ready to be read. No headers means that the call failed.
 pub(crate) fn answered(token: u32, headers: usize, body: usize) {
-    let Some(slot) = OUTSTANDING.with_borrow_mut(|calls| calls.remove(&token)).and_then(|slot| slot.upgrade()) else {
-        return;
-    };
+    let Some(slot) = OUTSTANDING.with_borrow(|calls| calls.get(&token).map(|call| call.slot.clone())) else { return };
 
     let answer = if headers == 0 { Err(CallError::Failed) } else { Ok(CallResponse::read(body)) };
     let waker = {

@@ -3,9 +3,9 @@
 use proc_macro2::{Literal, TokenStream};
 use quote::quote;
 use syn::parse::{Parse, ParseStream};
-use syn::{Error, Ident, ImplItem, ItemImpl, LitStr, Result, Token, parse_quote};
+use syn::{Error, Ident, ImplItem, ItemImpl, LitStr, Result, Token, Type, parse_quote};
 
-use crate::hooks::{self, Bodies};
+use crate::hooks::{self, Bodies, Hooks};
 
 /// What stands in the parentheses of the attribute: nothing, or `body = "request" | "response" | "both" | "none"`.
 struct Attribute {
@@ -52,16 +52,90 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let hooks = hooks::of(&item, attribute.bodies);
     add_associated_items(&mut item, hooks);
 
-    let filter = &item.self_ty;
+    let exports = exports(&item.self_ty, hooks);
+    Ok(quote! {
+        #item
+        #exports
+    })
+}
+
+/// The entry points for wasm: those that every guest has, and those that this filter's hooks need.
+fn exports(filter: &Type, hooks: Hooks) -> TokenStream {
     let phases = hooks.phases();
     let length = phases.len();
     let phases = Literal::byte_string(phases.as_bytes());
-    Ok(quote! {
-        #item
 
+    let request = hooks.request.then(|| {
+        quote! {
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_request_headers(id: u32, _count: usize, end: u32) -> u32 {
+                GUEST.with(|guest| guest.on_request_headers(id, end))
+            }
+        }
+    });
+    let request_body = (hooks.request && hooks.bodies.request).then(|| {
+        quote! {
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_request_body(id: u32, held: usize, end: u32) -> u32 {
+                GUEST.with(|guest| guest.on_request_body(id, held, end))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_request_trailers(id: u32, _count: usize) -> u32 {
+                GUEST.with(|guest| guest.on_request_trailers(id))
+            }
+        }
+    });
+    let response = hooks.response.then(|| {
+        quote! {
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_response_headers(id: u32, _count: usize, end: u32) -> u32 {
+                GUEST.with(|guest| guest.on_response_headers(id, end))
+            }
+        }
+    });
+    let response_body = (hooks.response && hooks.bodies.response).then(|| {
+        quote! {
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_response_body(id: u32, held: usize, end: u32) -> u32 {
+                GUEST.with(|guest| guest.on_response_body(id, held, end))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_response_trailers(id: u32, _count: usize) -> u32 {
+                GUEST.with(|guest| guest.on_response_trailers(id))
+            }
+        }
+    });
+    let done = hooks.done.then(|| {
+        quote! {
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_log(id: u32) {
+                GUEST.with(|guest| guest.on_log(id));
+            }
+        }
+    });
+    let tick = hooks.tick.then(|| {
+        quote! {
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_tick(id: u32) {
+                GUEST.with(|guest| guest.on_tick(id));
+            }
+        }
+    });
+
+    quote! {
         #[cfg(target_arch = "wasm32")]
         #[allow(unsafe_code, reason = "a guest is entered through exported symbols")]
         const _: () = {
+            ::std::thread_local! {
+                static GUEST: ::selvedge_sdk::guest::Guest<#filter> = ::std::default::Default::default();
+            }
+
+            #[used]
+            #[unsafe(link_section = "selvedge.phases")]
+            static PHASES: [u8; #length] = *#phases;
+
             #[unsafe(no_mangle)]
             extern "C" fn _initialize() {
                 unsafe extern "C" {
@@ -69,23 +143,64 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
                 }
                 // SAFETY: the linker makes this function; a host calls `_initialize` once, before anything else.
                 unsafe { __wasm_call_ctors() };
-                ::selvedge_sdk::guest::start::<#filter>();
+                ::selvedge_sdk::guest::initialize();
             }
 
-            #[used]
-            #[unsafe(link_section = "selvedge.phases")]
-            static PHASES: [u8; #length] = *#phases;
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_vm_start(_id: u32, _size: usize) -> u32 {
+                1
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_configure(id: u32, _size: usize) -> u32 {
+                GUEST.with(|guest| guest.on_configure(id))
+            }
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_context_create(id: u32, parent: u32) {
+                GUEST.with(|guest| guest.on_context_create(id, parent));
+            }
+
+            #request
+            #request_body
+            #response
+            #response_body
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_http_call_response(_id: u32, token: u32, headers: usize, body: usize, _trailers: usize) {
+                GUEST.with(|guest| guest.on_http_call_response(token, headers, body));
+            }
+
+            #tick
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_done(_id: u32) -> u32 {
+                1
+            }
+
+            #done
+
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_delete(id: u32) {
+                GUEST.with(|guest| guest.on_delete(id));
+            }
         };
-    })
+    }
 }
 
-fn add_associated_items(item: &mut ItemImpl, hooks: hooks::Hooks) {
-    let has_stream = item.items.iter().any(|item| matches!(item, ImplItem::Type(alias) if alias.ident == "Stream"));
-    if !has_stream {
+fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
+    if associated_type(item, "Stream").is_none() {
         item.items.push(parse_quote! { type Stream = (); });
     }
+    if matches!(associated_type(item, "Config"), Some(Type::Tuple(tuple)) if tuple.elems.is_empty()) {
+        item.items.push(parse_quote! {
+            fn configure(json: &[u8]) -> ::std::result::Result<Self, ::std::string::String> {
+                ::selvedge_sdk::config::parse_nothing(json).and_then(<Self as ::selvedge_sdk::Filter>::new)
+            }
+        });
+    }
 
-    let hooks::Hooks { request, response, done, tick, bodies } = hooks;
+    let Hooks { request, response, done, tick, bodies } = hooks;
     let Bodies { request: request_body, response: response_body } = bodies;
     item.items.push(parse_quote! {
         const HOOKS: ::selvedge_sdk::Hooks = ::selvedge_sdk::Hooks {
@@ -97,4 +212,11 @@ fn add_associated_items(item: &mut ItemImpl, hooks: hooks::Hooks) {
             tick: #tick,
         };
     });
+}
+
+fn associated_type<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a Type> {
+    item.items.iter().find_map(|item| match item {
+        ImplItem::Type(alias) if alias.ident == name => Some(&alias.ty),
+        _ => None,
+    })
 }

@@ -1,90 +1,59 @@
 //! The host calls of proxy-wasm 0.2.1.
-//!
-//! The crate proxy-wasm panics in its wrappers when a host answers anything unexpected, and a panic takes the whole VM with it.
-//! What depends on the traffic or the phase (headers, buffers, properties, shared data, metrics) is therefore called directly.
-//! The log, local replies, callouts (its dispatcher keeps the book) and foreign functions go through the crate.
 #![allow(unsafe_code, reason = "the host calls are foreign functions")]
 
 use std::ptr::null_mut;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use log::Level;
-use proxy_wasm::hostcalls;
-use proxy_wasm::types::LogLevel;
+use log::{Level, LevelFilter};
 
-use super::{Buffer, Direction, Host, Map, MetricKind, Status};
+use super::{Buffer, Direction, Host, Map, MetricKind, Status, pairs};
 
+#[rustfmt::skip]
 mod sys {
     #[link(wasm_import_module = "env")]
     unsafe extern "C" {
-        pub(super) fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+        pub(super) fn proxy_log(level: u32, message: *const u8, size: usize) -> u32;
         pub(super) fn proxy_get_log_level(level: *mut u32) -> u32;
-        pub(super) fn proxy_get_buffer_bytes(
-            kind: u32,
-            start: usize,
-            max: usize,
-            data: *mut *mut u8,
-            size: *mut usize,
-        ) -> u32;
-        pub(super) fn proxy_set_buffer_bytes(
-            kind: u32,
-            start: usize,
-            size: usize,
-            data: *const u8,
-            length: usize,
-        ) -> u32;
-        pub(super) fn proxy_get_header_map_pairs(kind: u32, data: *mut *mut u8, size: *mut usize) -> u32;
-        pub(super) fn proxy_get_header_map_value(
-            kind: u32,
-            name: *const u8,
-            name_size: usize,
-            data: *mut *mut u8,
-            size: *mut usize,
-        ) -> u32;
-        pub(super) fn proxy_replace_header_map_value(
-            kind: u32,
-            name: *const u8,
-            name_size: usize,
-            value: *const u8,
-            value_size: usize,
-        ) -> u32;
-        pub(super) fn proxy_add_header_map_value(
-            kind: u32,
-            name: *const u8,
-            name_size: usize,
-            value: *const u8,
-            value_size: usize,
-        ) -> u32;
-        pub(super) fn proxy_remove_header_map_value(kind: u32, name: *const u8, name_size: usize) -> u32;
-        pub(super) fn proxy_get_property(
-            path: *const u8,
-            path_size: usize,
-            data: *mut *mut u8,
-            size: *mut usize,
-        ) -> u32;
+        pub(super) fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+        pub(super) fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
+        pub(super) fn proxy_set_effective_context(id: u32) -> u32;
+        pub(super) fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub(super) fn proxy_get_header_map_value(map: u32, name: *const u8, name_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub(super) fn proxy_replace_header_map_value(map: u32, name: *const u8, name_size: usize, value: *const u8, value_size: usize) -> u32;
+        pub(super) fn proxy_add_header_map_value(map: u32, name: *const u8, name_size: usize, value: *const u8, value_size: usize) -> u32;
+        pub(super) fn proxy_remove_header_map_value(map: u32, name: *const u8, name_size: usize) -> u32;
+        pub(super) fn proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub(super) fn proxy_set_buffer_bytes(buffer: u32, start: usize, size: usize, data: *const u8, data_size: usize) -> u32;
+        pub(super) fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
         pub(super) fn proxy_set_property(path: *const u8, path_size: usize, data: *const u8, size: usize) -> u32;
-        pub(super) fn proxy_get_shared_data(
-            key: *const u8,
-            key_size: usize,
-            data: *mut *mut u8,
-            size: *mut usize,
-            cas: *mut u32,
-        ) -> u32;
-        pub(super) fn proxy_set_shared_data(
-            key: *const u8,
-            key_size: usize,
-            data: *const u8,
-            size: usize,
-            cas: u32,
-        ) -> u32;
+        pub(super) fn proxy_get_shared_data(key: *const u8, key_size: usize, data: *mut *mut u8, size: *mut usize, cas: *mut u32) -> u32;
+        pub(super) fn proxy_set_shared_data(key: *const u8, key_size: usize, data: *const u8, size: usize, cas: u32) -> u32;
         pub(super) fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
         pub(super) fn proxy_increment_metric(id: u32, offset: i64) -> u32;
         pub(super) fn proxy_record_metric(id: u32, value: u64) -> u32;
+        pub(super) fn proxy_continue_stream(stream: u32) -> u32;
+        pub(super) fn proxy_send_local_response(
+            status: u32, details: *const u8, details_size: usize, body: *const u8, body_size: usize,
+            headers: *const u8, headers_size: usize, grpc_status: i32,
+        ) -> u32;
+        pub(super) fn proxy_http_call(
+            upstream: *const u8, upstream_size: usize, headers: *const u8, headers_size: usize, body: *const u8, body_size: usize,
+            trailers: *const u8, trailers_size: usize, timeout: u32, token: *mut u32,
+        ) -> u32;
+        pub(super) fn proxy_call_foreign_function(
+            name: *const u8, name_size: usize, argument: *const u8, argument_size: usize, data: *mut *mut u8, size: *mut usize,
+        ) -> u32;
     }
 }
 
 /// The buffer that holds the plugin's configuration during `proxy_on_configure`.
 const PLUGIN_CONFIGURATION: u32 = 7;
+
+/// The log level above error, which crate log does not have.
+const CRITICAL: u32 = 5;
+
+/// A local reply that is no gRPC answer.
+const NO_GRPC_STATUS: i32 = -1;
 
 /// The real host.
 #[derive(Clone, Copy)]
@@ -99,44 +68,46 @@ pub(crate) fn current() -> &'static dyn Host {
 impl Guest {
     /// The configuration; only while the plugin is configured.
     pub(crate) fn configuration(self) -> Vec<u8> {
-        self.buffer_of(PLUGIN_CONFIGURATION, 0, usize::MAX).unwrap_or_default()
+        buffer(PLUGIN_CONFIGURATION, 0, usize::MAX).unwrap_or_default()
     }
 
     /// The level the host logs at; info when it does not say.
-    pub(crate) fn log_level(self) -> LogLevel {
+    pub(crate) fn log_level(self) -> LevelFilter {
         let mut level = 0;
         // SAFETY: the host writes four bytes to the pointer.
-        let status = unsafe { sys::proxy_get_log_level(&raw mut level) };
-        match (status, level) {
-            (0, 0) => LogLevel::Trace,
-            (0, 1) => LogLevel::Debug,
-            (0, 3) => LogLevel::Warn,
-            (0, 4) => LogLevel::Error,
-            (0, 5) => LogLevel::Critical,
-            _ => LogLevel::Info,
+        let code = unsafe { sys::proxy_get_log_level(&raw mut level) };
+        match (code, level) {
+            (0, 0) => LevelFilter::Trace,
+            (0, 1) => LevelFilter::Debug,
+            (0, 3) => LevelFilter::Warn,
+            (0, 4) => LevelFilter::Error,
+            (0, CRITICAL) => LevelFilter::Off,
+            _ => LevelFilter::Info,
         }
     }
 
-    fn buffer_of(self, kind: u32, start: usize, max: usize) -> Option<Vec<u8>> {
-        returned(|data, size| {
-            // SAFETY: the host writes a pointer and a length to the two pointers.
-            unsafe { sys::proxy_get_buffer_bytes(kind, start, max, data, size) }
-        })
-        .ok()
+    /// Logs a panic.
+    pub(crate) fn log_critical(self, message: &str) {
+        log(CRITICAL, message);
+    }
+
+    /// Makes a stream the one that the next host calls are about. `false`: it is gone.
+    pub(crate) fn enter(self, id: u32) -> bool {
+        // SAFETY: a plain number.
+        unsafe { sys::proxy_set_effective_context(id) == 0 }
     }
 }
 
 impl Host for Guest {
     fn log(&self, level: Level, message: &str) {
         let level = match level {
-            Level::Trace => LogLevel::Trace,
-            Level::Debug => LogLevel::Debug,
-            Level::Info => LogLevel::Info,
-            Level::Warn => LogLevel::Warn,
-            Level::Error => LogLevel::Error,
+            Level::Trace => 0,
+            Level::Debug => 1,
+            Level::Info => 2,
+            Level::Warn => 3,
+            Level::Error => 4,
         };
-        // There is nobody to tell that the log does not work.
-        hostcalls::log(level, message).unwrap_or_default();
+        log(level, message);
     }
 
     fn now(&self) -> SystemTime {
@@ -159,7 +130,7 @@ impl Host for Guest {
             // SAFETY: the host writes a pointer and a length to the two pointers.
             unsafe { sys::proxy_get_header_map_pairs(map_kind(map), data, size) }
         });
-        serialized.ok().and_then(|bytes| pairs(&bytes)).unwrap_or_default()
+        serialized.ok().and_then(|bytes| pairs::read(&bytes)).unwrap_or_default()
     }
 
     fn set_header(&self, map: Map, name: &str, value: &[u8]) -> Result<(), Status> {
@@ -185,13 +156,13 @@ impl Host for Guest {
         }
     }
 
-    fn buffer(&self, buffer: Buffer, start: usize, max: usize) -> Option<Vec<u8>> {
-        self.buffer_of(buffer_kind(buffer), start, max)
+    fn buffer(&self, which: Buffer, start: usize, max: usize) -> Option<Vec<u8>> {
+        buffer(buffer_kind(which), start, max)
     }
 
-    fn set_buffer(&self, buffer: Buffer, start: usize, size: usize, bytes: &[u8]) -> Result<(), Status> {
+    fn set_buffer(&self, which: Buffer, start: usize, size: usize, bytes: &[u8]) -> Result<(), Status> {
         // SAFETY: the host reads the bytes.
-        done(unsafe { sys::proxy_set_buffer_bytes(buffer_kind(buffer), start, size, bytes.as_ptr(), bytes.len()) })
+        done(unsafe { sys::proxy_set_buffer_bytes(buffer_kind(which), start, size, bytes.as_ptr(), bytes.len()) })
     }
 
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
@@ -247,32 +218,90 @@ impl Host for Guest {
         unsafe { sys::proxy_record_metric(id, value) };
     }
 
-    fn call(&self, upstream: &str, headers: &[(&str, &str)], body: &[u8], timeout: Duration) -> Result<u32, Status> {
-        let body = if body.is_empty() { None } else { Some(body) };
-        hostcalls::dispatch_http_call(upstream, headers.to_vec(), body, Vec::new(), timeout).map_err(status)
+    fn call(&self, upstream: &str, headers: &[(&str, &[u8])], body: &[u8], timeout: Duration) -> Result<u32, Status> {
+        let headers = pairs::write(headers);
+        let trailers = pairs::write(&[]);
+        let mut token = 0;
+        // SAFETY: the host reads the name, the two maps and the body, and writes four bytes to the last pointer.
+        done(unsafe {
+            sys::proxy_http_call(
+                upstream.as_ptr(),
+                upstream.len(),
+                headers.as_ptr(),
+                headers.len(),
+                body.as_ptr(),
+                body.len(),
+                trailers.as_ptr(),
+                trailers.len(),
+                milliseconds(timeout),
+                &raw mut token,
+            )
+        })?;
+        Ok(token)
     }
 
     fn resume(&self, direction: Direction) {
-        let resumed = match direction {
-            Direction::Request => hostcalls::resume_http_request(),
-            Direction::Response => hostcalls::resume_http_response(),
+        let stream = match direction {
+            Direction::Request => 0,
+            Direction::Response => 1,
         };
-        resumed.unwrap_or_else(|status| log::warn!("the {direction:?} could not be resumed: {status:?}"));
+        // SAFETY: a plain number.
+        done(unsafe { sys::proxy_continue_stream(stream) })
+            .unwrap_or_else(|status| log::warn!("the {direction:?} could not be resumed: {status}"));
     }
 
-    fn reply(&self, status: u16, headers: &[(&str, &str)], body: &[u8]) {
-        let body = if body.is_empty() { None } else { Some(body) };
-        hostcalls::send_http_response(u32::from(status), headers.to_vec(), body)
-            .unwrap_or_else(|refused| log::warn!("the reply {status} was not sent: {refused:?}"));
+    fn reply(&self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
+        let headers = pairs::write(headers);
+        // SAFETY: the host reads the body and the map; the details are empty.
+        done(unsafe {
+            sys::proxy_send_local_response(
+                u32::from(status),
+                [].as_ptr(),
+                0,
+                body.as_ptr(),
+                body.len(),
+                headers.as_ptr(),
+                headers.len(),
+                NO_GRPC_STATUS,
+            )
+        })
+        .unwrap_or_else(|refused| log::warn!("the reply {status} was not sent: {refused}"));
     }
 
     fn foreign(&self, name: &str, argument: &[u8]) -> Result<Vec<u8>, Status> {
-        hostcalls::call_foreign_function(name, Some(argument)).map(Option::unwrap_or_default).map_err(status)
+        returned(|data, size| {
+            // SAFETY: the host reads the name and the argument, and writes a pointer and a length to the two pointers.
+            unsafe {
+                sys::proxy_call_foreign_function(
+                    name.as_ptr(),
+                    name.len(),
+                    argument.as_ptr(),
+                    argument.len(),
+                    data,
+                    size,
+                )
+            }
+        })
     }
 
     fn set_tick_period(&self, period: Duration) {
-        hostcalls::set_tick_period(period).unwrap_or_else(|status| log::warn!("the host gives no ticks: {status:?}"));
+        // SAFETY: a plain number.
+        done(unsafe { sys::proxy_set_tick_period_milliseconds(milliseconds(period)) })
+            .unwrap_or_else(|status| log::warn!("the host gives no ticks: {status}"));
     }
+}
+
+fn log(level: u32, message: &str) {
+    // SAFETY: the host reads the message. There is nobody to tell when the log does not work.
+    unsafe { sys::proxy_log(level, message.as_ptr(), message.len()) };
+}
+
+fn buffer(kind: u32, start: usize, max: usize) -> Option<Vec<u8>> {
+    returned(|data, size| {
+        // SAFETY: the host writes a pointer and a length to the two pointers.
+        unsafe { sys::proxy_get_buffer_bytes(kind, start, max, data, size) }
+    })
+    .ok()
 }
 
 /// Runs a call that returns memory of this guest: allocated by the host through `proxy_on_memory_allocate`, ours from then on.
@@ -280,7 +309,7 @@ fn returned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8
     let mut data = null_mut();
     let mut size = 0;
     done(call(&raw mut data, &raw mut size))?;
-    if data.is_null() {
+    if data.is_null() || size == 0 {
         return Ok(Vec::new());
     }
     // SAFETY: `proxy_on_memory_allocate(size)` made a box of exactly `size` bytes, which the host has filled and handed over.
@@ -297,11 +326,9 @@ fn done(code: u32) -> Result<(), Status> {
     }
 }
 
-fn status(status: proxy_wasm::types::Status) -> Status {
-    match done(status as u32) {
-        Ok(()) => Status::Failed(0),
-        Err(status) => status,
-    }
+/// At least one: 0 means "no ticks" or "the host's own limit".
+fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
 fn map_kind(map: Map) -> u32 {
@@ -318,30 +345,4 @@ fn buffer_kind(buffer: Buffer) -> u32 {
         Buffer::Response => 1,
         Buffer::CallResponse => 4,
     }
-}
-
-/// Reads the map form: a count, a pair of lengths each, then the names and values, each followed by a NUL. `None` when it is cut
-/// short.
-fn pairs(bytes: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
-    let (count, lengths) = split_u32(bytes)?;
-    let mut text = lengths.get(count.checked_mul(8)?..)?;
-    let mut lengths = lengths;
-    let mut pairs = Vec::with_capacity(count);
-    for _ in 0..count {
-        let (name_length, rest) = split_u32(lengths)?;
-        let (value_length, rest) = split_u32(rest)?;
-        lengths = rest;
-
-        let name = text.get(..name_length)?;
-        text = text.get(name_length + 1..)?;
-        let value = text.get(..value_length)?;
-        text = text.get(value_length + 1..)?;
-        pairs.push((String::from_utf8_lossy(name).into_owned(), value.to_vec()));
-    }
-    Some(pairs)
-}
-
-fn split_u32(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let (head, rest) = bytes.split_first_chunk::<4>()?;
-    Some((usize::try_from(u32::from_le_bytes(*head)).ok()?, rest))
 }
