@@ -1,1 +1,51 @@
 //! A proxy-wasm host on wasmtime: plugins, VMs, hostcalls, limits. Knows nothing of Pingora.
+//!
+//! The embedder makes one [`Engine`], loads [`Module`]s through it, and starts a [`Plugin`] (a module plus one configuration) for each
+//! configured filter. For every HTTP exchange it opens a [`Stream`] on its worker's VM and runs the callbacks in order, handing in the
+//! exchange as a [`trait@Exchange`]. Guest calls are synchronous and short (each has a deadline); whatever the guest asks for that takes
+//! time (a local reply, a resume, an HTTP callout) is queued and handed back as [`Effects`] when the guest has returned.
+//!
+//! ```text
+//! Engine -> Module (compiled, or from the disk cache) -> Plugin -> VM per worker -> Stream per exchange
+//! ```
+//!
+//! Supported: proxy-wasm ABI 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 as far as the ABI asks for it. gRPC callouts and
+//! shared queues are linked but not served yet: they answer `UNIMPLEMENTED` (12) and are logged once per plugin.
+#![allow(
+    unsafe_code,
+    reason = "the exchange pointer for the length of a guest call, and loading our own compiled modules"
+)]
+
+mod engine;
+
+mod module;
+mod module_cache;
+
+mod plugin;
+mod vm;
+
+mod effects;
+mod stream;
+
+mod body;
+mod exchange;
+mod host;
+mod limits;
+mod metrics;
+mod shared_data;
+
+pub mod abi;
+mod hostcalls;
+
+pub use body::Body;
+pub use effects::{Action, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome};
+pub use engine::{Engine, EngineError, EngineOptions};
+pub use exchange::{Buffer, Exchange, ExchangeError, HeaderMap};
+pub use host::{ForeignError, Host, LogLevel};
+pub use limits::Limits;
+pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics};
+pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
+pub use plugin::{Plugin, PluginOptions, StartError};
+pub use shared_data::{SharedData, SharedDataError};
+pub use stream::Stream;
+pub use vm::CallError;

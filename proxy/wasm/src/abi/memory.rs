@@ -1,0 +1,98 @@
+//! Guest memory: every pointer and length in it comes from the guest and is checked here, once.
+
+use wasmtime::{Caller, Extern, Memory};
+
+use crate::abi::status::{Called, Fail, Status};
+use crate::vm::State;
+
+/// The guest that made a hostcall.
+pub(crate) type Guest<'a> = Caller<'a, State>;
+
+/// A pointer outside of the guest's memory.
+fn outside() -> Fail {
+    Fail::Because(Status::InvalidMemoryAccess, "pointer or length outside of the guest's memory")
+}
+
+fn memory(guest: &mut Guest<'_>) -> Called<Memory> {
+    match guest.data().memory {
+        Some(memory) => Ok(memory),
+        // Only while the module's start function runs: the instance is not ours yet.
+        None => match guest.get_export("memory") {
+            Some(Extern::Memory(memory)) => Ok(memory),
+            _ => Err(outside()),
+        },
+    }
+}
+
+fn range(ptr: u32, len: usize) -> Called<std::ops::Range<usize>> {
+    let start = usize::try_from(ptr).map_err(|_| outside())?;
+    let end = start.checked_add(len).ok_or_else(outside)?;
+    Ok(start..end)
+}
+
+/// `len` bytes at `ptr`. Nothing at all may be anywhere: SDKs pass dangling pointers for empty slices.
+pub(crate) fn read<'g>(guest: &'g mut Guest<'_>, ptr: u32, len: u32) -> Called<&'g [u8]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    let memory = memory(guest)?;
+    let range = range(ptr, usize::try_from(len).map_err(|_| outside())?)?;
+    memory.data(guest).get(range).ok_or_else(outside)
+}
+
+/// Fills `len` bytes at `ptr`.
+pub(crate) fn fill(guest: &mut Guest<'_>, ptr: u32, len: usize, fill: impl FnOnce(&mut [u8])) -> Called {
+    let memory = memory(guest)?;
+    fill(memory.data_mut(guest).get_mut(range(ptr, len)?).ok_or_else(outside)?);
+    Ok(())
+}
+
+/// Writes a little-endian u32.
+pub(crate) fn write_u32(guest: &mut Guest<'_>, ptr: u32, value: u32) -> Called {
+    fill(guest, ptr, 4, |bytes| bytes.copy_from_slice(&value.to_le_bytes()))
+}
+
+/// Writes a little-endian u64.
+pub(crate) fn write_u64(guest: &mut Guest<'_>, ptr: u32, value: u64) -> Called {
+    fill(guest, ptr, 8, |bytes| bytes.copy_from_slice(&value.to_le_bytes()))
+}
+
+/// Gives `len` bytes to the guest: allocated by the guest's allocator, filled here, their place and length written to `out_ptr` and
+/// `out_len`. Nothing is a null pointer and 0, and costs no allocation.
+pub(crate) fn give(
+    guest: &mut Guest<'_>,
+    len: usize,
+    out_ptr: u32,
+    out_len: u32,
+    bytes: impl FnOnce(&mut [u8]),
+) -> Called {
+    let size = u32::try_from(len).map_err(|_| Fail::Because(Status::InternalFailure, "result larger than 4 GiB"))?;
+    // Also a check of both places before anything is allocated.
+    write_u32(guest, out_ptr, 0)?;
+    write_u32(guest, out_len, 0)?;
+    if size == 0 {
+        return Ok(());
+    }
+
+    let place = allocate(guest, size)?;
+    fill(guest, place, len, bytes)?;
+    write_u32(guest, out_ptr, place)?;
+    write_u32(guest, out_len, size)
+}
+
+/// [`give`] for bytes that are at hand.
+pub(crate) fn give_bytes(guest: &mut Guest<'_>, bytes: &[u8], out_ptr: u32, out_len: u32) -> Called {
+    give(guest, bytes.len(), out_ptr, out_len, |place| place.copy_from_slice(bytes))
+}
+
+fn allocate(guest: &mut Guest<'_>, size: u32) -> Called<u32> {
+    let Some(allocator) = guest.data_mut().allocator.take() else {
+        return Err(Fail::Because(Status::InternalFailure, "the guest has no allocator, or called the host from it"));
+    };
+    let place = allocator.call(&mut *guest, size).map_err(Fail::Trap)?;
+    guest.data_mut().allocator = Some(allocator);
+    match place {
+        0 => Err(Fail::Because(Status::InternalFailure, "the guest's allocator returned null")),
+        place => Ok(place),
+    }
+}

@@ -1,0 +1,6 @@
+//! The proxy-wasm binary interface: numbers, byte layouts, and guest memory.
+
+pub mod serialize;
+
+pub(crate) mod memory;
+pub(crate) mod status;

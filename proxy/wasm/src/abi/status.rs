@@ -1,0 +1,47 @@
+//! Status numbers, and how a hostcall fails.
+
+/// What a hostcall answers, with the ABI's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Status {
+    Ok = 0,
+    NotFound = 1,
+    BadArgument = 2,
+    SerializationFailure = 3,
+    InvalidMemoryAccess = 6,
+    CasMismatch = 8,
+    InternalFailure = 10,
+    Unimplemented = 12,
+}
+
+impl Status {
+    /// The number the guest gets.
+    pub(crate) fn code(self) -> u32 {
+        self as u32
+    }
+}
+
+/// How a hostcall ends when it does not succeed.
+#[derive(Debug)]
+pub(crate) enum Fail {
+    /// The guest gets this number and lives on.
+    Status(Status),
+    /// As `Status`, with a reason for the debug log: these usually make the guest panic, and it will not say why.
+    Because(Status, &'static str),
+    /// The guest call ends here.
+    Trap(wasmtime::Error),
+}
+
+impl From<Status> for Fail {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+/// The result of a hostcall's body.
+pub(crate) type Called<T = ()> = Result<T, Fail>;
+
+/// A `BAD_ARGUMENT` with its reason.
+pub(crate) fn bad(reason: &'static str) -> Fail {
+    Fail::Because(Status::BadArgument, reason)
+}

@@ -1,0 +1,125 @@
+//! What a guest call decided and asked for: handed to the embedder when the guest has returned.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+/// The guest's verdict on the phase it was called for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Go on with this phase.
+    Continue,
+    /// Hold this phase until a resume; of a body, buffer what came so far. Any value but 0 counts as a pause: holding back is the safe reading.
+    Pause,
+}
+
+/// What one callback came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Go on or hold. Without meaning when `effects` holds a reply or a close: those win.
+    pub action: Action,
+    /// What else the guest asked for.
+    pub effects: Effects,
+}
+
+impl Outcome {
+    /// Go on, nothing asked for: what a callback the guest does not have comes to.
+    pub(crate) fn proceed() -> Self {
+        Self { action: Action::Continue, effects: Effects::default() }
+    }
+}
+
+/// Everything a guest asked for in one call, to be carried out after it. `close` wins over `reply`, `reply` over the resumes.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Answer the exchange from here. The first reply of a call counts, later ones are dropped.
+    pub reply: Option<LocalReply>,
+    /// `continue_stream(0)`: release the held request. Nothing to do when it is not held.
+    pub resume_request: bool,
+    /// `continue_stream(1)`: release the held response. Nothing to do when it is not held.
+    pub resume_response: bool,
+    /// `close_stream`: reset the exchange.
+    pub close: bool,
+    /// HTTP calls to make; each result goes to [`crate::Stream::on_callout`].
+    pub callouts: Vec<Callout>,
+    /// Only from [`crate::Stream::mail`]: the stream's VM died in another stream's call, so nothing will ever resume this one.
+    pub poisoned: bool,
+}
+
+impl Effects {
+    /// Whether there is nothing to carry out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.reply.is_none()
+            && !self.resume_request
+            && !self.resume_response
+            && !self.close
+            && self.callouts.is_empty()
+            && !self.poisoned
+    }
+}
+
+/// An answer made by a guest (`proxy_send_local_response`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalReply {
+    /// HTTP status, 200 to 599.
+    pub status: u16,
+    /// Why, for logs and `Proxy-Status`: one token, spaces replaced by `_`; empty when the guest gave none.
+    pub details: String,
+    /// The body, maybe empty. The embedder sets `content-length`.
+    pub body: Bytes,
+    /// Headers in the guest's order, without pseudo headers; pairs that are not valid HTTP were dropped with a warning.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// gRPC status 0 to 16 when the guest gave one.
+    pub grpc_status: Option<u32>,
+}
+
+/// Names one HTTP callout within its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CalloutId(pub u32);
+
+/// An HTTP call a guest asked for (`proxy_http_call`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callout {
+    /// To be handed back with the result.
+    pub id: CalloutId,
+    /// Name of the upstream; [`crate::Host::has_upstream`] said yes to it.
+    pub upstream: String,
+    /// Request headers in the guest's order; `:method`, `:path` and `:authority` are always among them.
+    pub headers: Vec<(Bytes, Bytes)>,
+    /// Request body, maybe empty.
+    pub body: Bytes,
+    /// Request trailers, usually none.
+    pub trailers: Vec<(Bytes, Bytes)>,
+    /// How long the whole call may take. A guest's 0 ("no timeout") became 5 s.
+    pub timeout: Duration,
+}
+
+/// The answer to a [`Callout`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CalloutResponse {
+    /// Response headers, `:status` among them, names in lower case.
+    pub headers: Vec<(Bytes, Bytes)>,
+    /// Response body.
+    pub body: Bytes,
+    /// Response trailers.
+    pub trailers: Vec<(Bytes, Bytes)>,
+}
+
+/// Why a [`Callout`] got no answer. The guest sees a response with no headers, and the text from `proxy_get_status`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CalloutFailure {
+    /// No connection could be made.
+    #[error("connect: {0}")]
+    Connect(String),
+    /// The callout's time was up.
+    #[error("timeout")]
+    Timeout,
+    /// The connection broke, or the stream it was made for ended.
+    #[error("reset: {0}")]
+    Reset(String),
+    /// The response was larger than the embedder keeps.
+    #[error("response too large")]
+    TooLarge,
+}

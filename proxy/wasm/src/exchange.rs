@@ -1,0 +1,92 @@
+//! One HTTP exchange as a guest sees it. The embedder implements [`Exchange`]; the hostcalls speak to it.
+
+use std::borrow::Cow;
+
+use crate::body::Body;
+
+/// A header map of the exchange, with the number the ABI gives it. Maps of callouts (6, 7) and gRPC (4, 5) never reach the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum HeaderMap {
+    /// Request headers, with `:authority`, `:path`, `:method` and `:scheme`.
+    Request = 0,
+    /// Request trailers.
+    RequestTrailers = 1,
+    /// Response headers, with `:status`.
+    Response = 2,
+    /// Response trailers.
+    ResponseTrailers = 3,
+}
+
+/// A body of the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Buffer {
+    /// The request body.
+    Request,
+    /// The response body.
+    Response,
+}
+
+/// One HTTP exchange, lent to a guest for the length of one callback.
+///
+/// Reads are to be answered in every phase in which the data exists (a guest that reads the request's headers while the response
+/// passes gets them); a read of something that does not exist is a `None` or `false`, never an error, because the usual guest SDKs
+/// panic on one. Writes that come too late or make no sense are [`ExchangeError`]s: the guest sees `BAD_ARGUMENT`.
+pub trait Exchange: Send {
+    /// Visits every pair of `map`: pseudo headers (`:authority`, `:path`, `:method`, `:scheme`; `:status`) first, names in lower case, one
+    /// visit per value. Returns false when there is no such map (yet). Two visits in a row must see the same pairs.
+    fn visit(&self, map: HeaderMap, visit: &mut dyn FnMut(&[u8], &[u8])) -> bool;
+
+    /// The first value of `name`, compared without regard to case. Answers pseudo headers, and `host` with the value of `:authority`.
+    fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>>;
+
+    /// Replaces all values of `name` with one, or creates it.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Unavailable`] when the map cannot be written (any more), [`ExchangeError::Invalid`] for a bad name or value.
+    fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError>;
+
+    /// Adds one more value to `name`.
+    ///
+    /// # Errors
+    /// As [`Exchange::set_header`].
+    fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError>;
+
+    /// Removes all values of `name`. Removing what is not there is fine.
+    ///
+    /// # Errors
+    /// As [`Exchange::set_header`].
+    fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError>;
+
+    /// Replaces the whole map, pseudo headers included where given.
+    ///
+    /// # Errors
+    /// As [`Exchange::set_header`].
+    fn replace_headers(&mut self, map: HeaderMap, pairs: &[(&[u8], &[u8])]) -> Result<(), ExchangeError>;
+
+    /// The bytes buffered for this filter now; `None` when there is no such body in this phase.
+    fn body(&mut self, which: Buffer) -> Option<&mut Body>;
+
+    /// The property at `path`, already in its binary form: strings raw, integers 8 bytes little-endian, booleans one byte, timestamps
+    /// and durations nanoseconds as 8 bytes, maps as [`crate::abi::serialize::encode_pairs`] writes them. `None` when unset.
+    ///
+    /// `plugin_name`, `plugin_root_id` and `plugin_vm_id` are answered by the host and never asked for here.
+    fn property(&self, path: &[&str]) -> Option<Vec<u8>>;
+
+    /// Sets a property, for later filters and for the host.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Unavailable`] when the property is read-only (now), [`ExchangeError::Invalid`] for a value it cannot take.
+    fn set_property(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError>;
+}
+
+/// Why a write to the exchange was refused. The guest sees `BAD_ARGUMENT` (2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ExchangeError {
+    /// There is nothing to write to: the map does not exist, was already sent, or is read-only.
+    #[error("not writable in this phase")]
+    Unavailable,
+    /// The name or value is not valid there.
+    #[error("invalid name or value")]
+    Invalid,
+}

@@ -1,0 +1,107 @@
+//! What the embedder provides to every plugin.
+
+use std::time::SystemTime;
+
+use futures::future::BoxFuture;
+use tracing::level_filters::LevelFilter;
+
+use crate::effects::{Callout, CalloutFailure, CalloutResponse};
+use crate::metrics::Metrics;
+use crate::shared_data::SharedData;
+
+/// The world outside the exchange, shared by all plugins of a process.
+pub trait Host: Send + Sync + 'static {
+    /// Whether guests may call this upstream. An HTTP call to an unknown one is refused with `BAD_ARGUMENT`.
+    fn has_upstream(&self, name: &str) -> bool;
+
+    /// Makes a callout that belongs to no exchange (from a tick, from start-up, or sent while a stream was ending). Called from
+    /// [`crate::Plugin::tick_loop`], never during a guest call. Callouts of streams are in their [`crate::Effects`] instead.
+    fn call(&self, callout: Callout) -> BoxFuture<'static, Result<CalloutResponse, CalloutFailure>>;
+
+    /// The process-wide store behind the shared-data calls.
+    fn shared(&self) -> &SharedData;
+
+    /// The process-wide registry behind the metric calls.
+    fn metrics(&self) -> &Metrics;
+
+    /// A line a guest logged, at most 64 KiB, invalid UTF-8 replaced. The default writes a `tracing` event with target `selvedge::filter`.
+    fn log(&self, level: LogLevel, plugin: &str, message: &str) {
+        match level {
+            LogLevel::Trace => tracing::trace!(target: "selvedge::filter", plugin, "{message}"),
+            LogLevel::Debug => tracing::debug!(target: "selvedge::filter", plugin, "{message}"),
+            LogLevel::Info => tracing::info!(target: "selvedge::filter", plugin, "{message}"),
+            LogLevel::Warn => tracing::warn!(target: "selvedge::filter", plugin, "{message}"),
+            LogLevel::Error | LogLevel::Critical => tracing::error!(target: "selvedge::filter", plugin, "{message}"),
+        }
+    }
+
+    /// What `proxy_get_log_level` tells guests: the lowest level that is written anywhere. The default asks `tracing`.
+    fn log_level(&self) -> LogLevel {
+        match LevelFilter::current() {
+            LevelFilter::TRACE => LogLevel::Trace,
+            LevelFilter::DEBUG => LogLevel::Debug,
+            LevelFilter::INFO => LogLevel::Info,
+            LevelFilter::WARN => LogLevel::Warn,
+            LevelFilter::ERROR => LogLevel::Error,
+            _ => LogLevel::Critical,
+        }
+    }
+
+    /// The wall clock guests see.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    /// A foreign function: a host extension called by name. `None` means there is none of this name (`NOT_FOUND`).
+    fn foreign(&self, plugin: &str, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+        let _ = (plugin, name, args);
+        None
+    }
+}
+
+/// How loud a guest's log line is, with the ABI's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum LogLevel {
+    /// 0
+    Trace = 0,
+    /// 1
+    Debug = 1,
+    /// 2
+    Info = 2,
+    /// 3
+    Warn = 3,
+    /// 4
+    Error = 4,
+    /// 5: a guest's panic message comes at this level.
+    Critical = 5,
+}
+
+impl LogLevel {
+    /// The level of an ABI number, `None` above 5.
+    pub(crate) fn from_abi(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Trace,
+            1 => Self::Debug,
+            2 => Self::Info,
+            3 => Self::Warn,
+            4 => Self::Error,
+            5 => Self::Critical,
+            _ => return None,
+        })
+    }
+}
+
+/// Why a foreign function failed, as the guest will see it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignError {
+    /// The arguments make no sense (`BAD_ARGUMENT`).
+    #[error("bad argument: {0}")]
+    BadArgument(String),
+    /// The arguments could not be decoded (`SERIALIZATION_FAILURE`).
+    #[error("undecodable arguments: {0}")]
+    Serialization(String),
+    /// It could not be done (`INTERNAL_FAILURE`).
+    #[error("failed: {0}")]
+    Internal(String),
+}

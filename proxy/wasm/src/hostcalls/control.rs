@@ -1,0 +1,117 @@
+//! What steers the stream: local replies, resume, close; and the context, ticks and time.
+
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+use crate::abi::memory::{Guest, read, write_u64};
+use crate::abi::serialize::decode_pairs;
+use crate::abi::status::{Called, Fail, Status, bad};
+use crate::effects::LocalReply;
+use crate::vm::Audience;
+
+pub(super) fn send_local_response(
+    guest: &mut Guest<'_>,
+    status: u32,
+    details: u32,
+    details_len: u32,
+    body: u32,
+    body_len: u32,
+    headers: u32,
+    headers_len: u32,
+    grpc_status: u32,
+) -> Called {
+    let status = u16::try_from(status).ok().filter(|status| (200..600).contains(status));
+    let status = status.ok_or_else(|| bad("status of a local reply outside of 200 to 599"))?;
+    let details = String::from_utf8_lossy(read(guest, details, details_len)?)
+        .replace(|c: char| c.is_whitespace() || c.is_control(), "_");
+    let body = Bytes::copy_from_slice(read(guest, body, body_len)?);
+    let plugin = guest.data().facts.clone();
+    let pairs = decode_pairs(read(guest, headers, headers_len)?).map_err(|_| bad("not a header map"))?;
+    let headers = pairs.into_iter().filter_map(|(name, value)| valid_header(&plugin.name, name, value)).collect();
+    let grpc_status = Some(grpc_status).filter(|status| *status <= 16);
+
+    match guest.data_mut().audience() {
+        Audience::Stream(effects) if effects.reply.is_none() => {
+            // An answer ends the wait: a resume in the same call would race with it.
+            (effects.resume_request, effects.resume_response) = (false, false);
+            effects.reply = Some(LocalReply { status, details, body, headers, grpc_status });
+        }
+        Audience::Stream(_) => tracing::debug!(plugin = %plugin.name, "second local reply in one call dropped"),
+        Audience::Nobody => tracing::debug!(plugin = %plugin.name, "local reply without a stream to answer dropped"),
+    }
+    Ok(())
+}
+
+/// Pseudo headers are not a guest's to send. A name or value that HTTP does not allow is left out: it may carry a client's bytes, and
+/// neither a split response nor a dead VM should come of it.
+fn valid_header(plugin: &str, name: &[u8], value: &[u8]) -> Option<(HeaderName, HeaderValue)> {
+    if name.starts_with(b":") {
+        return None;
+    }
+    let header = HeaderName::from_bytes(name).ok().zip(HeaderValue::from_bytes(value).ok());
+    if header.is_none() {
+        tracing::warn!(plugin, name = %String::from_utf8_lossy(name), "invalid header left out of a local reply");
+    }
+    header
+}
+
+pub(super) fn continue_stream(guest: &mut Guest<'_>, stream: u32) -> Called {
+    http_stream(guest, "proxy_continue_stream (TCP)", stream)?;
+    if let Audience::Stream(effects) = guest.data_mut().audience()
+        && effects.reply.is_none()
+    {
+        match stream {
+            0 => effects.resume_request = true,
+            _ => effects.resume_response = true,
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn close_stream(guest: &mut Guest<'_>, stream: u32) -> Called {
+    http_stream(guest, "proxy_close_stream (TCP)", stream)?;
+    if let Audience::Stream(effects) = guest.data_mut().audience() {
+        effects.close = true;
+    }
+    Ok(())
+}
+
+/// Only HTTP requests (0) and responses (1) are streams here.
+fn http_stream(guest: &mut Guest<'_>, call: &str, stream: u32) -> Called {
+    match stream {
+        0 | 1 => Ok(()),
+        2 | 3 => {
+            guest.data().facts.warn_unserved(call);
+            Err(Fail::Status(Status::Unimplemented))
+        }
+        _ => Err(bad("no such stream type")),
+    }
+}
+
+pub(super) fn set_effective_context(guest: &mut Guest<'_>, context: u32) -> Called {
+    let state = guest.data_mut();
+    if !state.is_live(context) {
+        return Err(bad("no such context"));
+    }
+    state.effective = context;
+    Ok(())
+}
+
+pub(super) fn set_tick_period(guest: &mut Guest<'_>, period_ms: u32) -> Called {
+    guest.data().ticks.set(period_ms);
+    Ok(())
+}
+
+pub(super) fn current_time(guest: &mut Guest<'_>, out: u32) -> Called {
+    let since = guest.data().facts.host.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    write_u64(guest, out, u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Ends a context that answered "not yet" to `proxy_on_done`. No context is waited for, so there is nothing to do; the ABI's `NOT_FOUND`
+/// would make the Rust SDK panic.
+#[allow(clippy::unnecessary_wraps, reason = "the shape of every hostcall")]
+pub(super) fn done(_guest: &mut Guest<'_>) -> Called {
+    Ok(())
+}

@@ -1,0 +1,397 @@
+//! Loading a module: its ABI version, what it exports and imports, its custom sections, its compiled code.
+
+use std::ops::{BitOr, BitOrAssign};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use wasmtime::{ExternType, FuncType, InstancePre, ValType};
+
+use crate::engine::Engine;
+use crate::hostcalls;
+use crate::vm::State;
+
+/// A compiled module, checked and linked: everything about a filter that does not depend on its configuration.
+pub struct Module {
+    engine: Arc<Engine>,
+    name: String,
+    hash: [u8; 32],
+    origin: ModuleOrigin,
+    phases: Phases,
+    config_schema: Option<String>,
+    instance: InstancePre<State>,
+}
+
+/// Where the compiled code came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleOrigin {
+    /// Compiled now.
+    Compiled,
+    /// Read from [`crate::EngineOptions::module_cache`].
+    DiskCache,
+}
+
+/// Why a module cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Not WebAssembly, or not valid.
+    #[error("module {module}: not a valid WebAssembly module")]
+    Invalid {
+        /// The module's name.
+        module: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It exports no `proxy_abi_version_*` that is served here.
+    #[error("module {module}: {found}; served are proxy-wasm ABI 0.2.0 and 0.2.1")]
+    Abi {
+        /// The module's name.
+        module: String,
+        /// What it has instead.
+        found: &'static str,
+    },
+    /// It imports functions that no proxy-wasm host of this version has.
+    #[error("module {module}: imports unknown to this host: {}", .imports.join(", "))]
+    Imports {
+        /// The module's name.
+        module: String,
+        /// All of them, as `module.name`.
+        imports: Vec<String>,
+    },
+    /// A callback, or the allocator, has another signature than the ABI's.
+    #[error("module {module}: export {export} has not the signature of the ABI, {expected}")]
+    Signature {
+        /// The module's name.
+        module: String,
+        /// The export at fault.
+        export: &'static str,
+        /// What the ABI says.
+        expected: String,
+    },
+    /// It exports no memory named `memory`: no hostcall could pass it anything.
+    #[error("module {module}: exports no memory")]
+    NoMemory {
+        /// The module's name.
+        module: String,
+    },
+    /// Its custom section `selvedge.phases` names something else than phases.
+    #[error("module {module}: custom section selvedge.phases")]
+    Phases {
+        /// The module's name.
+        module: String,
+        /// The name at fault.
+        #[source]
+        source: UnknownPhase,
+    },
+}
+
+impl Module {
+    /// Loads a module under a name for messages: compiled code from the cache when there is some, compiled and kept otherwise.
+    ///
+    /// # Errors
+    /// [`LoadError`], by cause.
+    pub fn load(engine: &Arc<Engine>, name: &str, wasm: &[u8]) -> Result<Arc<Module>, LoadError> {
+        let hash = blake3::hash(wasm);
+        let invalid = |source: wasmtime::Error| LoadError::Invalid { module: name.to_owned(), source: source.into() };
+
+        let cached = engine.cache().and_then(|cache| cache.load(engine.wasmtime(), &hash));
+        let origin = if cached.is_some() { ModuleOrigin::DiskCache } else { ModuleOrigin::Compiled };
+        let code = match cached {
+            Some(code) => code,
+            None => {
+                let code = wasmtime::Module::from_binary(engine.wasmtime(), wasm).map_err(invalid)?;
+                if let Some(cache) = engine.cache() {
+                    cache.store(&hash, &code);
+                }
+                code
+            }
+        };
+
+        check_abi(name, &code)?;
+        check_exports(name, &code)?;
+        check_imports(name, &code)?;
+        let linker = hostcalls::linker(engine.wasmtime(), &code).map_err(invalid)?;
+        let instance = linker.instantiate_pre(&code).map_err(invalid)?;
+
+        let phases = match custom_section(wasm, "selvedge.phases") {
+            Some(names) => String::from_utf8_lossy(names)
+                .parse()
+                .map_err(|source| LoadError::Phases { module: name.to_owned(), source })?,
+            None => exported_phases(&code),
+        };
+        let config_schema =
+            custom_section(wasm, "selvedge.config-schema").map(|json| String::from_utf8_lossy(json).into_owned());
+        Ok(Arc::new(Self {
+            engine: engine.clone(),
+            name: name.to_owned(),
+            hash: hash.into(),
+            origin,
+            phases,
+            config_schema,
+            instance,
+        }))
+    }
+
+    /// The name given to [`Module::load`].
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the code was compiled or read from disk.
+    #[must_use]
+    pub fn origin(&self) -> ModuleOrigin {
+        self.origin
+    }
+
+    /// BLAKE3 of the wasm bytes.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        self.hash
+    }
+
+    /// Which callbacks have to be run: those named in the custom section `selvedge.phases` (separated by commas, spaces or lines) when
+    /// there is one, else those exported. The Rust SDK exports all of them, whatever the filter implements.
+    #[must_use]
+    pub fn phases(&self) -> Phases {
+        self.phases
+    }
+
+    /// JSON Schema of the plugin's configuration, from the custom section `selvedge.config-schema`.
+    #[must_use]
+    pub fn config_schema(&self) -> Option<&str> {
+        self.config_schema.as_deref()
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn instance(&self) -> &InstancePre<State> {
+        &self.instance
+    }
+}
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Module")
+            .field("name", &self.name)
+            .field("origin", &self.origin)
+            .field("phases", &self.phases)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A set of the callbacks of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Phases(u8);
+
+impl Phases {
+    /// None of them: the filter only starts and ends.
+    pub const NONE: Self = Self(0);
+    /// `request_headers`
+    pub const REQUEST_HEADERS: Self = Self(1);
+    /// `request_body`
+    pub const REQUEST_BODY: Self = Self(1 << 1);
+    /// `request_trailers`
+    pub const REQUEST_TRAILERS: Self = Self(1 << 2);
+    /// `response_headers`
+    pub const RESPONSE_HEADERS: Self = Self(1 << 3);
+    /// `response_body`
+    pub const RESPONSE_BODY: Self = Self(1 << 4);
+    /// `response_trailers`
+    pub const RESPONSE_TRAILERS: Self = Self(1 << 5);
+    /// `log`
+    pub const LOG: Self = Self(1 << 6);
+    /// All of them.
+    pub const ALL: Self = Self(0x7f);
+
+    const NAMES: [(&'static str, &'static str, Self); 7] = [
+        ("request_headers", "proxy_on_request_headers", Self::REQUEST_HEADERS),
+        ("request_body", "proxy_on_request_body", Self::REQUEST_BODY),
+        ("request_trailers", "proxy_on_request_trailers", Self::REQUEST_TRAILERS),
+        ("response_headers", "proxy_on_response_headers", Self::RESPONSE_HEADERS),
+        ("response_body", "proxy_on_response_body", Self::RESPONSE_BODY),
+        ("response_trailers", "proxy_on_response_trailers", Self::RESPONSE_TRAILERS),
+        ("log", "proxy_on_log", Self::LOG),
+    ];
+
+    /// Whether all of `other` are in this set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Phases {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Phases {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// A name in a list of phases that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no phase; phases are request_headers, request_body, request_trailers, response_headers, response_body, response_trailers and log"
+)]
+pub struct UnknownPhase(pub String);
+
+impl FromStr for Phases {
+    type Err = UnknownPhase;
+
+    /// Names separated by commas or white space. An empty list is [`Phases::NONE`].
+    fn from_str(names: &str) -> Result<Self, UnknownPhase> {
+        let mut phases = Self::NONE;
+        for name in names.split([',', '\n', '\r', ' ', '\t', '\0']).filter(|name| !name.is_empty()) {
+            let (.., phase) =
+                Self::NAMES.iter().find(|(known, ..)| *known == name).ok_or_else(|| UnknownPhase(name.to_owned()))?;
+            phases |= *phase;
+        }
+        Ok(phases)
+    }
+}
+
+fn exported_phases(code: &wasmtime::Module) -> Phases {
+    let mut phases = Phases::NONE;
+    for (_, export, phase) in Phases::NAMES {
+        if code.get_export(export).is_some() {
+            phases |= phase;
+        }
+    }
+    phases
+}
+
+fn check_abi(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
+    let has = |export| matches!(code.get_export(export), Some(ExternType::Func(_)));
+    if has("proxy_abi_version_0_2_1") || has("proxy_abi_version_0_2_0") {
+        return Ok(());
+    }
+    let found = if has("proxy_abi_version_0_1_0") {
+        "built for proxy-wasm ABI 0.1.0 (rebuild it with a newer SDK)"
+    } else {
+        "no proxy_abi_version export, so not a proxy-wasm module"
+    };
+    Err(LoadError::Abi { module: name.to_owned(), found })
+}
+
+/// Every export the host may call: parameters and results, all `i32`.
+const CALLBACKS: &[(&str, usize, usize)] = &[
+    ("_initialize", 0, 0),
+    ("_start", 0, 0),
+    ("__main_void", 0, 1),
+    ("malloc", 1, 1),
+    ("proxy_on_memory_allocate", 1, 1),
+    ("proxy_on_context_create", 2, 0),
+    ("proxy_on_vm_start", 2, 1),
+    ("proxy_on_configure", 2, 1),
+    ("proxy_on_tick", 1, 0),
+    ("proxy_on_request_headers", 3, 1),
+    ("proxy_on_request_body", 3, 1),
+    ("proxy_on_request_trailers", 2, 1),
+    ("proxy_on_response_headers", 3, 1),
+    ("proxy_on_response_body", 3, 1),
+    ("proxy_on_response_trailers", 2, 1),
+    ("proxy_on_http_call_response", 5, 0),
+    ("proxy_on_done", 1, 1),
+    ("proxy_on_log", 1, 0),
+    ("proxy_on_delete", 1, 0),
+];
+
+fn check_exports(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
+    let all_i32 = |mut types: Box<dyn Iterator<Item = ValType> + '_>| types.all(|ty| matches!(ty, ValType::I32));
+    let fits = |ty: &FuncType, params, results| {
+        ty.params().len() == params
+            && ty.results().len() == results
+            && all_i32(Box::new(ty.params()))
+            && all_i32(Box::new(ty.results()))
+    };
+    for &(export, params, results) in CALLBACKS {
+        let fits = match code.get_export(export) {
+            None => true,
+            Some(ExternType::Func(ty)) => fits(&ty, params, results),
+            Some(_) => false,
+        };
+        if !fits {
+            let expected = format!("{params} x i32 -> {results} x i32");
+            return Err(LoadError::Signature { module: name.to_owned(), export, expected });
+        }
+    }
+    match code.get_export("memory") {
+        Some(ExternType::Memory(_)) => Ok(()),
+        _ => Err(LoadError::NoMemory { module: name.to_owned() }),
+    }
+}
+
+fn check_imports(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
+    let imports: Vec<String> = code
+        .imports()
+        .filter(|import| {
+            !(matches!(import.ty(), ExternType::Func(_)) && hostcalls::knows(import.module(), import.name()))
+        })
+        .map(|import| format!("{}.{}", import.module(), import.name()))
+        .collect();
+    if imports.is_empty() { Ok(()) } else { Err(LoadError::Imports { module: name.to_owned(), imports }) }
+}
+
+/// The content of the first custom section of this name. wasmtime has validated the module before; this walk trusts none of it.
+fn custom_section<'a>(wasm: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut rest = wasm.get(8..)?;
+    while let Some((&id, after)) = rest.split_first() {
+        let (size, after) = leb128(after)?;
+        let (section, after) = after.split_at_checked(size)?;
+        rest = after;
+        if id == 0 {
+            let (len, section) = leb128(section)?;
+            let (section_name, content) = section.split_at_checked(len)?;
+            if section_name == name.as_bytes() {
+                return Some(content);
+            }
+        }
+    }
+    None
+}
+
+fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let mut number = 0usize;
+    for (index, &byte) in bytes.iter().enumerate().take(5) {
+        number |= usize::from(byte & 0x7f).checked_shl(7 * u32::try_from(index).ok()?)?;
+        if byte & 0x80 == 0 {
+            return Some((number, &bytes[index + 1..]));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_read_from_names() {
+        assert_eq!("request_headers, log".parse(), Ok(Phases::REQUEST_HEADERS | Phases::LOG));
+        assert_eq!("request_headers\nresponse_body\n".parse(), Ok(Phases::REQUEST_HEADERS | Phases::RESPONSE_BODY));
+        assert_eq!("".parse(), Ok(Phases::NONE));
+        assert_eq!("request_header".parse::<Phases>(), Err(UnknownPhase("request_header".into())));
+        let all = Phases::NAMES.iter().fold(Phases::NONE, |phases, (.., phase)| phases | *phase);
+        assert_eq!(all, Phases::ALL);
+    }
+
+    #[test]
+    fn custom_sections_are_found_and_broken_ones_are_not() {
+        let wasm = wat::parse_str(r#"(module (@custom "a" "first") (memory 1) (@custom "b" "second"))"#).unwrap();
+        assert_eq!(custom_section(&wasm, "a"), Some(&b"first"[..]));
+        assert_eq!(custom_section(&wasm, "b"), Some(&b"second"[..]));
+        assert_eq!(custom_section(&wasm, "c"), None);
+        for end in 0..wasm.len() {
+            let _ = custom_section(&wasm[..end], "b");
+        }
+        assert_eq!(custom_section(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], "b"), None);
+    }
+}

@@ -1,0 +1,376 @@
+//! A plugin: a module with one configuration, its VMs, and the work of its root contexts.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::effects::{CalloutFailure, CalloutId, CalloutResponse};
+use crate::host::Host;
+use crate::limits::{Limits, START_FACTOR};
+use crate::module::Module;
+use crate::stream::Stream;
+use crate::vm::{CallError, ROOT, Vm, VmCell};
+
+/// How a [`Plugin`] is configured.
+#[derive(Debug, Clone, Default)]
+pub struct PluginOptions {
+    /// Name in logs, and the property `plugin_name`.
+    pub name: String,
+    /// The property `plugin_root_id`: selects the filter in modules that hold several. Usually empty.
+    pub root_id: String,
+    /// The property `plugin_vm_id`, and the key space of shared data: plugins with the same one share it.
+    pub vm_id: String,
+    /// Given to `proxy_on_vm_start`.
+    pub vm_config: Bytes,
+    /// Given to `proxy_on_configure`.
+    pub config: Bytes,
+    /// What each VM may use.
+    pub limits: Limits,
+    /// How many worker threads will open streams; each gets a VM of its own. 0 counts as 1.
+    pub workers: usize,
+}
+
+/// Why a plugin could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The guest failed while starting.
+    #[error("the filter failed to start")]
+    Call(#[source] CallError),
+    /// The guest said no to its configuration.
+    #[error("the filter refused its configuration in {callback}{}", .reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    Refused {
+        /// `proxy_on_vm_start` or `proxy_on_configure`.
+        callback: &'static str,
+        /// The last error it logged, if it logged one.
+        reason: Option<String>,
+    },
+}
+
+/// A module with one configuration. VMs are made when a worker first needs one; a poisoned VM is replaced by the next new stream.
+pub struct Plugin {
+    module: Arc<Module>,
+    facts: Arc<Facts>,
+    workers: Box<[Worker]>,
+}
+
+/// What every VM of a plugin knows.
+pub(crate) struct Facts {
+    pub(crate) name: String,
+    pub(crate) root_id: String,
+    pub(crate) vm_id: String,
+    pub(crate) vm_config: Bytes,
+    pub(crate) config: Bytes,
+    pub(crate) limits: Limits,
+    pub(crate) call_ticks: u64,
+    pub(crate) start_ticks: u64,
+    pub(crate) host: Arc<dyn Host>,
+    /// Zero of the guests' monotonic clock.
+    pub(crate) started: Instant,
+    /// Calls that are not served and were warned about.
+    warned: Mutex<HashSet<String>>,
+}
+
+impl Facts {
+    pub(crate) fn start_deadline(&self) -> Duration {
+        self.limits.deadline.saturating_mul(START_FACTOR)
+    }
+
+    /// Says once per plugin that it uses something that is not served.
+    pub(crate) fn warn_unserved(&self, call: &str) {
+        if self.warned.lock().insert(call.to_owned()) {
+            warn!(plugin = %self.name, call, "the filter uses a call that this host does not serve");
+        }
+    }
+}
+
+struct Worker {
+    vm: Mutex<Slot>,
+    ticks: Arc<Ticks>,
+}
+
+struct Slot {
+    vm: Option<Arc<VmCell>>,
+    rebuilds: Rebuilds,
+}
+
+impl Plugin {
+    /// Starts worker 0's VM, so that a bad module or configuration fails here.
+    ///
+    /// # Errors
+    /// [`StartError::Call`] when the guest fails, [`StartError::Refused`] when it says no to the configuration.
+    pub fn start(module: Arc<Module>, options: PluginOptions, host: Arc<dyn Host>) -> Result<Arc<Plugin>, StartError> {
+        let PluginOptions { name, root_id, vm_id, vm_config, config, limits, workers } = options;
+        let call_ticks = module.engine().ticks(limits.deadline);
+        let start_ticks = module.engine().ticks(limits.deadline.saturating_mul(START_FACTOR));
+        let facts = Arc::new(Facts {
+            name,
+            root_id,
+            vm_id,
+            vm_config,
+            config,
+            limits,
+            call_ticks,
+            start_ticks,
+            host,
+            started: Instant::now(),
+            warned: Mutex::default(),
+        });
+
+        let workers: Box<[Worker]> = (0..workers.max(1)).map(|_| Worker::new()).collect();
+        if let Some(first) = workers.first() {
+            let vm = Vm::start(&module, facts.clone(), first.ticks.clone())?;
+            first.vm.lock().vm = Some(Arc::new(VmCell(Mutex::new(vm))));
+        }
+        Ok(Arc::new(Self { module, facts, workers }))
+    }
+
+    /// The name it was started with.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.facts.name
+    }
+
+    /// The module it runs.
+    #[must_use]
+    pub fn module(&self) -> &Arc<Module> {
+        &self.module
+    }
+
+    /// Opens a stream context on a worker's VM, making the VM first if there is none or it is poisoned. To be called on that worker's
+    /// thread: VMs are locked, so another thread would work, but wait. Workers beyond [`PluginOptions::workers`] wrap around.
+    ///
+    /// # Errors
+    /// [`CallError::Unavailable`] when the VM died too often lately (16 times in a row, then once a second), else what went wrong in the
+    /// guest.
+    pub fn open_stream(self: &Arc<Self>, worker: usize) -> Result<Stream, CallError> {
+        let worker = &self.workers[worker % self.workers.len()];
+        let mut slot = worker.vm.lock();
+        if let Some(cell) = &slot.vm {
+            let mut vm = cell.0.lock();
+            if !vm.is_poisoned() {
+                let context = vm.open_stream()?;
+                drop(vm);
+                return Ok(Stream::new(cell.clone(), context, self.module.phases()));
+            }
+        }
+
+        // The first VM of a worker is no replacement, but a module that cannot start must not be tried at every request either.
+        slot.rebuilds.take(Instant::now()).map_err(|retry_in| CallError::Unavailable { retry_in })?;
+        if slot.vm.take().is_some() {
+            info!(plugin = %self.facts.name, "replacing a filter's VM that had failed");
+        }
+        let mut vm =
+            Vm::start(&self.module, self.facts.clone(), worker.ticks.clone()).map_err(|error| match error {
+                StartError::Call(error) => error,
+                StartError::Refused { callback, reason } => {
+                    let message =
+                        format!("refused its configuration, {}", reason.as_deref().unwrap_or("without a reason"));
+                    CallError::Trap { callback, message }
+                }
+            })?;
+        let context = vm.open_stream()?;
+        let cell = Arc::new(VmCell(Mutex::new(vm)));
+        slot.vm = Some(cell.clone());
+        worker.ticks.wake(); // start-up may have queued callouts
+        Ok(Stream::new(cell, context, self.module.phases()))
+    }
+
+    /// Whether any VM asked for a tick period.
+    #[must_use]
+    pub fn wants_ticks(&self) -> bool {
+        self.workers.iter().any(|worker| worker.ticks.period().is_some())
+    }
+
+    /// The work of a worker's root context: ticks at the period the guest asked for (counted from the end of the last one), and callouts
+    /// that belong to no stream. To be spawned once per worker, on a tokio runtime with time; ends when the plugin is dropped, which it
+    /// does not prevent.
+    pub fn tick_loop(self: &Arc<Self>, worker: usize) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let worker = worker % self.workers.len();
+        let ticks = self.workers[worker].ticks.clone();
+        tick_loop(Arc::downgrade(self), worker, ticks)
+    }
+
+    fn vm(&self, worker: usize) -> Option<Arc<VmCell>> {
+        self.workers[worker].vm.lock().vm.clone()
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            worker.ticks.close();
+        }
+    }
+}
+
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plugin").field("name", &self.facts.name).field("module", &self.module).finish_non_exhaustive()
+    }
+}
+
+type Delivery = (Weak<VmCell>, CalloutId, Result<CalloutResponse, CalloutFailure>);
+
+async fn tick_loop(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) {
+    let mut callouts: FuturesUnordered<BoxFuture<'static, Delivery>> = FuturesUnordered::new();
+    while !ticks.is_closed() {
+        // Callouts first: what a tick, a start or an answer asked for is sent without waiting for the next tick.
+        if let Some(plugin) = plugin.upgrade()
+            && let Some(vm) = plugin.vm(worker)
+        {
+            let wanted = vm.0.lock().take_root_callouts();
+            for callout in wanted {
+                let (id, vm) = (callout.id, Arc::downgrade(&vm));
+                let call = plugin.facts.host.call(callout);
+                callouts.push(Box::pin(async move { (vm, id, call.await) }));
+            }
+        }
+
+        let period = ticks.period();
+        let tick = async move {
+            match period {
+                Some(period) => tokio::time::sleep(period).await,
+                None => std::future::pending().await,
+            }
+        };
+        // A changed period, or a callout, restarts the wait: ticks are periods of rest, not a clock.
+        tokio::select! {
+            () = ticks.changed() => {}
+            Some((vm, id, result)) = callouts.next() => {
+                if let Some(vm) = vm.upgrade() {
+                    report(&plugin, vm.0.lock().deliver(ROOT, None, id, result).map(drop));
+                }
+            }
+            () = tick => {
+                let Some(plugin) = plugin.upgrade() else { return };
+                if let Some(vm) = plugin.vm(worker) {
+                    report(&Arc::downgrade(&plugin), vm.0.lock().tick());
+                }
+            }
+        }
+    }
+}
+
+/// Root-context work has nobody to fail: the operator is told, the next stream gets a new VM.
+fn report(plugin: &Weak<Plugin>, result: Result<(), CallError>) {
+    match (result, plugin.upgrade()) {
+        (Ok(()) | Err(CallError::Poisoned), _) | (_, None) => {}
+        (Err(error), Some(plugin)) => warn!(plugin = %plugin.name(), %error, "a filter failed outside of any request"),
+    }
+}
+
+impl Worker {
+    fn new() -> Self {
+        Self { vm: Mutex::new(Slot { vm: None, rebuilds: Rebuilds::new(Instant::now()) }), ticks: Arc::default() }
+    }
+}
+
+/// What a VM tells the tick loop of its worker.
+#[derive(Debug, Default)]
+pub(crate) struct Ticks {
+    period_ms: AtomicU32,
+    closed: AtomicBool,
+    changed: Notify,
+}
+
+impl Ticks {
+    /// A new period; 0 stops ticking.
+    pub(crate) fn set(&self, period_ms: u32) {
+        if self.period_ms.swap(period_ms, Ordering::Relaxed) != period_ms {
+            self.wake();
+        }
+    }
+
+    /// Makes the loop look again.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    fn period(&self) -> Option<Duration> {
+        match self.period_ms.load(Ordering::Relaxed) {
+            0 => None,
+            ms => Some(Duration::from_millis(ms.into())),
+        }
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// A token bucket for new VMs: a burst of crashes is absorbed, a module that always crashes costs one start a second.
+#[derive(Debug)]
+struct Rebuilds {
+    tokens: u32,
+    since: Instant,
+}
+
+impl Rebuilds {
+    const BURST: u32 = 16;
+    const REFILL: Duration = Duration::from_secs(1);
+
+    fn new(now: Instant) -> Self {
+        Self { tokens: Self::BURST, since: now }
+    }
+
+    /// One token, or how long until there is one.
+    fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        let refilled =
+            u32::try_from(now.duration_since(self.since).as_secs() / Self::REFILL.as_secs()).unwrap_or(u32::MAX);
+        if self.tokens.saturating_add(refilled) >= Self::BURST {
+            self.tokens = Self::BURST;
+            self.since = now;
+        } else {
+            self.tokens += refilled;
+            self.since += Self::REFILL * refilled;
+        }
+        match self.tokens.checked_sub(1) {
+            Some(left) => {
+                self.tokens = left;
+                Ok(())
+            }
+            None => Err(Self::REFILL.saturating_sub(now.duration_since(self.since))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rebuilds_come_in_a_burst_then_one_a_second() {
+        let start = Instant::now();
+        let mut rebuilds = Rebuilds::new(start);
+        for _ in 0..Rebuilds::BURST {
+            assert_eq!(rebuilds.take(start), Ok(()));
+        }
+        assert_eq!(rebuilds.take(start), Err(Duration::from_secs(1)));
+        let later = start + Duration::from_millis(1200);
+        assert_eq!(rebuilds.take(later), Ok(()));
+        assert_eq!(rebuilds.take(later), Err(Duration::from_millis(800)));
+        let much_later = start + Duration::from_secs(3600);
+        for _ in 0..Rebuilds::BURST {
+            assert_eq!(rebuilds.take(much_later), Ok(()));
+        }
+        assert!(rebuilds.take(much_later).is_err());
+    }
+}

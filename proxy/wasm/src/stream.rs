@@ -1,0 +1,204 @@
+//! One stream context: the callbacks of one HTTP exchange on one VM.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+
+use wasmtime::TypedFunc;
+
+use crate::effects::{Action, CalloutFailure, CalloutId, CalloutResponse, Effects, Outcome};
+use crate::exchange::{Exchange, HeaderMap};
+use crate::module::Phases;
+use crate::vm::{CallError, Callbacks, VmCell};
+
+/// One stream context in one VM.
+///
+/// Each callback runs the guest to its end and returns what it came to. Callbacks the module does not have (or does not want, see
+/// [`Stream::phases`]) come to [`Action::Continue`] at the price of one test. After an error the stream is of no more use: its VM is
+/// poisoned.
+///
+/// Dropped without [`Stream::finish`], the guest's done, log and delete callbacks run without an exchange.
+#[derive(Debug)]
+pub struct Stream {
+    vm: Arc<VmCell>,
+    context: u32,
+    phases: Phases,
+    finished: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(vm: Arc<VmCell>, context: u32, phases: Phases) -> Self {
+        Self { vm, context, phases, finished: false }
+    }
+
+    /// The callbacks that have to be run; the others need not be called (and may be).
+    #[must_use]
+    pub fn phases(&self) -> Phases {
+        self.phases
+    }
+
+    /// Request headers are there. `end`: nothing follows them.
+    ///
+    /// # Errors
+    /// [`CallError`]: the guest failed, or its VM had before.
+    pub fn on_request_headers(&mut self, x: &mut dyn Exchange, end: bool) -> Result<Outcome, CallError> {
+        self.on_headers(x, end, Phases::REQUEST_HEADERS, HeaderMap::Request, "proxy_on_request_headers", |c| {
+            &c.request_headers
+        })
+    }
+
+    /// `len` bytes of the request body are buffered. `end`: they are the last.
+    ///
+    /// # Errors
+    /// As [`Stream::on_request_headers`].
+    pub fn on_request_body(&mut self, x: &mut dyn Exchange, len: usize, end: bool) -> Result<Outcome, CallError> {
+        self.on_body(x, len, end, Phases::REQUEST_BODY, "proxy_on_request_body", |c| &c.request_body)
+    }
+
+    /// Request trailers are there.
+    ///
+    /// # Errors
+    /// As [`Stream::on_request_headers`].
+    pub fn on_request_trailers(&mut self, x: &mut dyn Exchange) -> Result<Outcome, CallError> {
+        let (phase, map) = (Phases::REQUEST_TRAILERS, HeaderMap::RequestTrailers);
+        self.on_trailers(x, phase, map, "proxy_on_request_trailers", |c| &c.request_trailers)
+    }
+
+    /// Response headers are there. `end`: nothing follows them.
+    ///
+    /// # Errors
+    /// As [`Stream::on_request_headers`].
+    pub fn on_response_headers(&mut self, x: &mut dyn Exchange, end: bool) -> Result<Outcome, CallError> {
+        self.on_headers(x, end, Phases::RESPONSE_HEADERS, HeaderMap::Response, "proxy_on_response_headers", |c| {
+            &c.response_headers
+        })
+    }
+
+    /// `len` bytes of the response body are buffered. `end`: they are the last.
+    ///
+    /// # Errors
+    /// As [`Stream::on_request_headers`].
+    pub fn on_response_body(&mut self, x: &mut dyn Exchange, len: usize, end: bool) -> Result<Outcome, CallError> {
+        self.on_body(x, len, end, Phases::RESPONSE_BODY, "proxy_on_response_body", |c| &c.response_body)
+    }
+
+    /// Response trailers are there.
+    ///
+    /// # Errors
+    /// As [`Stream::on_request_headers`].
+    pub fn on_response_trailers(&mut self, x: &mut dyn Exchange) -> Result<Outcome, CallError> {
+        let (phase, map) = (Phases::RESPONSE_TRAILERS, HeaderMap::ResponseTrailers);
+        self.on_trailers(x, phase, map, "proxy_on_response_trailers", |c| &c.response_trailers)
+    }
+
+    /// A callout of this stream came to its end. The outcome's action is always [`Action::Pause`]: an answer by itself releases nothing,
+    /// only the guest's resumes among the effects do. An id that was already delivered is ignored.
+    ///
+    /// # Errors
+    /// As [`Stream::on_request_headers`].
+    pub fn on_callout(
+        &mut self,
+        x: &mut dyn Exchange,
+        id: CalloutId,
+        result: Result<CalloutResponse, CalloutFailure>,
+    ) -> Result<Outcome, CallError> {
+        let effects = self.vm.0.lock().deliver(self.context, Some(x), id, result)?;
+        Ok(Outcome { action: Action::Pause, effects })
+    }
+
+    /// The exchange is over: runs the guest's done, log and delete callbacks. A guest that fails here is logged; nothing it asks for can
+    /// change the exchange, but HTTP callouts are still sent (by the tick loop).
+    pub fn finish(&mut self, x: &mut dyn Exchange) {
+        self.close(Some(x));
+    }
+
+    /// Effects queued for this stream by calls of other contexts: a tick, or another stream, that made this one its effective context.
+    /// Waits for ever when there are none. Cancel safe: what was not received stays queued.
+    pub fn mail(&self) -> impl Future<Output = Effects> + Send + use<> {
+        let (vm, context) = (self.vm.clone(), self.context);
+        poll_fn(move |cx| vm.0.lock().poll_mail(context, cx.waker()))
+    }
+
+    fn on_headers(
+        &mut self,
+        x: &mut dyn Exchange,
+        end: bool,
+        phase: Phases,
+        map: HeaderMap,
+        callback: &'static str,
+        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32, u32), u32>>,
+    ) -> Result<Outcome, CallError> {
+        if !self.phases.contains(phase) {
+            return Ok(Outcome::proceed());
+        }
+        let arguments = (self.context, count(x, map), u32::from(end));
+        self.run(x, callback, function, arguments)
+    }
+
+    fn on_body(
+        &mut self,
+        x: &mut dyn Exchange,
+        len: usize,
+        end: bool,
+        phase: Phases,
+        callback: &'static str,
+        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32, u32), u32>>,
+    ) -> Result<Outcome, CallError> {
+        if !self.phases.contains(phase) {
+            return Ok(Outcome::proceed());
+        }
+        let arguments = (self.context, u32::try_from(len).unwrap_or(u32::MAX), u32::from(end));
+        self.run(x, callback, function, arguments)
+    }
+
+    fn on_trailers(
+        &mut self,
+        x: &mut dyn Exchange,
+        phase: Phases,
+        map: HeaderMap,
+        callback: &'static str,
+        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32), u32>>,
+    ) -> Result<Outcome, CallError> {
+        if !self.phases.contains(phase) {
+            return Ok(Outcome::proceed());
+        }
+        let arguments = (self.context, count(x, map));
+        self.run(x, callback, function, arguments)
+    }
+
+    fn run<P: wasmtime::WasmParams>(
+        &mut self,
+        x: &mut dyn Exchange,
+        callback: &'static str,
+        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<P, u32>>,
+        arguments: P,
+    ) -> Result<Outcome, CallError> {
+        let mut vm = self.vm.0.lock();
+        let vm = &mut *vm;
+        let function = function(&vm.callbacks).as_ref();
+        vm.core.lend(self.context, Some(x), |core| {
+            let action = match core.call(callback, function, arguments)? {
+                None | Some(0) => Action::Continue,
+                Some(_) => Action::Pause,
+            };
+            Ok(Outcome { action, effects: core.take_effects() })
+        })
+    }
+
+    fn close(&mut self, x: Option<&mut dyn Exchange>) {
+        if !std::mem::replace(&mut self.finished, true) {
+            self.vm.0.lock().close_stream(self.context, x, self.phases.contains(Phases::LOG));
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.close(None);
+    }
+}
+
+fn count(x: &dyn Exchange, map: HeaderMap) -> u32 {
+    let mut count = 0;
+    x.visit(map, &mut |_, _| count += 1);
+    count
+}
