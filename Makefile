@@ -4,10 +4,11 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 GUESTS := $(TARGET)/guests
 GUEST_BUILD := cargo build --locked --profile wasm --target wasm32-wasip1 --target-dir $(GUESTS)
+BENCH_GUEST := $(GUESTS)/wasm32-wasip1/wasm/examples/noop.wasm
 FILTERS := $(patsubst filters/%/Cargo.toml,selvedge-filter-%,$(wildcard filters/*/Cargo.toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full run build test lint bench bench-micro filters clean
+.PHONY: help setup setup-full run build test lint bench bench-guest bench-micro filters clean
 
 help: ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,12 +35,15 @@ lint: setup ## Formatting, clippy, documentation and, where cargo-deny is instal
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --locked check; else echo "cargo deny: skipped: cargo-deny not installed"; fi
 
-bench: build ## Load runs against nginx, Envoy, HAProxy and Varnish. ROUNDS=5, ARGS="--json --only cache".
+# The trivial filter that the benches run: on our host and, the very same file, on Envoy.
+bench-guest: setup
 	$(GUEST_BUILD) -p selvedge-test-guests --example noop
-	python3 benches/load/run.py --selvedge $(TARGET)/release/selvedge --guest $(GUESTS)/wasm32-wasip1/wasm/examples/noop.wasm $(ARGS)
 
-bench-micro: setup ## Criterion benches of the hot parts.
-	cargo bench -p selvedge-benches --locked
+bench: build bench-guest ## Load runs against nginx, Envoy, HAProxy and Varnish. ROUNDS=5, ARGS="--json --only cache".
+	python3 benches/load/run.py --selvedge $(TARGET)/release/selvedge --guest $(BENCH_GUEST) $(ARGS)
+
+bench-micro: bench-guest ## Criterion benches of the hot parts.
+	SELVEDGE_BENCH_GUEST=$(abspath $(BENCH_GUEST)) cargo bench -p selvedge-benches --locked
 
 filters: setup ## Builds the bundled filters to wasm, for use in this or any other proxy-wasm host.
 	$(GUEST_BUILD) $(addprefix -p ,$(FILTERS))

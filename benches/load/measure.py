@@ -143,10 +143,14 @@ class Origin(Server):
 
     COUNT = "/requests-so-far"
 
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._asked = 0
+
     def requests(self):
-        """How many requests have come in, this one not counted."""
+        """How many requests have come in, these questions not counted."""
         _, text = self.get(self.COUNT)
-        self._asked = getattr(self, "_asked", 0) + 1
+        self._asked += 1
         return int(text.split()[9]) - self._asked
 
 
