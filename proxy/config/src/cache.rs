@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 
 use crate::{
+    decode::{At, Cx, Fields, duration, size},
     report::Position,
     values::{ByteSize, DurationText},
 };
@@ -60,5 +61,43 @@ impl Default for CacheMemory {
 impl Default for Collapse {
     fn default() -> Self {
         Self { wait: Duration::from_secs(5) }
+    }
+}
+
+impl Cache {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Cache")?;
+        let memory = fields.read(cx, "memory", CacheMemory::read).unwrap_or_default();
+        let collapse = fields.read(cx, "collapse", Collapse::read).unwrap_or_default();
+        fields.close(cx);
+        Some(Self { memory, collapse, position: at.name_position().clone() })
+    }
+}
+
+impl CacheMemory {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let default = Self::default();
+        let mut fields = Fields::open(cx, at, "CacheMemory")?;
+        let size_of_all = fields.read(cx, "size", size).unwrap_or(default.size);
+        let max_object = fields.read(cx, "max_object", |cx, at| {
+            let max_object = size(cx, at)?;
+            if max_object > size_of_all {
+                let fault = at.fault(format!("`max_object` is larger than `size`, which is {size_of_all}"));
+                return cx
+                    .refuse(fault.with_help("no response of that size could be kept: lower one or raise the other"));
+            }
+            Some(max_object)
+        });
+        fields.close(cx);
+        Some(Self { size: size_of_all, max_object: max_object.unwrap_or(default.max_object.min(size_of_all)) })
+    }
+}
+
+impl Collapse {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Collapse")?;
+        let wait = fields.read(cx, "wait", duration);
+        fields.close(cx);
+        Some(Self { wait: wait.unwrap_or(Self::default().wait) })
     }
 }

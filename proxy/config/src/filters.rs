@@ -1,13 +1,21 @@
 //! `filters`: WebAssembly modules, declared once and used by name.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde_json::Value;
 
 use crate::{
-    report::Position,
-    tree::{Place, Settings},
+    decode::{
+        At, Cx, Fields, beside, choice, duration, mapping, parsed, reference, settings, size, suggest, unknown_name,
+    },
+    report::{Fault, Position},
+    tree::{Data, Place, Settings},
     values::{ByteSize, DurationText},
 };
 
@@ -191,4 +199,134 @@ impl fmt::Debug for FilterUse {
             .field("position", &self.position)
             .finish()
     }
+}
+
+/// The declared filters, by name. `None`: declared, with a fault of its own.
+pub(crate) type Declared = BTreeMap<String, Option<Filter>>;
+
+impl Filter {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Filter")?;
+        let wasm = fields.need(cx, "wasm", |cx, at| Some((WasmSource::read(cx, at)?, at.node.position.clone())));
+        let on_failure = fields.read(cx, "on_failure", |cx, at| {
+            choice(cx, at, &[("closed", OnFailure::Closed), ("open", OnFailure::Open)])
+        });
+        let limits = fields.read(cx, "limits", FilterLimits::read).unwrap_or_default();
+        let config_at = fields.get("config");
+        let config = match &config_at {
+            Some(at) => settings(cx, at),
+            None => Some(Settings { value: Value::Object(serde_json::Map::new()), places: BTreeMap::new() }),
+        };
+        fields.close(cx);
+        let ((wasm, wasm_position), config) = (wasm?, config?);
+        Some(Self {
+            wasm,
+            on_failure: on_failure.unwrap_or_default(),
+            limits,
+            config: config.value,
+            position: at.name_position().clone(),
+            wasm_position,
+            places: config.places,
+        })
+    }
+}
+
+impl WasmSource {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let builtin: Vec<String> = cx.builtin_filters.iter().map(|name| format!("builtin:{name}")).collect();
+        let builtin: Vec<&str> = builtin.iter().map(String::as_str).collect();
+        parsed(cx, at, "`builtin:NAME` or `file:PATH`", |text| {
+            if let Some(name) = text.strip_prefix("builtin:") {
+                return match builtin.contains(&text) {
+                    true => Ok(Self::Builtin(name.into())),
+                    false => Err(("does not come with the node".into(), Some(suggest("modules", text, &builtin)))),
+                };
+            }
+            match text.strip_prefix("file:") {
+                Some("") => Err(("names no file".into(), None)),
+                Some(path) => Ok(Self::File(beside(&at.node.position.file, Path::new(path)))),
+                None => Err((
+                    "does not say where the module is".into(),
+                    Some(format!("write `file:{text}` or `builtin:NAME`")),
+                )),
+            }
+        })
+    }
+}
+
+impl FilterLimits {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let default = Self::default();
+        let mut fields = Fields::open(cx, at, "FilterLimits")?;
+        let memory = fields.read(cx, "memory", size);
+        let deadline = fields.read(cx, "deadline", duration);
+        let body = fields.read(cx, "body", size);
+        let wait = fields.read(cx, "wait", duration);
+        fields.close(cx);
+        Some(Self {
+            memory: memory.unwrap_or(default.memory),
+            deadline: deadline.unwrap_or(default.deadline),
+            body: body.unwrap_or(default.body),
+            wait: wait.unwrap_or(default.wait),
+        })
+    }
+}
+
+impl FilterUse {
+    /// Reads `name` or `name: settings`.
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>, declared: &Declared) -> Option<Self> {
+        let names = || declared.keys().map(String::as_str);
+        if !matches!(at.node.data, Data::Map(_)) {
+            let name = reference(cx, at, "filter", names())?;
+            let filter = declared.get(&name)?.as_ref()?;
+            let settings = Settings { value: filter.config.clone(), places: filter.places_below() };
+            return Some(Self::new(name, settings, at.node.position.clone()));
+        }
+
+        let entries = mapping(cx, at)?;
+        let [entry] = entries else {
+            let fault = at.fault("one item of `filters` is one filter").with_help("write `- name: { .. }` for each");
+            return cx.refuse(fault);
+        };
+        let inner = at.entry(entry);
+        if !declared.contains_key(&entry.key) {
+            let names: Vec<&str> = names().collect();
+            return cx.refuse(unknown_name(&entry.key_position, "filter", &entry.key, &names).with_key(inner.path));
+        }
+        mapping(cx, &inner)?;
+        let own = settings(cx, &inner)?;
+        let filter = declared.get(&entry.key)?.as_ref()?;
+        if !filter.config.is_object() {
+            let message =
+                format!("the `config` of `{}` is not a mapping, so that nothing can be merged over it", entry.key);
+            let fault = Fault::at(&entry.key_position, message).with_key(inner.path);
+            return cx.refuse(fault.with_related("declared here", filter.position_of("")));
+        }
+        Some(Self::new(entry.key.clone(), merge(filter, own), entry.key_position.clone()))
+    }
+}
+
+impl Filter {
+    /// The places of the values in its configuration, without that of the whole.
+    fn places_below(&self) -> BTreeMap<String, Place> {
+        let mut places = self.places.clone();
+        places.remove("");
+        places
+    }
+}
+
+/// The declared configuration with a use's settings over it: each top-level key is replaced as a whole.
+fn merge(filter: &Filter, own: Settings) -> Settings {
+    let mut places = filter.places_below();
+    let mut value = filter.config.clone();
+    if let (Some(merged), Value::Object(own)) = (value.as_object_mut(), own.value) {
+        for (key, value) in own {
+            let pointer = format!("/{}", key.replace('~', "~0").replace('/', "~1"));
+            let below = format!("{pointer}/");
+            places.retain(|place, _| *place != pointer && !place.starts_with(&below));
+            merged.insert(key, value);
+        }
+    }
+    places.extend(own.places.into_iter().filter(|(pointer, _)| !pointer.is_empty()));
+    Settings { value, places }
 }

@@ -1,10 +1,13 @@
 //! `geo`: where an address is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 
-use crate::report::Position;
+use crate::{
+    decode::{At, Cx, Fields, beside, choice, parsed},
+    report::Position,
+};
 
 /// The database that tells where a client is. Absent: no lookup is made, and filters see no location.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
@@ -41,4 +44,28 @@ pub enum Reload {
     Watch,
     /// Nothing until the next start.
     Off,
+}
+
+impl Geo {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Geo")?;
+        let database = fields.need(cx, "database", |cx, at| {
+            let database = parsed(cx, at, "`builtin:test` or the path of a .mmdb file", |text| {
+                match (text, text.strip_prefix("builtin:")) {
+                    (_, Some("test")) => Ok(GeoDatabase::BuiltinTest),
+                    (_, Some(_)) => {
+                        Err(("does not come with the node".into(), Some("did you mean `builtin:test`?".into())))
+                    }
+                    ("", None) => Err(("is not a path".into(), None)),
+                    (path, None) => Ok(GeoDatabase::File(beside(&at.node.position.file, Path::new(path)))),
+                }
+            })?;
+            Some((database, at.node.position.clone()))
+        });
+        let reload =
+            fields.read(cx, "reload", |cx, at| choice(cx, at, &[("watch", Reload::Watch), ("off", Reload::Off)]));
+        fields.close(cx);
+        let (database, position) = database?;
+        Some(Self { database, reload: reload.unwrap_or(Reload::Watch), position })
+    }
 }

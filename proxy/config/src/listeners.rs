@@ -5,7 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use schemars::JsonSchema;
 
 use crate::{
+    decode::{At, Cx, Fields, choice, duration, filled_list, parsed, path, size},
     report::Position,
+    tree::Data,
     values::{ByteSize, DurationText},
 };
 
@@ -132,10 +134,92 @@ pub struct ListenerLimits {
 
 impl Default for ListenerLimits {
     fn default() -> Self {
-        Self {
-            body: ByteSize::mib(16),
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
+        Self { body: ByteSize::mib(16), header_timeout: Duration::from_secs(10), idle_timeout: Duration::from_secs(60) }
+    }
+}
+
+impl Listener {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Listener")?;
+        let bind = fields.need(cx, "bind", |cx, at| parsed(cx, at, "an address and a port: `127.0.0.1:8080`", address));
+        let protocols = fields.read(cx, "protocols", read_protocols);
+        let tls = fields.read(cx, "tls", Tls::read);
+        let limits = fields.read(cx, "limits", ListenerLimits::read).unwrap_or_default();
+        fields.close(cx);
+        Some(Self {
+            bind: bind?,
+            protocols: protocols.unwrap_or_else(|| vec![Protocol::H1, Protocol::H2]),
+            tls,
+            limits,
+            position: at.name_position().clone(),
+        })
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, (String, Option<String>)> {
+    text.parse().map_err(|_| {
+        let help = match text.strip_prefix(':').or_else(|| text.strip_prefix("*:")) {
+            Some(port) if port.parse::<u16>().is_ok() => Some(format!("for all addresses, write `0.0.0.0:{port}`")),
+            _ => None,
+        };
+        ("is not an address and a port".into(), help)
+    })
+}
+
+fn read_protocols(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<Protocol>> {
+    let mut seen = Vec::new();
+    filled_list(cx, at, |cx, at| {
+        let protocol = choice(cx, at, &[("h1", Protocol::H1), ("h2", Protocol::H2)])?;
+        if seen.contains(&protocol) {
+            return cx.refuse(at.fault("this protocol is written twice"));
         }
+        seen.push(protocol);
+        Some(protocol)
+    })
+}
+
+impl Tls {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Tls")?;
+        let certificates = fields.need(cx, "certificates", Certificates::read);
+        let min =
+            fields.read(cx, "min", |cx, at| choice(cx, at, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
+        fields.close(cx);
+        Some(Self { certificates: certificates?, min: min.unwrap_or(TlsVersion::V1_2) })
+    }
+}
+
+impl Certificates {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        match &at.node.data {
+            Data::Scalar(_) => choice(cx, at, &[("development", ())]).map(|()| Self::Development),
+            _ => filled_list(cx, at, CertificateFiles::read).map(Self::Files),
+        }
+    }
+}
+
+impl CertificateFiles {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "CertificateFiles")?;
+        let cert = fields.need(cx, "cert", path);
+        let key = fields.need(cx, "key", path);
+        fields.close(cx);
+        Some(Self { cert: cert?, key: key?, position: at.node.position.clone() })
+    }
+}
+
+impl ListenerLimits {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let default = Self::default();
+        let mut fields = Fields::open(cx, at, "ListenerLimits")?;
+        let body = fields.read(cx, "body", size);
+        let header_timeout = fields.read(cx, "header_timeout", duration);
+        let idle_timeout = fields.read(cx, "idle_timeout", duration);
+        fields.close(cx);
+        Some(Self {
+            body: body.unwrap_or(default.body),
+            header_timeout: header_timeout.unwrap_or(default.header_timeout),
+            idle_timeout: idle_timeout.unwrap_or(default.idle_timeout),
+        })
     }
 }

@@ -1,10 +1,17 @@
 //! `node`: the process itself.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 
-use crate::values::DurationText;
+use crate::{
+    decode::{At, Cx, Fields, NAME_HELP, beside, check_name, choice, duration_or_zero, parsed, whole},
+    tree::{Data, Kind},
+    values::DurationText,
+};
 
 /// Settings of the process.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
@@ -88,4 +95,46 @@ impl Default for Node {
             module_cache: ModuleCache::Auto,
         }
     }
+}
+
+impl Node {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let default = Self::default();
+        let mut fields = Fields::open(cx, at, "Node")?;
+        let name = fields.read(cx, "name", |cx, at| {
+            parsed(cx, at, "a name", |text| {
+                check_name(text).map(|()| text.to_owned()).map_err(|why| (why, Some(NAME_HELP.into())))
+            })
+        });
+        let workers = fields.read(cx, "workers", read_workers);
+        let shutdown_grace = fields.read(cx, "shutdown_grace", duration_or_zero);
+        let module_cache = fields.read(cx, "module_cache", read_module_cache);
+        fields.close(cx);
+        Some(Self {
+            name: name.unwrap_or(default.name),
+            workers: workers.unwrap_or(default.workers),
+            shutdown_grace: shutdown_grace.unwrap_or(default.shutdown_grace),
+            module_cache: module_cache.unwrap_or(default.module_cache),
+        })
+    }
+}
+
+fn read_workers(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Workers> {
+    match &at.node.data {
+        Data::Scalar(scalar)
+            if scalar.kind() == Kind::Text && !scalar.text.starts_with(|c: char| c.is_ascii_digit()) =>
+        {
+            choice(cx, at, &[("auto", Workers::Auto)])
+        }
+        _ => whole(cx, at, 1, 1024).map(Workers::Count),
+    }
+}
+
+fn read_module_cache(cx: &mut Cx<'_>, at: &At<'_>) -> Option<ModuleCache> {
+    parsed(cx, at, "`auto`, `off` or a path", |text| match text {
+        "auto" => Ok(ModuleCache::Auto),
+        "off" => Ok(ModuleCache::Off),
+        "" => Err(("is not a path".into(), None)),
+        path => Ok(ModuleCache::At(beside(&at.node.position.file, Path::new(path)))),
+    })
 }

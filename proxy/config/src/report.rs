@@ -44,7 +44,7 @@ pub struct Fault {
     pub help: Option<String>,
     /// A second place that has to do with it, and what it is: where a name was first declared, say.
     pub related: Option<(String, Position)>,
-    snippet: Snippet,
+    snippet: Option<Snippet>,
 }
 
 /// Everything that is wrong with a configuration, in the order of files and lines.
@@ -61,7 +61,7 @@ pub struct Report {
 }
 
 /// A line, cut to a window around the part that is meant.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Snippet {
     line: String,
     indent: usize,
@@ -127,8 +127,9 @@ impl Position {
 }
 
 impl Snippet {
-    fn of(position: &Position) -> Self {
-        let Some(line) = position.text.lines().nth(position.line.saturating_sub(1)) else { return Self::default() };
+    /// `None` if there is no such line, as in an empty file.
+    fn of(position: &Position) -> Option<Self> {
+        let line = position.text.lines().nth(position.line.saturating_sub(1))?;
         let before = position.column.saturating_sub(1);
 
         // A minified file has its whole text in one line: show what is around.
@@ -138,7 +139,7 @@ impl Snippet {
         let shown: String = shown.collect::<String>().trim_end().into();
         let indent = before - first;
         let width = position.width.min(shown.chars().count().saturating_sub(indent)).max(1);
-        Self { line: shown, indent, width }
+        Some(Self { line: shown, indent, width })
     }
 
     fn write(&self, f: &mut fmt::Formatter<'_>, line: usize) -> fmt::Result {
@@ -161,10 +162,14 @@ impl fmt::Display for Fault {
         let gutter = " ".repeat(self.line.to_string().len());
         writeln!(f, "error: {}", self.message)?;
         writeln!(f, "{gutter}--> {}:{}:{}", self.file.display(), self.line, self.column)?;
-        self.snippet.write(f, self.line)?;
+        if let Some(snippet) = &self.snippet {
+            snippet.write(f, self.line)?;
+        }
         if let Some((what, position)) = &self.related {
             writeln!(f, "{gutter} = note: {what}: {position}")?;
-            Snippet::of(position).write(f, position.line)?;
+            if let Some(snippet) = Snippet::of(position) {
+                snippet.write(f, position.line)?;
+            }
         }
         if let Some(help) = &self.help {
             writeln!(f, "{gutter} = help: {help}")?;

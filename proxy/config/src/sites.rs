@@ -1,17 +1,32 @@
 //! `sites`: which hosts are served, and by which routes.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv6Addr,
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 
-use crate::{filters::FilterUse, report::Position, values::DurationText};
+use crate::{
+    decode::{
+        At, Cx, Fields, NAME_HELP, check_name, choice, duration, filled_list, headers, host_name, is_token, list,
+        parsed, reference, text, truth, whole,
+    },
+    filters::{Declared, FilterUse},
+    report::{Fault, Position},
+    tree::Data,
+    values::DurationText,
+};
 
 /// A set of hosts and their routes.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Site {
-    /// Which hosts: exact (`www.example.com`), all names below one (`"*.example.com"`), or `"*"` for any other. Without a
-    /// port; case does not matter. A host belongs to one site. At least one. Required.
+    /// Which hosts: exact (`www.example.com`), one label more (`"*.example.com"` is `a.example.com`, but neither
+    /// `example.com` nor `a.b.example.com`), or `"*"` for any other. Without a port; case does not matter. A host belongs to
+    /// one site. At least one. Required.
     #[schemars(with = "Vec<String>", length(min = 1))]
     pub hosts: Vec<Host>,
 
@@ -41,6 +56,20 @@ pub enum Host {
     Wildcard(String),
     /// Any host that no other site names.
     Any,
+}
+
+impl Host {
+    /// Whether it holds for a request's host (in lower case, without the port).
+    #[must_use]
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(name) => host == name,
+            Self::Wildcard(parent) => {
+                host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent)
+            }
+            Self::Any => true,
+        }
+    }
 }
 
 impl fmt::Display for Host {
@@ -94,7 +123,7 @@ pub enum Target {
 }
 
 /// Which requests a route is for: all that is written must hold. Two equal ones in a site are a fault.
-#[derive(Clone, PartialEq, Eq, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Match {
     /// An exact path (`/x`), or `/x/*` for `/x` and everything below it. Default `/*`, which is every path.
@@ -248,4 +277,357 @@ impl fmt::Debug for Respond {
 /// Names without values, which may be secrets.
 fn names(headers: &[(String, String)]) -> Vec<&str> {
     headers.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+/// What a site may refer to.
+pub(crate) struct Names<'n> {
+    pub(crate) listeners: BTreeSet<&'n str>,
+    pub(crate) upstreams: BTreeSet<&'n str>,
+    pub(crate) filters: &'n Declared,
+    /// Whether there is a store to keep responses in.
+    pub(crate) cache: bool,
+}
+
+impl Site {
+    /// Reads a site. `hosts` holds the hosts of the sites before it.
+    pub(crate) fn read(
+        cx: &mut Cx<'_>,
+        at: &At<'_>,
+        names: &Names<'_>,
+        hosts: &mut BTreeMap<Host, Position>,
+    ) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Site")?;
+        let own_hosts = fields.need(cx, "hosts", |cx, at| {
+            filled_list(cx, at, |cx, at| {
+                let host = Host::read(cx, at)?;
+                if let Some(first) = hosts.get(&host) {
+                    let fault = at.fault("this host is already taken").with_related("first here", first);
+                    return cx.refuse(fault.with_help("a host belongs to one site: put its routes together"));
+                }
+                hosts.insert(host.clone(), at.node.position.clone());
+                Some(host)
+            })
+        });
+        let listeners = fields.read(cx, "listeners", |cx, at| {
+            let mut seen = BTreeSet::new();
+            filled_list(cx, at, |cx, at| {
+                let name = reference(cx, at, "listener", names.listeners.iter().copied())?;
+                if seen.insert(name.clone()) {
+                    Some(name)
+                } else {
+                    cx.refuse(at.fault("this listener is written twice"))
+                }
+            })
+        });
+        let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
+        let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, &filters));
+        fields.close(cx);
+        Some(Self {
+            hosts: own_hosts?,
+            listeners: listeners.unwrap_or_else(|| names.listeners.iter().map(|name| (*name).to_owned()).collect()),
+            filters,
+            routes: routes?,
+            position: at.node.position.clone(),
+        })
+    }
+}
+
+impl Host {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        parsed(cx, at, "a host name, `\"*.example.com\"` or `\"*\"`", |text| {
+            if text == "*" {
+                return Ok(Self::Any);
+            }
+            if let Some(parent) = text.strip_prefix("*.") {
+                return host_name(parent).map(Self::Wildcard);
+            }
+            // A URL writes an IPv6 address in brackets, and so does a Host field (RFC 3986, 3.2.2).
+            if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                return match inner.parse::<Ipv6Addr>() {
+                    Ok(address) => Ok(Self::Exact(format!("[{address}]"))),
+                    Err(_) => Err(("is not an IPv6 address".into(), None)),
+                };
+            }
+            if text.contains('*') {
+                return Err((
+                    "has a wildcard inside".into(),
+                    Some("only the first label may be a wildcard: `\"*.example.com\"`".into()),
+                ));
+            }
+            if let Some((host, port)) = text.rsplit_once(':')
+                && port.bytes().all(|byte| byte.is_ascii_digit())
+                && host_name(host).is_ok()
+            {
+                return Err(("has a port".into(), Some(format!("write `{host}`: ports belong to `listeners`"))));
+            }
+            host_name(text).map(Self::Exact)
+        })
+    }
+}
+
+fn read_filters(cx: &mut Cx<'_>, at: &At<'_>, declared: &Declared) -> Option<Vec<FilterUse>> {
+    list(cx, at, |cx, at| FilterUse::read(cx, at, declared))
+}
+
+fn read_routes(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>, site_filters: &[FilterUse]) -> Option<Vec<Route>> {
+    let mut index = 0;
+    let mut seen_names: BTreeMap<String, Position> = BTreeMap::new();
+    let mut seen_matches: BTreeMap<Match, Position> = BTreeMap::new();
+    filled_list(cx, at, |cx, at| {
+        let number = index;
+        index += 1;
+        let draft = RouteDraft::read(cx, at, names, number)?;
+
+        // Names and matches are compared even if the rest of a route is wrong: all faults come out in one run.
+        if let Some((name, position)) = &draft.name {
+            if let Some(first) = seen_names.get(name) {
+                let message = "another route of this site has the same name";
+                let fault = Fault::at(position, message).with_key(format!("{}.name", at.path));
+                cx.report(fault.with_related("first here", first));
+            } else {
+                seen_names.insert(name.clone(), position.clone());
+            }
+        }
+        if let Some((when, position)) = &draft.when {
+            if let Some(first) = seen_matches.get(when) {
+                let message = "another route of this site matches the same requests";
+                let fault = Fault::at(position, message).with_key(format!("{}.match", at.path));
+                cx.report(fault.with_related("first here", first));
+            } else {
+                seen_matches.insert(when.clone(), position.clone());
+            }
+        }
+        Some(Route {
+            name: draft.name?.0,
+            when: draft.when?.0,
+            filters: site_filters.iter().chain(&draft.filters).cloned().collect(),
+            cache: draft.cache,
+            target: draft.target?,
+            position: at.node.position.clone(),
+        })
+    })
+}
+
+/// A route as far as it could be read.
+struct RouteDraft {
+    name: Option<(String, Position)>,
+    when: Option<(Match, Position)>,
+    filters: Vec<FilterUse>,
+    cache: Option<CachePolicy>,
+    target: Option<Target>,
+}
+
+impl RouteDraft {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>, index: usize) -> Option<Self> {
+        let here = &at.node.position;
+        let mut fields = Fields::open(cx, at, "Route")?;
+        let name = match fields.get("name") {
+            None => Some((format!("routes[{index}]"), here.clone())),
+            Some(at) => parsed(cx, &at, "a name", |text| {
+                check_name(text).map(|()| text.to_owned()).map_err(|why| (why, Some(NAME_HELP.into())))
+            })
+            .map(|name| (name, at.node.position.clone())),
+        };
+        let when = match fields.get("match") {
+            None => Some((Match::default(), here.clone())),
+            Some(at) => Match::read(cx, &at).map(|when| (when, at.name_position().clone())),
+        };
+        let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
+        let to_at = fields.get("to");
+        let respond_at = fields.get("respond");
+        let cache_at = fields.get("cache");
+
+        let to = to_at.as_ref().and_then(|at| reference(cx, at, "upstream", names.upstreams.iter().copied()));
+        let respond = respond_at.as_ref().and_then(|at| Respond::read(cx, at));
+        let target = match (&to_at, &respond_at) {
+            (Some(to_at), Some(respond_at)) => {
+                let fault = Fault::at(respond_at.name_position(), "`to` and `respond` are both written");
+                let fault =
+                    fault.with_key(respond_at.path.clone()).with_related("the other one", to_at.name_position());
+                cx.refuse(fault.with_help("a route has one of them"))
+            }
+            (None, None) => {
+                let fault = fields.missing("`to` is missing");
+                cx.refuse(fault.with_help("write `to: UPSTREAM`, or `respond: { status: .. }`"))
+            }
+            _ => to.map(Target::Upstream).or(respond.map(Target::Respond)),
+        };
+        let cache = cache_at.and_then(|at| {
+            let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
+            if respond_at.is_some() && to_at.is_none() {
+                cx.report(
+                    fault("`cache` does nothing with `respond`")
+                        .with_help("a fixed response is never fetched: remove `cache`"),
+                );
+            } else if !names.cache {
+                cx.report(
+                    fault("there is no store for this")
+                        .with_help("declare one: `cache: { memory: { size: 256MiB } }` at the top level"),
+                );
+            }
+            CachePolicy::read(cx, &at)
+        });
+        fields.close(cx);
+        Some(Self { name, when, filters, cache, target })
+    }
+}
+
+impl Match {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Match")?;
+        // A part that is wrong makes no match at all: it must not look equal to another.
+        let path = fields.get("path").map(|at| parsed(cx, &at, "`/path` or `/path/*`", parse_path));
+        let methods = fields.get("method").map(|at| read_methods(cx, &at));
+        let headers = fields.get("header").map(|at| headers(cx, &at));
+        fields.close(cx);
+        Some(Self {
+            path: path.unwrap_or_else(|| Some(Self::default().path))?,
+            methods: methods.unwrap_or_else(|| Some(Vec::new()))?,
+            headers: headers.unwrap_or_else(|| Some(Vec::new()))?,
+        })
+    }
+}
+
+fn parse_path(text: &str) -> Result<PathMatch, (String, Option<String>)> {
+    let wrong = |why: &str, help: String| Err((why.to_owned(), Some(help)));
+    if !text.starts_with('/') {
+        return wrong("does not begin with `/`", format!("did you mean `/{text}`?"));
+    }
+    if let Some(bad) =
+        text.chars().find(|c| matches!(c, '?' | '#') || c.is_whitespace() || c.is_control() || !c.is_ascii())
+    {
+        let help = match bad {
+            '?' | '#' => "a path ends before `?` and `#`; use `match` for the path alone".into(),
+            _ => "write other characters percent-encoded, as they stand in a request".into(),
+        };
+        return wrong("is not a path", help);
+    }
+    if text.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return wrong(
+            "has a dot segment",
+            "requests are matched after `.` and `..` are resolved (RFC 3986, 5.2.4)".into(),
+        );
+    }
+    let prefix = text.strip_suffix("/*");
+    if prefix.unwrap_or(text).contains('*') {
+        return wrong(
+            "has a wildcard inside",
+            "only the end may be a wildcard: `/x/*` is `/x` and everything below".into(),
+        );
+    }
+    Ok(prefix.map_or_else(|| PathMatch::Exact(text.into()), |prefix| PathMatch::Prefix(prefix.into())))
+}
+
+/// The methods, sorted, so that two lists of the same are equal.
+fn read_methods(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<String>> {
+    const USUAL: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"];
+    let mut seen = BTreeSet::new();
+    let mut whole = true;
+    let methods = filled_list(cx, at, |cx, at| {
+        let method = parsed(cx, at, "a method", |text| {
+            let upper = text.to_ascii_uppercase();
+            if text != upper && USUAL.contains(&upper.as_str()) {
+                return Err((
+                    "is not a method".into(),
+                    Some(format!("did you mean `{upper}`? methods are case-sensitive")),
+                ));
+            }
+            if is_token(text) { Ok(text.to_owned()) } else { Err(("is not a method".into(), None)) }
+        });
+        whole &= method.is_some();
+        let method = method?;
+        if seen.insert(method.clone()) {
+            Some(method)
+        } else {
+            whole = false;
+            cx.refuse(at.fault("this method is written twice"))
+        }
+    });
+    methods.filter(|_| whole).map(|mut methods| {
+        methods.sort();
+        methods
+    })
+}
+
+impl CachePolicy {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "CachePolicy")?;
+        let ttl_at = fields.get("ttl");
+        let ttl = ttl_at.as_ref().and_then(|at| duration(cx, at));
+        let override_at = fields.get("override");
+        let override_origin = override_at.as_ref().and_then(|at| truth(cx, at)).unwrap_or(false);
+        if let Some(at) = override_at.filter(|_| override_origin && ttl_at.is_none()) {
+            let fault =
+                Fault::at(at.name_position(), "`override` does nothing without `ttl`").with_key(at.path.clone());
+            cx.report(fault.with_help("say how long: `ttl: 1h`"));
+        }
+        let query = fields.read(cx, "query", QueryKey::read);
+        let stale_while_revalidate = fields.read(cx, "stale_while_revalidate", duration);
+        let stale_if_error = fields.read(cx, "stale_if_error", duration);
+        fields.close(cx);
+        Some(Self {
+            ttl,
+            override_origin,
+            query: query.unwrap_or(QueryKey::All),
+            stale_while_revalidate,
+            stale_if_error,
+            position: at.name_position().clone(),
+        })
+    }
+}
+
+impl QueryKey {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        if matches!(at.node.data, Data::Scalar(_)) {
+            return choice(cx, at, &[("all", ())]).map(|()| Self::All);
+        }
+        let mut seen = BTreeSet::new();
+        let names = list(cx, at, |cx, at| {
+            let name = text(cx, at)?;
+            if name.is_empty() {
+                return cx.refuse(at.fault("a parameter's name is empty"));
+            }
+            if seen.insert(name.clone()) { Some(name) } else { cx.refuse(at.fault("this parameter is written twice")) }
+        });
+        names.map(Self::Only)
+    }
+}
+
+impl Respond {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Respond")?;
+        let status = fields.need(cx, "status", |cx, at| whole(cx, at, 200, 599));
+        let body_at = fields.get("body");
+        let body = body_at.as_ref().and_then(|at| text(cx, at)).unwrap_or_default();
+        if let (Some(at), Some(status @ (204 | 304))) = (body_at, status)
+            && !body.is_empty()
+        {
+            cx.report(at.fault(format!("a {status} response has no body (RFC 9110, 15)")));
+        }
+        let headers = fields.read(cx, "headers", read_response_headers).unwrap_or_default();
+        fields.close(cx);
+        Some(Self { status: status?, body, headers })
+    }
+}
+
+fn read_response_headers(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<(String, String)>> {
+    /// Fields that say how the message is framed, or belong to one connection (RFC 9110, 7.6.1).
+    const FRAMING: [&str; 8] = [
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let fields = headers(cx, at)?;
+    if let Data::Map(entries) = &at.node.data {
+        for entry in entries.iter().filter(|entry| FRAMING.contains(&entry.key.to_ascii_lowercase().as_str())) {
+            let message = format!("the header `{}` is the node's to write", entry.key);
+            cx.report(Fault::at(&entry.key_position, message).with_key(at.entry(entry).path).with_help("remove it"));
+        }
+    }
+    Some(fields)
 }

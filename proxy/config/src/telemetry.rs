@@ -2,6 +2,8 @@
 
 use schemars::JsonSchema;
 
+use crate::decode::{At, Cx, Fields, choice};
+
 /// What the node tells its operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -46,4 +48,26 @@ pub enum LogOutput {
     Stderr,
     /// Nowhere.
     Off,
+}
+
+impl Telemetry {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Telemetry")?;
+        let access_log = fields.read(cx, "access_log", AccessLog::read).unwrap_or_default();
+        fields.close(cx);
+        Some(Self { access_log })
+    }
+}
+
+impl AccessLog {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+        const OUTPUTS: [(&str, LogOutput); 3] =
+            [("stdout", LogOutput::Stdout), ("stderr", LogOutput::Stderr), ("off", LogOutput::Off)];
+        let mut fields = Fields::open(cx, at, "AccessLog")?;
+        let format = fields.read(cx, "format", |cx, at| choice(cx, at, &FORMATS)).unwrap_or_default();
+        let output = fields.read(cx, "output", |cx, at| choice(cx, at, &OUTPUTS)).unwrap_or_default();
+        fields.close(cx);
+        Some(Self { format, output })
+    }
 }

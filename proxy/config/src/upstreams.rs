@@ -1,10 +1,21 @@
 //! `upstreams`: named groups of servers that requests are forwarded to.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 
-use crate::{report::Position, values::DurationText};
+use crate::{
+    decode::{At, Cx, Fields, choice, duration, filled_list, host_name, parsed, path, reference, truth, whole},
+    report::{Fault, Position},
+    tree::Data,
+    values::DurationText,
+};
 
 /// A named group of servers. Requests go to its endpoints in turn (weighted round robin).
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
@@ -158,5 +169,177 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self { connect: Duration::from_secs(1), first_byte: Duration::from_secs(10), idle: Duration::from_secs(60) }
+    }
+}
+
+/// An upstream as written, before `like` is followed.
+pub(crate) struct Draft {
+    servers: Option<Servers>,
+    tls: Option<UpstreamTls>,
+    protocol: Option<UpstreamProtocol>,
+    timeouts: Option<Timeouts>,
+    like: Option<(String, Fault)>,
+    position: Position,
+}
+
+impl Draft {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>, names: &BTreeSet<&str>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Upstream")?;
+        let builtin = fields.get("builtin");
+        let endpoints = fields.get("endpoints");
+        let tls_at = fields.get("tls");
+        let protocol_at = fields.get("protocol");
+        let like_at = fields.get("like");
+
+        let servers = match (&builtin, &endpoints) {
+            (Some(builtin), other) => {
+                for (key, at) in
+                    [("endpoints", other), ("tls", &tls_at), ("protocol", &protocol_at), ("like", &like_at)]
+                {
+                    let Some(at) = at else { continue };
+                    let message = format!("`{key}` and `builtin` are both written");
+                    let fault = Fault::at(at.name_position(), message).with_key(at.path.clone());
+                    cx.report(fault.with_help("a built-in server is inside this process: remove one of them"));
+                }
+                choice(cx, builtin, &[("demo", Builtin::Demo)]).map(Servers::Builtin)
+            }
+            (None, Some(endpoints)) => read_endpoints(cx, endpoints).map(Servers::Endpoints),
+            (None, None) => cx.refuse(fields.missing("`endpoints` is missing").with_help("or write `builtin: demo`")),
+        };
+        let tls = tls_at.and_then(|at| UpstreamTls::read(cx, &at));
+        let protocol =
+            protocol_at.and_then(|at| choice(cx, &at, &[("h1", UpstreamProtocol::H1), ("h2", UpstreamProtocol::H2)]));
+        let timeouts = fields.read(cx, "timeouts", Timeouts::read);
+        let like = like_at.and_then(|at| {
+            let name = reference(cx, &at, "upstream", names.iter().copied())?;
+            Some((name, at.fault("`like` goes in a circle")))
+        });
+        fields.close(cx);
+        Some(Self { servers, tls, protocol, timeouts, like, position: at.name_position().clone() })
+    }
+}
+
+/// Follows `like`: what an upstream does not say itself, the nearest one on its chain that does says for it.
+pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTreeMap<String, Upstream> {
+    let mut in_reported_circle: BTreeSet<&str> = BTreeSet::new();
+    let mut upstreams = BTreeMap::new();
+    for (name, draft) in drafts {
+        let mut chain: Vec<&str> = vec![name];
+        let (mut tls, mut protocol, mut timeouts) = (draft.tls.clone(), draft.protocol, draft.timeouts);
+        let mut next = draft.like.as_ref();
+        while let Some((other, circle_fault)) = next {
+            if let Some(start) = chain.iter().position(|link| link == other) {
+                // Every member of a circle, and all that lead into it, come here: it is told once.
+                if chain[start..].iter().all(|link| in_reported_circle.insert(link)) {
+                    let mut fault = circle_fault.clone();
+                    fault.message = format!("`like` goes in a circle: {} -> {other}", chain[start..].join(" -> "));
+                    cx.report(fault);
+                }
+                break;
+            }
+            // One with a fault of its own is not among the drafts.
+            let Some((other, like)) = drafts.get_key_value(other) else { break };
+            chain.push(other);
+            tls = tls.or_else(|| like.tls.clone());
+            protocol = protocol.or(like.protocol);
+            timeouts = timeouts.or(like.timeouts);
+            next = like.like.as_ref();
+        }
+        let Some(servers) = draft.servers.clone() else { continue };
+        let upstream = Upstream {
+            servers,
+            tls,
+            protocol: protocol.unwrap_or_default(),
+            timeouts: timeouts.unwrap_or_default(),
+            like: draft.like.as_ref().map(|(other, _)| other.clone()),
+            position: draft.position.clone(),
+        };
+        upstreams.insert(name.clone(), upstream);
+    }
+    upstreams
+}
+
+fn read_endpoints(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<Endpoint>> {
+    let mut seen: BTreeMap<String, Position> = BTreeMap::new();
+    filled_list(cx, at, |cx, at| {
+        let endpoint = Endpoint::read(cx, at)?;
+        if let Some(first) = seen.get(&endpoint.addr.to_string()) {
+            let fault = at.fault("this endpoint is written twice").with_related("first here", first);
+            return cx.refuse(fault.with_help("to give it more requests, write `{ addr: .., weight: 2 }`"));
+        }
+        seen.insert(endpoint.addr.to_string(), endpoint.position.clone());
+        Some(endpoint)
+    })
+}
+
+impl Endpoint {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        if !matches!(at.node.data, Data::Map(_)) {
+            return Some(Self { addr: read_addr(cx, at)?, weight: 1, position: at.node.position.clone() });
+        }
+        let mut fields = Fields::open(cx, at, "WeightedEndpoint")?;
+        let addr = fields.need(cx, "addr", |cx, at| Some((read_addr(cx, at)?, at.node.position.clone())));
+        let weight = fields.read(cx, "weight", |cx, at| whole(cx, at, 1, 1000));
+        fields.close(cx);
+        let (addr, position) = addr?;
+        Some(Self { addr, weight: weight.unwrap_or(1), position })
+    }
+}
+
+fn read_addr(cx: &mut Cx<'_>, at: &At<'_>) -> Option<EndpointAddr> {
+    parsed(cx, at, "`IP:port` or `host:port`", |text| {
+        if let Ok(addr) = text.parse::<SocketAddr>() {
+            return if addr.port() == 0 { Err(("has port 0".into(), None)) } else { Ok(EndpointAddr::Ip(addr)) };
+        }
+        if text.contains("://") {
+            return Err((
+                "is not an endpoint".into(),
+                Some("write `host:port` without a scheme; `tls` says how".into()),
+            ));
+        }
+        let Some((host, port)) = text.rsplit_once(':') else {
+            return Err(("has no port".into(), Some(format!("write `{text}:80`, or the port it listens on"))));
+        };
+        let port = port.parse::<u16>().ok().filter(|port| *port != 0);
+        let Some(port) = port.filter(|_| !host.contains(':')) else {
+            return Err((
+                "is not an endpoint".into(),
+                Some("write `IP:port` or `host:port`; IPv6 as `\"[::1]:9000\"`".into()),
+            ));
+        };
+        host_name(host).map(|host| EndpointAddr::Host { host, port })
+    })
+}
+
+impl UpstreamTls {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "UpstreamTls")?;
+        let sni = fields.read(cx, "sni", |cx, at| parsed(cx, at, "a host name", host_name));
+        let ca_at = fields.get("ca");
+        let ca = ca_at.as_ref().and_then(|at| path(cx, at));
+        let verify = fields.read(cx, "verify", truth).unwrap_or(true);
+        if let Some(ca) = ca_at.filter(|_| !verify) {
+            let fault =
+                Fault::at(ca.name_position(), "`ca` does nothing with `verify: false`").with_key(ca.path.clone());
+            cx.report(fault.with_help("remove one of them"));
+        }
+        fields.close(cx);
+        Some(Self { sni, ca, verify })
+    }
+}
+
+impl Timeouts {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let default = Self::default();
+        let mut fields = Fields::open(cx, at, "Timeouts")?;
+        let connect = fields.read(cx, "connect", duration);
+        let first_byte = fields.read(cx, "first_byte", duration);
+        let idle = fields.read(cx, "idle", duration);
+        fields.close(cx);
+        Some(Self {
+            connect: connect.unwrap_or(default.connect),
+            first_byte: first_byte.unwrap_or(default.first_byte),
+            idle: idle.unwrap_or(default.idle),
+        })
     }
 }
