@@ -306,3 +306,77 @@ impl<'de> Visitor<'de> for CoordinatesSeed {
         Ok((Scalar::Other, Scalar::Other))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Records as their publishers lay them out; JSON stands for the format's maps, which it mirrors.
+    #[test]
+    fn the_usual_layouts_say_the_same() {
+        let berlin = Location {
+            country: CountryCode::parse("DE"),
+            continent: Some(ContinentCode::Europe),
+            city: Some("Berlin".to_owned()),
+            asn: Some(64496),
+            coordinates: Some((52.5, 13.25)),
+        };
+        for record in [
+            // GeoIP2 Enterprise, abridged
+            r#"{"city": {"confidence": 20, "geoname_id": 1, "names": {"de": "Berlin (DE)", "en": "Berlin"}},
+                "continent": {"code": "EU", "names": {"en": "Europe"}}, "country": {"iso_code": "DE", "is_in_european_union": true},
+                "location": {"accuracy_radius": 10, "latitude": 52.5, "longitude": 13.25, "time_zone": "Europe/Berlin"},
+                "registered_country": {"iso_code": "US"}, "subdivisions": [{"iso_code": "BE"}],
+                "traits": {"autonomous_system_number": 64496, "autonomous_system_organization": "Example"}}"#,
+            // IPinfo: all of it text, country and continent by name
+            r#"{"asn": "AS64496", "as_name": "Example", "city": "Berlin", "continent": "Europe", "continent_code": "EU",
+                "country": "Germany", "country_code": "DE", "lat": "52.5", "lng": "13.25"}"#,
+            // IPinfo's older layout, with the code under "country"
+            r#"{"asn": "64496", "city": "Berlin", "country": "DE", "latitude": 52.5, "longitude": 13.25}"#,
+            // ip-location-db
+            r#"{"autonomous_system_number": 64496, "city": "Berlin", "country_code": "DE", "latitude": 52.5, "longitude": 13.25,
+                "state1": "Berlin", "timezone": "Europe/Berlin"}"#,
+        ] {
+            assert_eq!(read(record), berlin, "{record}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_another_type_says_nothing_and_spoils_nothing() {
+        for wrong in ["7", "-7", "7.5", "true", "[1, [2]]", r#"{"a": {"b": 1}}"#, r#""""#, r#""text""#] {
+            let record = format!(
+                r#"{{"country": {wrong}, "country_code": {wrong}, "continent": {wrong}, "continent_code": {wrong},
+                    "location": {{"latitude": {wrong}, "longitude": [1]}}, "traits": {wrong}, "city": {{"names": {wrong}}},
+                    "unknown": {wrong}, "asn": 64496}}"#
+            );
+            let location = Location { city: None, ..read(&record) };
+            assert_eq!(location, Location { asn: Some(64496), ..Location::default() }, "{record}");
+        }
+        for wrong in ["0", "-1", "4294967296", "1.5", r#""AS""#, r#""ASX""#, r#""AS4294967296""#, r#""""#] {
+            assert_eq!(read(&format!(r#"{{"asn": {wrong}}}"#)), Location::default(), "{wrong}");
+        }
+        for (latitude, longitude) in [("91", "0"), ("0", "-181"), (r#""nan""#, "0"), (r#""inf""#, "0"), ("1", r#""""#)]
+        {
+            let record = format!(r#"{{"latitude": {latitude}, "longitude": {longitude}}}"#);
+            assert_eq!(read(&record), Location::default(), "{record}");
+        }
+    }
+
+    #[test]
+    fn a_known_key_without_a_value_is_still_a_known_layout() {
+        for (record, is_known) in [
+            (r#"{"country_code": ""}"#, true),
+            (r#"{"location": {}}"#, true),
+            (r#"{"is_anonymous": true}"#, false),
+            ("{}", false),
+        ] {
+            let record: Record<'_> = serde_json::from_str(record).unwrap();
+            assert_eq!(record.is_known_layout, is_known);
+        }
+        assert!(serde_json::from_str::<Record<'_>>("[]").is_err(), "a record is a map");
+    }
+
+    fn read(record: &str) -> Location {
+        serde_json::from_str::<Record<'_>>(record).unwrap().to_location()
+    }
+}
