@@ -1,0 +1,459 @@
+//! What an operator writes, and the checked form of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::algorithm::Algorithm;
+use crate::claims::{ClaimRules, Requirement};
+use crate::forward::Forward;
+use crate::json;
+use crate::keys::{KeyError, KeySet};
+use crate::select::Claim;
+use crate::source::Sources;
+
+/// Longest leeway.
+const MAX_LEEWAY: Duration = Duration::from_secs(600);
+/// Most verified tokens kept per worker.
+pub const MAX_CACHE: usize = 1024;
+
+/// Configuration of the filter.
+///
+/// It has no `Debug`: the secret would be in it.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The shared secret for HS256, as text; at least 32 bytes (RFC 7518, 3.2). Line ends behind it are cut off, so that it can come
+    /// from a file (`secret_file`, which the host reads). Exactly one of `secret` and `jwks` is needed.
+    #[serde(default)]
+    pub secret: Option<String>,
+    /// The key set (RFC 7517), as JSON text (`jwks_file`, which the host reads) or as an object. Keys of other types, for encryption,
+    /// or below 2048 bits (RSA) are skipped with a warning; two keys with one `kid` are an error.
+    #[serde(default)]
+    pub jwks: Option<Jwks>,
+    /// Signature algorithms that are accepted: HS256, RS256, ES256; there is no `none`. An algorithm is only ever used with a key made
+    /// for it. Default: HS256 with `secret`; RS256 and ES256 with `jwks`.
+    #[serde(default)]
+    pub algorithms: Option<Vec<Algorithm>>,
+    /// Accepted `iss` values, one or a list; a token must have one of them. Default: any, and none.
+    #[serde(default)]
+    pub issuer: Option<OneOrMany>,
+    /// Our names: `aud` (one or a list) must hold one of these, one or a list. Default: none, so that a token which is addressed to
+    /// somebody is refused (RFC 7519, 4.1.3).
+    #[serde(default)]
+    pub audience: Option<OneOrMany>,
+    /// Accept tokens whoever they are addressed to; not together with `audience`. Default: `false`.
+    #[serde(default)]
+    pub ignore_audience: bool,
+    /// How far clocks may differ when `exp`, `nbf` and `iat` are checked: `30s`, `2m`; at most 10m. Default: `30s`.
+    #[serde(default)]
+    pub leeway: Leeway,
+    /// Refuse tokens without `exp`. Default: `true`.
+    #[serde(default = "default_true")]
+    pub require_exp: bool,
+    /// Accepted `typ` of the token's header, such as `at+jwt` (RFC 9068); compared without case and without `application/`.
+    /// Default: any, and none.
+    #[serde(default)]
+    pub typ: Option<String>,
+    /// Claims a token must have: a list of names, or a map from a name to the accepted value or values (a claim that is a list needs one
+    /// of them in it; `scope` counts as a list of words). A name that begins with `/` is a JSON pointer. Default: none.
+    #[serde(default)]
+    pub required_claims: Option<RequiredClaims>,
+    /// What clients are told they are asked to sign in to; no quotes, backslashes or control characters. Default: `selvedge`.
+    #[serde(default = "default_realm")]
+    pub realm: String,
+    /// Also take the token from this cookie. Default: none.
+    #[serde(default)]
+    pub cookie: Option<String>,
+    /// Also take the token from this query parameter; URLs end up in logs and histories, so prefer the others. Default: none.
+    #[serde(default)]
+    pub query: Option<String>,
+    /// Claims to tell the origin, as request headers: `{ sub: x-user }`. Copies that a client sends are always removed. Lists are joined
+    /// with commas; an absent claim sets no header; an object, or text that cannot stand in a header, makes the token invalid. A name
+    /// that begins with `/` is a JSON pointer. Default: none.
+    #[serde(default)]
+    pub claims_to_headers: BTreeMap<String, String>,
+    /// Leave the token in the request. Mind the cache when it is removed: a response to a request with `Authorization` is not stored
+    /// (RFC 9111, 3.5), one without is. Default: `true`.
+    #[serde(default = "default_true")]
+    pub forward_token: bool,
+    /// Verified tokens kept per worker, so that a token's signature is computed once: 0 (none) to 1024. Default: 1024.
+    #[serde(default = "default_cache")]
+    pub cache_entries: usize,
+}
+
+/// A key set, as text or inline.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a JWKS: JSON text or an object")]
+pub enum Jwks {
+    /// JSON text.
+    Text(String),
+    /// The object itself.
+    Inline(Map<String, Value>),
+}
+
+/// One text or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a string or a list of strings")]
+pub enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+/// The claims a token must have.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a list of claims, or a map from claims to values")]
+pub enum RequiredClaims {
+    /// These must be present.
+    Names(Vec<String>),
+    /// These must have one of the values.
+    Values(BTreeMap<String, Value>),
+}
+
+/// A time written `30s` or `2m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Leeway(pub Duration);
+
+/// The configuration, checked.
+#[derive(Clone)]
+pub struct Plan {
+    /// The keys.
+    pub keys: KeySet,
+    /// What the claims must be.
+    pub claims: ClaimRules,
+    /// Accepted `typ`, in lower case and without `application/`.
+    pub typ: Option<String>,
+    /// Where tokens are looked for.
+    pub sources: Sources,
+    /// What the origin is told.
+    pub forward: Forward,
+    /// As [`Config::forward_token`].
+    pub forward_token: bool,
+    /// As [`Config::realm`].
+    pub realm: String,
+    /// As [`Config::cache_entries`].
+    pub cache_entries: usize,
+    /// What the operator should know, although it is no error.
+    pub warnings: Vec<String>,
+}
+
+/// Why a configuration was refused. The text names the field, except where the field is being read: there the reader names it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Both or neither.
+    #[error("secret, jwks: exactly one of them is needed")]
+    KeySource,
+    /// A secret that can be guessed.
+    #[error("secret: {0} bytes are too few, HS256 needs at least 32 (RFC 7518, 3.2)")]
+    ShortSecret(usize),
+    /// A public key must never be a secret.
+    #[error("secret: this is a PEM key, not a secret; give public keys as jwks")]
+    PemSecret,
+    /// Not a key set.
+    #[error("jwks: {0}")]
+    Jwks(#[source] KeyError),
+    /// Nothing would be accepted.
+    #[error("algorithms: at least one is needed")]
+    NoAlgorithm,
+    /// A secret verifies HS256 only.
+    #[error("algorithms: {0} cannot be verified with a secret")]
+    SecretAlgorithm(Algorithm),
+    /// A list that accepts nothing.
+    #[error("{0}: at least one value is needed")]
+    Empty(&'static str),
+    /// Two wishes that exclude each other.
+    #[error("ignore_audience: audience is set as well")]
+    IgnoredAudience,
+    /// Not a time.
+    #[error("{0:?} is not a time of the form 30s or 2m, up to 10m")]
+    Leeway(String),
+    /// Not for a quoted string.
+    #[error("realm: {0:?} must be printable ASCII without '\"' and '\\'")]
+    Realm(String),
+    /// Not a name for a cookie or a parameter.
+    #[error("{field}: {value:?} is not a name")]
+    Name {
+        /// The field at fault.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A claim that nothing can be.
+    #[error("required_claims: the value of {0:?} must be a string, number or boolean, or a list of those")]
+    RequiredValue(String),
+    /// Not a header that a filter may set.
+    #[error("claims_to_headers: {header:?} (of {claim:?}) is not a header name that a filter may set")]
+    ForwardHeader {
+        /// The claim.
+        claim: String,
+        /// Its header.
+        header: String,
+    },
+    /// Two claims for one header.
+    #[error("claims_to_headers: {0:?} is used twice")]
+    ForwardTwice(String),
+    /// Too many.
+    #[error("cache_entries: {0} must be 0 to 1024")]
+    CacheEntries(usize),
+}
+
+impl Config {
+    /// Checks every field and reads the keys.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn check(self) -> Result<Plan, ConfigError> {
+        let (keys, warnings) = check_keys(self.secret, self.jwks, self.algorithms)?;
+
+        if self.ignore_audience && self.audience.is_some() {
+            return Err(ConfigError::IgnoredAudience);
+        }
+        let claims = ClaimRules {
+            issuers: self.issuer.map(|issuer| issuer.list("issuer")).transpose()?,
+            audiences: self.audience.map(|audience| audience.list("audience")).transpose()?,
+            ignore_audience: self.ignore_audience,
+            leeway: self.leeway.0,
+            require_exp: self.require_exp,
+            required: self.required_claims.map_or_else(|| Ok(Vec::new()), check_required)?,
+        };
+
+        if !self.realm.bytes().all(|byte| matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\') {
+            return Err(ConfigError::Realm(self.realm));
+        }
+        for (field, value) in [("cookie", &self.cookie), ("query", &self.query)] {
+            if let Some(value) = value.as_ref().filter(|value| !is_token(value)) {
+                return Err(ConfigError::Name { field, value: value.clone() });
+            }
+        }
+        if self.cache_entries > MAX_CACHE {
+            return Err(ConfigError::CacheEntries(self.cache_entries));
+        }
+
+        Ok(Plan {
+            keys,
+            claims,
+            typ: self.typ.map(|typ| crate::token::plain_typ(&typ)),
+            sources: Sources { cookie: self.cookie, query: self.query },
+            forward: check_forward(self.claims_to_headers)?,
+            forward_token: self.forward_token,
+            realm: self.realm,
+            cache_entries: self.cache_entries,
+            warnings,
+        })
+    }
+}
+
+fn check_keys(
+    secret: Option<String>,
+    jwks: Option<Jwks>,
+    algorithms: Option<Vec<Algorithm>>,
+) -> Result<(KeySet, Vec<String>), ConfigError> {
+    if algorithms.as_ref().is_some_and(Vec::is_empty) {
+        return Err(ConfigError::NoAlgorithm);
+    }
+    match (secret, jwks) {
+        (Some(secret), None) => {
+            if let Some(other) = algorithms.into_iter().flatten().find(|algorithm| *algorithm != Algorithm::HS256) {
+                return Err(ConfigError::SecretAlgorithm(other));
+            }
+            let secret = secret.trim_end_matches(['\r', '\n']);
+            if secret.trim_start().starts_with("-----BEGIN") {
+                return Err(ConfigError::PemSecret);
+            }
+            let keys = KeySet::from_secret(secret.as_bytes()).ok_or(ConfigError::ShortSecret(secret.len()))?;
+            Ok((keys, Vec::new()))
+        }
+        (None, Some(jwks)) => {
+            let allowed = algorithms.unwrap_or_else(|| vec![Algorithm::RS256, Algorithm::ES256]);
+            let set = match jwks {
+                Jwks::Text(text) => {
+                    json::object(text.as_bytes()).map_err(|error| ConfigError::Jwks(KeyError::Json(error)))?
+                }
+                Jwks::Inline(set) => set,
+            };
+            KeySet::from_jwks(&set, &allowed).map_err(ConfigError::Jwks)
+        }
+        (Some(_), Some(_)) | (None, None) => Err(ConfigError::KeySource),
+    }
+}
+
+fn check_required(required: RequiredClaims) -> Result<Vec<Requirement>, ConfigError> {
+    match required {
+        RequiredClaims::Names(names) => {
+            Ok(names.iter().map(|name| Requirement { claim: Claim::new(name), values: Vec::new() }).collect())
+        }
+        RequiredClaims::Values(values) => values
+            .into_iter()
+            .map(|(name, value)| {
+                let values = match value {
+                    Value::Array(values) => values,
+                    value => vec![value],
+                };
+                let scalar = |value: &Value| matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_));
+                if values.is_empty() || !values.iter().all(scalar) {
+                    return Err(ConfigError::RequiredValue(name));
+                }
+                Ok(Requirement { claim: Claim::new(&name), values })
+            })
+            .collect(),
+    }
+}
+
+fn check_forward(claims_to_headers: BTreeMap<String, String>) -> Result<Forward, ConfigError> {
+    // Headers that frame or address the message, or carry credentials: a claim must not change them.
+    const RESERVED: [&str; 11] = [
+        "host",
+        "connection",
+        "content-length",
+        "transfer-encoding",
+        "te",
+        "trailer",
+        "upgrade",
+        "proxy-connection",
+        "authorization",
+        "cookie",
+        "expect",
+    ];
+    let mut seen = BTreeSet::new();
+    let mut claims = Vec::new();
+    for (claim, header) in claims_to_headers {
+        let lower = header.to_ascii_lowercase();
+        if !is_token(&lower) || RESERVED.contains(&lower.as_str()) {
+            return Err(ConfigError::ForwardHeader { claim, header });
+        }
+        if !seen.insert(lower.replace('_', "-")) {
+            return Err(ConfigError::ForwardTwice(header));
+        }
+        claims.push((Claim::new(&claim), lower));
+    }
+    Ok(Forward { claims })
+}
+
+impl OneOrMany {
+    fn list(self, field: &'static str) -> Result<Vec<String>, ConfigError> {
+        let values = match self {
+            Self::One(value) => vec![value],
+            Self::Many(values) => values,
+        };
+        if values.is_empty() || values.iter().any(String::is_empty) {
+            return Err(ConfigError::Empty(field));
+        }
+        Ok(values)
+    }
+}
+
+impl Default for Leeway {
+    fn default() -> Self {
+        Self(Duration::from_secs(30))
+    }
+}
+
+impl TryFrom<String> for Leeway {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        let unit = match text.as_bytes().last() {
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            _ => return Err(ConfigError::Leeway(text)),
+        };
+        let number = &text[..text.len() - 1];
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let seconds = number.parse::<u64>().ok().filter(|_| digits).and_then(|number| number.checked_mul(unit));
+        match seconds.map(Duration::from_secs) {
+            Some(leeway) if leeway <= MAX_LEEWAY => Ok(Self(leeway)),
+            _ => Err(ConfigError::Leeway(text)),
+        }
+    }
+}
+
+/// RFC 9110, 5.6.2.
+fn is_token(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn default_realm() -> String {
+    "selvedge".to_owned()
+}
+
+fn default_cache() -> usize {
+    MAX_CACHE
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::mint;
+
+    fn parse(value: Value) -> Result<Plan, String> {
+        let config: Config = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_key_source_is_enough() {
+        let plan = parse(json!({ "secret": "x".repeat(32) })).unwrap();
+        assert_eq!(plan.claims.leeway, Duration::from_secs(30));
+        assert!(plan.claims.require_exp && plan.forward_token && !plan.claims.ignore_audience);
+        assert_eq!((plan.realm.as_str(), plan.cache_entries), ("selvedge", 1024));
+        assert!(parse(json!({ "jwks": mint::rsa_jwks() })).is_ok());
+        assert!(parse(json!({ "jwks": mint::rsa_jwks().to_string() })).is_ok());
+    }
+
+    #[test]
+    fn a_fault_names_its_field() {
+        let with = |extra: Value| {
+            let mut value = json!({ "secret": "x".repeat(32) });
+            value.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            value
+        };
+        for (value, part) in [
+            (json!({}), "secret, jwks: exactly one"),
+            (with(json!({ "jwks": mint::rsa_jwks() })), "secret, jwks: exactly one"),
+            (with(json!({ "secret": "short\n" })), "secret: 5 bytes"),
+            (with(json!({ "secret": "-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0" })), "secret: this is a PEM key"),
+            (json!({ "jwks": "{" }), "jwks: "),
+            (json!({ "jwks": { "keys": [] } }), "jwks: "),
+            (json!({ "jwks": 7 }), "a JWKS: JSON text or an object"),
+            (with(json!({ "algorithms": [] })), "algorithms: at least one"),
+            (with(json!({ "algorithms": ["none"] })), "unknown variant `none`"),
+            (with(json!({ "algorithms": ["hs256"] })), "unknown variant `hs256`"),
+            (with(json!({ "algorithms": ["HS256", "RS256"] })), "algorithms: RS256 cannot"),
+            (with(json!({ "issuer": [] })), "issuer: at least one"),
+            (with(json!({ "audience": "" })), "audience: at least one"),
+            (with(json!({ "audience": "a", "ignore_audience": true })), "ignore_audience"),
+            (with(json!({ "leeway": "11m" })), "\"11m\" is not a time"),
+            (with(json!({ "leeway": "+1s" })), "\"+1s\" is not a time"),
+            (with(json!({ "leeway": "30" })), "\"30\" is not a time"),
+            (with(json!({ "leeway": "é" })), "\"é\" is not a time"),
+            (with(json!({ "realm": "a\"b" })), "realm: "),
+            (with(json!({ "cookie": "a b" })), "cookie: \"a b\""),
+            (with(json!({ "query": "" })), "query: \"\""),
+            (with(json!({ "required_claims": { "a": [] } })), "required_claims: the value of \"a\""),
+            (with(json!({ "required_claims": { "a": {} } })), "required_claims: the value of \"a\""),
+            (with(json!({ "required_claims": 1 })), "a list of claims"),
+            (with(json!({ "claims_to_headers": { "sub": "a b" } })), "claims_to_headers: \"a b\""),
+            (with(json!({ "claims_to_headers": { "sub": "Host" } })), "claims_to_headers: \"Host\""),
+            (
+                with(json!({ "claims_to_headers": { "a": "x-u", "b": "X_U" } })),
+                "claims_to_headers: \"X_U\" is used twice",
+            ),
+            (with(json!({ "cache_entries": 1025 })), "cache_entries: 1025"),
+            (with(json!({ "secrets": "x" })), "unknown field `secrets`"),
+        ] {
+            let error = parse(value.clone()).err().unwrap_or_else(|| panic!("{value} was accepted"));
+            assert!(error.contains(part), "{value}: {error}");
+        }
+    }
+}
