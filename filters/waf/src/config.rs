@@ -1,0 +1,232 @@
+//! Settings of the filter, as they stand under `config:` of its entry in the chain.
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+/// Everything the filter can be told. Unknown keys are refused.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What happens to a request whose score reaches the threshold. Default: `block`.
+    pub mode: Mode,
+    /// The anomaly score from which a request counts as an attack. A critical match scores 5, an error 4, a warning 3, a
+    /// notice 2, each rule once per request. Higher lets more attacks through and blocks fewer good requests. Default: 5;
+    /// 0 is refused.
+    pub threshold: u32,
+    /// How much of a body is read and inspected, as `"128KiB"` or a number of bytes. The request waits until that much of
+    /// its body has arrived. Default: `"128KiB"`; 0 leaves bodies alone.
+    pub body_limit: ByteSize,
+    /// What happens to a body larger than `body_limit`. Default: `pass`.
+    pub body_over_limit: OverLimit,
+    /// Also inspects what base64 text inside a value decodes to. Default: true.
+    pub decode_base64: bool,
+    /// Ids of rules that never run. Default: none. An unknown id is refused.
+    pub disabled_rules: Vec<u32>,
+    /// Where rules do not apply. Default: none.
+    pub exclusions: Vec<Exclusion>,
+    /// Status of the reply to a blocked request, 400 to 599. Default: 403.
+    pub status: u16,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Block,
+            threshold: 5,
+            body_limit: ByteSize(128 * 1024),
+            body_over_limit: OverLimit::Pass,
+            decode_base64: true,
+            disabled_rules: Vec::new(),
+            exclusions: Vec::new(),
+            status: 403,
+        }
+    }
+}
+
+/// What the filter does with an attack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Answers it.
+    Block,
+    /// Logs it and lets it pass; the origin sees the score in `x-waf-score`.
+    Detect,
+}
+
+/// What the filter does with a body larger than its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverLimit {
+    /// Lets it through uninspected; path, query and headers have been inspected. Large uploads work, and so does an attack
+    /// that is padded to this size.
+    Pass,
+    /// Answers 413.
+    Deny,
+}
+
+/// A place where some or all rules are off. Every key given must hold; an exclusion without keys is refused.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Exclusion {
+    /// Requests whose path, decoded and with dot segments removed, is this or lies below it. Default: every path.
+    pub path_prefix: Option<String>,
+    /// Values of this name: a query or form field, a JSON path such as `json.user.name`, a header or a cookie.
+    /// Default: every value.
+    pub parameter: Option<String>,
+    /// The rules that are off. Default: all of them.
+    pub rules: Vec<u32>,
+}
+
+/// A number of bytes: a plain number, or text with the unit `B`, `KiB` or `MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub usize);
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Every request would be an attack.
+    #[error("threshold: 0 would block every request; use 1 or more")]
+    ThresholdZero,
+    /// The reply would not say that the request failed.
+    #[error("status: {0} is not an error status; use 400 to 599")]
+    Status(u16),
+    /// No rule has this id.
+    #[error("{key}: there is no rule {id}")]
+    UnknownRule {
+        /// The setting that names it.
+        key: &'static str,
+        /// The id as written.
+        id: u32,
+    },
+    /// An exclusion that would switch every rule off everywhere.
+    #[error("exclusions[{0}]: name a path_prefix, a parameter or rules")]
+    EmptyExclusion(usize),
+    /// A bundled rule does not compile.
+    #[error("rule {id} does not compile: {reason}")]
+    Rule {
+        /// Its id; 0 is the table of literals.
+        id: u32,
+        /// What the compiler said.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Checks what types cannot: ranges, and that every rule named exists.
+    ///
+    /// # Errors
+    /// The first setting that is out of range or names an unknown rule.
+    pub fn check(&self, known: impl Fn(u32) -> bool) -> Result<(), ConfigError> {
+        if self.threshold == 0 {
+            return Err(ConfigError::ThresholdZero);
+        }
+        if !(400..600).contains(&self.status) {
+            return Err(ConfigError::Status(self.status));
+        }
+        if let Some(&id) = self.disabled_rules.iter().find(|&&id| !known(id)) {
+            return Err(ConfigError::UnknownRule { key: "disabled_rules", id });
+        }
+        for (index, exclusion) in self.exclusions.iter().enumerate() {
+            if exclusion.path_prefix.is_none() && exclusion.parameter.is_none() && exclusion.rules.is_empty() {
+                return Err(ConfigError::EmptyExclusion(index));
+            }
+            if let Some(&id) = exclusion.rules.iter().find(|&&id| !known(id)) {
+                return Err(ConfigError::UnknownRule { key: "exclusions", id });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(usize),
+            Text(String),
+        }
+        let text = match Written::deserialize(deserializer) {
+            Ok(Written::Number(bytes)) => return Ok(Self(bytes)),
+            Ok(Written::Text(text)) => text,
+            Err(_) => return Err(D::Error::custom("expected a size such as \"128KiB\" or a number of bytes")),
+        };
+        parse_size(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is not a size; write it as \"128KiB\"")))
+    }
+}
+
+fn parse_size(text: &str) -> Option<ByteSize> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => return None,
+    };
+    digits.trim_end().parse::<usize>().ok()?.checked_mul(factor).map(ByteSize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Config, String> {
+        let config: Config = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        config.check(|id| id == 1001).map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn an_empty_configuration_blocks_at_five() {
+        let config = parse("{}").unwrap();
+        assert_eq!((config.mode, config.threshold, config.status), (Mode::Block, 5, 403));
+        assert_eq!((config.body_limit, config.body_over_limit), (ByteSize(131_072), OverLimit::Pass));
+        assert!(config.decode_base64);
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = parse(
+            r#"{"mode": "detect", "threshold": 8, "body_limit": "1MiB", "body_over_limit": "deny", "decode_base64": false,
+                "disabled_rules": [1001], "status": 406,
+                "exclusions": [{"path_prefix": "/admin", "parameter": "html", "rules": [1001]}]}"#,
+        )
+        .unwrap();
+        assert_eq!((config.mode, config.threshold, config.status), (Mode::Detect, 8, 406));
+        assert_eq!((config.body_limit, config.body_over_limit), (ByteSize(1 << 20), OverLimit::Deny));
+        assert_eq!(config.exclusions[0].parameter.as_deref(), Some("html"));
+    }
+
+    #[test]
+    fn mistakes_name_their_key() {
+        for (json, part) in [
+            (r#"{"treshold": 5}"#, "treshold"),
+            (r#"{"threshold": 0}"#, "threshold"),
+            (r#"{"status": 200}"#, "status"),
+            (r#"{"mode": "off"}"#, "off"),
+            (r#"{"body_limit": "12 parsecs"}"#, "parsecs"),
+            (r#"{"body_limit": -1}"#, "128KiB"),
+            (r#"{"disabled_rules": [7]}"#, "disabled_rules: there is no rule 7"),
+            (r#"{"exclusions": [{}]}"#, "exclusions[0]"),
+            (r#"{"exclusions": [{"rules": [7]}]}"#, "exclusions: there is no rule 7"),
+            (r#"{"exclusions": [{"path": "/x"}]}"#, "path"),
+        ] {
+            let error = parse(json).expect_err(json);
+            assert!(error.contains(part), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("64KiB", Some(65_536)),
+            ("2 MiB", Some(2 << 20)),
+            ("9B", Some(9)),
+            ("1k", None),
+            ("KiB", None),
+        ] {
+            assert_eq!(parse_size(text).map(|size| size.0), bytes, "{text}");
+        }
+    }
+}
