@@ -1,1 +1,550 @@
-//! HTTP caching: keys, RFC 9111 rules, the memory tier, collapsing, Cache-Status.
+//! HTTP caching for a Pingora proxy: keys, the rules of RFC 9111, a memory tier, collapsing, `Cache-Status`.
+//!
+//! The [`rules`] are pure functions of headers and times. Everything that touches Pingora is a thin adaptor on [`Cache`], made so that
+//! each hook of `pingora_proxy::ProxyHttp` is one line. Keep a [`CacheCtx`] in the proxy's `CTX` (`ctx.cache` below) and wire the hooks
+//! like this; `cache` is the `&'static Cache` of [`Cache::init`], `req` stands for `session.downstream_session.req_header()` where the
+//! session's `cache` is borrowed too, and for `session.req_header()` elsewhere.
+//!
+//! | hook | line |
+//! |---|---|
+//! | `request_cache_filter` | `cache.enable(&mut session.cache, req, scope, scheme, &policy, &mut ctx.cache); Ok(())` |
+//! | `cache_key_callback` | `cache.key(req, &mut ctx.cache)` |
+//! | `cache_vary_filter` | `cache.vary(meta, req, &mut ctx.cache)` |
+//! | `cache_hit_filter` | `Ok(cache.on_hit(&mut session.cache, req, meta, hit_handler, is_fresh, &mut ctx.cache))` |
+//! | `proxy_upstream_filter` | `if let Some(status) = cache.before_upstream(req, &mut ctx.cache) { /* answer with it */ return Ok(false) }` |
+//! | `upstream_response_filter` | `cache.upstream_response(req, resp, &mut ctx.cache).await; Ok(())` |
+//! | `response_cache_filter` | `Ok(cache.response_decision(req, resp, &mut ctx.cache))` |
+//! | `cache_not_modified_filter` | `Ok(cache.not_modified(req, resp))` |
+//! | `should_serve_stale` | `cache.serve_stale(error, &mut ctx.cache)` |
+//! | `response_filter` | `cache.append_status(&session.cache, &ctx.cache, "edge", resp)` |
+//!
+//! Routes that do not cache call none of these but `upstream_response`, which then only strips hop-by-hop fields.
+//!
+//! Stale-while-revalidate runs in a background subrequest of Pingora: a new session with a new `CTX` that passes through all hooks
+//! again and must come to the same scope, scheme and policy. A subrequest has no TLS digest, so take the scheme from what the proxy
+//! put on the request, not from the connection. `session.cache.set_max_file_size_bytes` must not be used: Pingora would abort the
+//! client's response when a chunked body exceeds it. The memory tier has its own limit, and lets the transfer go on.
+
+mod collapse;
+mod context;
+pub mod key;
+pub mod memory;
+pub mod rules;
+pub mod status;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_UNMODIFIED_SINCE, TRANSFER_ENCODING, UPGRADE};
+use http::{Method, StatusCode};
+use pingora_cache::key::HashBinary;
+use pingora_cache::lock::CacheKeyLockImpl;
+use pingora_cache::predictor::CacheablePredictor;
+use pingora_cache::{
+    CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler, HttpCache, NoCacheReason,
+    RespCacheable,
+};
+use pingora_error::{Error, ErrorSource, ErrorType};
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use crate::collapse::{Authorised, FillLocks, HitForMiss};
+use crate::context::{Bypass, CachedRoute, Found};
+use crate::memory::{FillNotes, MemoryTier, Reader};
+use crate::rules::store::{Exchange, Reason, Storable};
+use crate::rules::{headers, invalidate, reuse, store, vary};
+use crate::status::{CACHE_STATUS, Fwd};
+
+pub use crate::context::CacheCtx;
+pub use crate::key::{KeyScope, Scheme};
+pub use crate::memory::Usage;
+pub use crate::rules::{QueryPolicy, RoutePolicy};
+pub use crate::status::CacheStatus;
+
+/// How often a waiter may find another fill in its way before it goes forward by itself. Each try is bounded by
+/// [`CacheOptions::collapse_wait`] in total anyway; the count only breaks a tie of fills that keep failing.
+const COLLAPSE_RETRIES: usize = 8;
+
+/// The sizes and deadlines of the cache. One set per process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// Bytes of memory for stored responses, headers and bookkeeping included. Default 256 MiB; 0 stores nothing, yet still collapses.
+    /// Bodies on their way in come on top, at most as much again. Fixed once the cache is made.
+    pub memory_size: u64,
+    /// The largest body that is stored, in bytes. Larger ones are passed on, and remembered for two minutes. Default 32 MiB.
+    pub max_object: u64,
+    /// How long a request waits for others' fills, all together, before it goes to the origin by itself. Default 10 s; 0 turns
+    /// collapsing off in effect.
+    pub collapse_wait: Duration,
+    /// How long one fill may take to bring its header before others compete with it, and how long a reader of an unfinished body waits
+    /// for the next piece before it gives up. Default 30 s.
+    pub fill_deadline: Duration,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self {
+            memory_size: 256 << 20,
+            max_object: 32 << 20,
+            collapse_wait: Duration::from_secs(10),
+            fill_deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How thoroughly a purge works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purge {
+    /// Remove: the next request is a miss.
+    Hard,
+    /// Mark stale: the next request validates, and the stale windows apply.
+    Soft,
+}
+
+/// The cache of this process, as the hooks of the proxy call it.
+pub struct Cache {
+    memory: &'static MemoryTier,
+    locks: &'static CacheKeyLockImpl,
+    fill_locks: &'static FillLocks,
+    hit_for_miss: &'static HitForMiss,
+    collapse_wait_ms: AtomicU64,
+}
+
+static PROCESS: OnceLock<&'static Cache> = OnceLock::new();
+
+impl Cache {
+    /// The cache of this process: made at the first call, and leaked, because Pingora wants `'static`.
+    ///
+    /// A later call (a reload) adjusts `max_object`, `collapse_wait` and `fill_deadline` for what begins from now on. `memory_size` is
+    /// fixed: a different one is reported as a warning, and the old one stays.
+    pub fn init(options: CacheOptions) -> &'static Self {
+        let mut made_now = false;
+        let cache = *PROCESS.get_or_init(|| {
+            made_now = true;
+            Self::leak(options)
+        });
+        if !made_now {
+            cache.adjust(options);
+        }
+        cache
+    }
+
+    /// A cache besides the process's own, never freed: for tests and tools.
+    #[must_use]
+    pub fn leak(options: CacheOptions) -> &'static Self {
+        let hit_for_miss: &'static HitForMiss = Box::leak(Box::new(HitForMiss::new()));
+        let fill_locks: &'static FillLocks = Box::leak(Box::new(FillLocks::new(options.fill_deadline)));
+        Box::leak(Box::new(Self {
+            memory: Box::leak(Box::new(MemoryTier::new(options, hit_for_miss))),
+            locks: fill_locks,
+            fill_locks,
+            hit_for_miss,
+            collapse_wait_ms: AtomicU64::new(millis(options.collapse_wait)),
+        }))
+    }
+
+    fn adjust(&self, options: CacheOptions) {
+        if options.memory_size != self.memory.capacity() {
+            tracing::warn!(
+                wanted = options.memory_size,
+                kept = self.memory.capacity(),
+                "the cache's memory size is fixed until the next start"
+            );
+        }
+        self.memory.adjust(options);
+        self.fill_locks.set_deadline(options.fill_deadline);
+        self.collapse_wait_ms.store(millis(options.collapse_wait), Ordering::Relaxed);
+    }
+
+    /// `request_cache_filter`: note how the route caches, and turn the cache on where this request may use it. Says whether it did.
+    ///
+    /// Off stay: methods other than `GET` and `HEAD`; `If-Match` and `If-Unmodified-Since`, which only the origin may evaluate
+    /// (RFC 9111, 4.3.2); upgrades; requests with a body, because the body is not part of the key. Call it for those too: unsafe
+    /// methods invalidate.
+    pub fn enable(
+        &'static self,
+        cache: &mut HttpCache,
+        request: &RequestHeader,
+        scope: KeyScope,
+        scheme: Scheme,
+        policy: &Arc<RoutePolicy>,
+        ctx: &mut CacheCtx,
+    ) -> bool {
+        ctx.route = Some(CachedRoute { scope, scheme, policy: Arc::clone(policy) });
+        ctx.bypassed = bypass(request);
+        if ctx.bypassed.is_some() {
+            return false;
+        }
+
+        let mut overrides = CacheOptionOverrides::default();
+        overrides.wait_timeout = Some(Duration::from_millis(self.collapse_wait_ms.load(Ordering::Relaxed)));
+        overrides.max_lock_retries = Some(COLLAPSE_RETRIES);
+        let predictor: &'static (dyn CacheablePredictor + Sync) = self.hit_for_miss;
+        cache.enable(self.memory, None, Some(predictor), Some(self.locks), Some(overrides));
+        true
+    }
+
+    /// `cache_key_callback`: the primary key.
+    ///
+    /// # Errors
+    /// When [`enable`](Self::enable) was not called for this request.
+    pub fn key(&'static self, request: &RequestHeader, ctx: &mut CacheCtx) -> pingora_error::Result<CacheKey> {
+        let Some(route) = &ctx.route else {
+            return Error::e_explain(ErrorType::InternalError, "cache key asked for before the cache was enabled");
+        };
+        let mut key = key::of_request(route.scope, route.scheme, &route.policy.query, request);
+        if request.headers.contains_key(AUTHORIZATION) {
+            key.extensions.insert(Authorised);
+        }
+        ctx.primary = key::primary_slot(&key);
+        ctx.purge_clock = self.memory.purge_clock();
+        Ok(key)
+    }
+
+    /// `cache_vary_filter`: what the stored response's `Vary` makes of this request.
+    pub fn vary(&'static self, meta: &CacheMeta, request: &RequestHeader, ctx: &mut CacheCtx) -> Option<HashBinary> {
+        // Called again when the response is stored; only the lookup tells whether something was there.
+        if !ctx.decided && ctx.found == Found::Nothing {
+            ctx.found = Found::OtherVariant;
+        }
+        vary::variance(meta.headers(), &request.headers)
+    }
+
+    /// `cache_hit_filter`: something is stored. Decide whether this request may have it, by freshness and by its own directives.
+    pub fn on_hit(
+        &'static self,
+        cache: &mut HttpCache,
+        request: &RequestHeader,
+        meta: &CacheMeta,
+        handler: &mut HitHandler,
+        is_fresh: bool,
+        ctx: &mut CacheCtx,
+    ) -> Option<ForcedFreshness> {
+        let now = SystemTime::now();
+        if let Some(reader) = handler.as_any().downcast_ref::<Reader>() {
+            ctx.generation = reader.generation();
+            ctx.joined = reader.is_filling();
+            ctx.always_stale = reader.is_always_stale();
+        }
+        ctx.found = if is_fresh { Found::Fresh } else { Found::Stale };
+        let policy = Arc::clone(&ctx.route.as_ref()?.policy);
+
+        if policy.honour_request_directives {
+            let demand = reuse::demand(&request.headers, meta.headers(), meta.epoch(), meta.fresh_until(), now);
+            match demand {
+                reuse::Demand::None => {}
+                reuse::Demand::AcceptStale => return Some(ForcedFreshness::ForceFresh),
+                reuse::Demand::Validate => {
+                    ctx.found = Found::ToValidate;
+                    // Sharing another's validation would not satisfy this client: go by yourself instead of queueing.
+                    drop_lock(cache);
+                    return Some(ForcedFreshness::ForceExpired);
+                }
+            }
+        }
+
+        if !is_fresh {
+            let window = store::stale_if_error_window(meta.headers(), &policy);
+            ctx.stale_on_status = meta.fresh_until().checked_add(window).is_some_and(|until| now <= until);
+            // Stale from the start means every request validates. Behind one lock they would do so one after the other.
+            if ctx.always_stale && meta.stale_while_revalidate_sec() == 0 {
+                drop_lock(cache);
+            }
+        }
+        None
+    }
+
+    /// `proxy_upstream_filter`: the request is about to go forward. `Some(status)` says to answer with that status instead: 504 for
+    /// `only-if-cached` (RFC 9111, 5.2.1.7), where the route obeys requests.
+    pub fn before_upstream(&'static self, request: &RequestHeader, ctx: &mut CacheCtx) -> Option<StatusCode> {
+        ctx.sent = Some(SystemTime::now());
+        let honoured = ctx.route.as_ref().is_some_and(|route| route.policy.honour_request_directives);
+        (honoured && ctx.bypassed.is_none() && reuse::only_if_cached(&request.headers))
+            .then_some(StatusCode::GATEWAY_TIMEOUT)
+    }
+
+    /// `upstream_response_filter`: strip what ends at this hop, keep a 304 for the merge, and invalidate after unsafe methods
+    /// (RFC 9110, 7.6.1; RFC 9111, 4.3.4 and 4.4).
+    pub async fn upstream_response(
+        &'static self,
+        request: &RequestHeader,
+        response: &mut ResponseHeader,
+        ctx: &mut CacheCtx,
+    ) {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+            return;
+        }
+        ctx.upstream_status = Some(response.status);
+        for name in headers::hop_by_hop(response.status, &response.headers) {
+            response.remove_header(&name);
+        }
+        if response.status == StatusCode::NOT_MODIFIED {
+            ctx.not_modified = Some(Box::new(response.clone()));
+        }
+
+        let Some(route) = &ctx.route else { return };
+        if invalidate::applies(&request.method, response.status) {
+            let authority = key::authority(request);
+            let own = request.uri.path_and_query().map_or("/", |target| target.as_str());
+            let named = invalidate::named_targets(&authority, request.uri.path(), &response.headers);
+            for target in named.iter().map(String::as_str).chain([own]) {
+                self.purge(route.scope, route.scheme, &route.policy.query, &authority, target, Purge::Hard).await;
+            }
+        }
+    }
+
+    /// `response_cache_filter`: may the response be stored, and for how long. After a 304 Pingora passes the stored header here; the
+    /// rest of the 304's fields are merged into it first (RFC 9111, 3.2).
+    pub fn response_decision(
+        &'static self,
+        request: &RequestHeader,
+        response: &ResponseHeader,
+        ctx: &mut CacheCtx,
+    ) -> RespCacheable {
+        ctx.decided = true;
+        let received = SystemTime::now();
+        let Some(route) = &ctx.route else {
+            return RespCacheable::Uncacheable(NoCacheReason::Custom("no-route"));
+        };
+        let mut header = response.clone();
+        if response.status != StatusCode::NOT_MODIFIED
+            && let Some(update) = ctx.not_modified.take()
+        {
+            merge(&mut header, &update);
+        }
+
+        let times = Exchange { sent: ctx.sent.unwrap_or(received), received };
+        let lifetime = match store::storable(request, &header, &route.policy, times) {
+            Storable::Yes(lifetime) => lifetime,
+            Storable::No(reason) => {
+                ctx.refused = Some(reason);
+                return RespCacheable::Uncacheable(no_cache_reason(reason));
+            }
+        };
+        if self.is_too_large(&header, ctx) {
+            return RespCacheable::Uncacheable(NoCacheReason::ResponseTooLarge);
+        }
+
+        let withheld = headers::withheld_from_reuse(&header.headers);
+        for name in headers::before_storing(&header.headers) {
+            header.remove_header(&name);
+        }
+        // Pingora has one window for errors: keep the larger, and tell status from disconnection in serve_stale.
+        let on_error = lifetime.stale_if_error.max(lifetime.stale_if_disconnected);
+        let mut meta = CacheMeta::new(
+            lifetime.fresh_until,
+            received,
+            seconds(lifetime.stale_while_revalidate),
+            seconds(on_error),
+            header,
+        );
+        meta.set_epoch_override(lifetime.born);
+        meta.extensions_mut().insert(FillNotes::new(ctx.purge_clock, ctx.generation, withheld));
+        RespCacheable::Cacheable(meta)
+    }
+
+    /// Whether the body is known to exceed the limit, by its length or because it did so a moment ago. Told before the fill begins,
+    /// all waiters can go forward at once.
+    fn is_too_large(&self, header: &ResponseHeader, ctx: &CacheCtx) -> bool {
+        match header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok()) {
+            Some(length) => length > self.memory.max_object(),
+            None => self.hit_for_miss.was_too_large(ctx.primary),
+        }
+    }
+
+    /// `cache_not_modified_filter`: whether the client has `response` already (RFC 9110, 13).
+    #[must_use]
+    pub fn not_modified(&'static self, request: &RequestHeader, response: &ResponseHeader) -> bool {
+        reuse::not_modified(request, response)
+    }
+
+    /// `should_serve_stale`: whether a stale response may be served now that its window is open. `None` is Pingora asking for
+    /// stale-while-revalidate, which the window alone decides. On errors, statuses 500, 502, 503 and 504 need an explicit
+    /// stale-if-error (RFC 5861, 4); a failing connection to the origin does not (RFC 9111, 4.2.4).
+    #[must_use]
+    pub fn serve_stale(&'static self, error: Option<&Error>, ctx: &mut CacheCtx) -> bool {
+        let Some(error) = error else { return true };
+        match error.etype() {
+            ErrorType::HTTPStatus(500 | 502 | 503 | 504) => ctx.stale_on_status,
+            ErrorType::HTTPStatus(_) => false,
+            _ => *error.esource() == ErrorSource::Upstream,
+        }
+    }
+
+    /// How this request was handled, for `Cache-Status` (RFC 9211). Ask when the response header is about to go out, as in
+    /// `response_filter`; and again in `logging` for the log.
+    #[must_use]
+    pub fn status<'a>(&'static self, cache: &HttpCache, ctx: &CacheCtx, node: &'a str) -> CacheStatus<'a> {
+        let mut status = CacheStatus::new(node);
+        let phase = cache.phase();
+        let waited = cache.lock_duration().is_some();
+        match phase {
+            CachePhase::Hit if ctx.joined || waited => {
+                // What another request is fetching, or fetched while we waited, is no hit (RFC 9211, 2.6).
+                status.fwd = Some(Fwd::UriMiss);
+                status.collapsed = true;
+            }
+            CachePhase::Hit => status.hit = true,
+            CachePhase::StaleUpdating => {
+                status.hit = true;
+                status.detail = Some("stale-while-revalidate");
+            }
+            CachePhase::Stale => {
+                status.fwd = Some(Fwd::Stale);
+                status.detail = Some("stale-if-error");
+            }
+            CachePhase::Miss | CachePhase::Expired | CachePhase::Revalidated => {
+                status.fwd = Some(forwarded(ctx));
+                status.stored = true;
+            }
+            CachePhase::RevalidatedNoCache(_) => status.fwd = Some(forwarded(ctx)),
+            CachePhase::Bypass => {
+                status.fwd = Some(Fwd::Bypass);
+                status.detail = Some("hit-for-miss");
+            }
+            CachePhase::Disabled(reason) => {
+                status.fwd = Some(forwarded(ctx));
+                status.detail = detail(reason, ctx);
+            }
+            CachePhase::Uninit | CachePhase::CacheKey => status.fwd = Some(Fwd::Bypass),
+        }
+        if let Some(meta) = cache.maybe_cache_meta() {
+            status.ttl = Some(ttl(meta.fresh_until(), SystemTime::now()));
+        }
+        if status.fwd.is_some() {
+            status.fwd_status = ctx.upstream_status;
+        }
+        status
+    }
+
+    /// `response_filter`: append [`status`](Self::status) to `response`, after what caches nearer to the origin said (RFC 9211, 2).
+    pub fn append_status(&'static self, cache: &HttpCache, ctx: &CacheCtx, node: &str, response: &mut ResponseHeader) {
+        let value = self.status(cache, ctx, node).to_value();
+        // Refused only when a header has more than 4096 fields: then the client can do without this one.
+        let _refused = response.append_header(CACHE_STATUS, value);
+    }
+
+    /// Purge one URL with all its variants, and forget that it could not be stored. `target` is path and query; it goes through the
+    /// same `query` policy as requests. Fills of it under way still reach their readers, but are not kept. Says how many objects it
+    /// met.
+    pub async fn purge(
+        &'static self,
+        scope: KeyScope,
+        scheme: Scheme,
+        query: &QueryPolicy,
+        authority: &str,
+        target: &str,
+        purge: Purge,
+    ) -> usize {
+        let key = key::of_target(scope, scheme, query, authority.as_bytes(), target.as_bytes());
+        let primary = key::primary_slot(&key);
+        self.hit_for_miss.forget(primary);
+        self.memory.purge_family(primary, purge)
+    }
+
+    /// Purge everything, hard.
+    pub fn purge_all(&'static self) {
+        self.hit_for_miss.forget_all();
+        self.memory.purge_all();
+    }
+
+    /// What the memory tier holds at the moment, for metrics.
+    #[must_use]
+    pub fn usage(&'static self) -> Usage {
+        self.memory.usage()
+    }
+
+    /// The storage behind this cache, for tools that drive it directly.
+    #[must_use]
+    pub fn memory(&'static self) -> &'static MemoryTier {
+        self.memory
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache")
+            .field("memory", &self.memory.usage())
+            .field("fills", &self.fill_locks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a request must not touch the cache, if so.
+fn bypass(request: &RequestHeader) -> Option<Bypass> {
+    if request.method != Method::GET && request.method != Method::HEAD {
+        return Some(Bypass::Method);
+    }
+    let has = |name| request.headers.contains_key(name);
+    let has_body = has(TRANSFER_ENCODING) || request.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    (has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) || has(UPGRADE) || has_body).then_some(Bypass::Request)
+}
+
+/// Let this request go forward without waiting for another, and without making others wait.
+fn drop_lock(cache: &mut HttpCache) {
+    // Pingora allows this before the lock is taken, which is where cache_hit_filter stands.
+    if matches!(cache.phase(), CachePhase::CacheKey | CachePhase::Stale | CachePhase::Hit) {
+        cache.set_cache_lock(None, None);
+    }
+}
+
+/// Bring the fields of a 304 into the stored header (RFC 9111, 3.2 and 4.3.4).
+fn merge(stored: &mut ResponseHeader, update: &ResponseHeader) {
+    let outdated: Vec<_> = stored.headers.keys().filter(|name| headers::is_outdated_by_304(name)).cloned().collect();
+    for name in outdated {
+        stored.remove_header(&name);
+    }
+    for name in update.headers.keys().filter(|name| headers::is_updated_by_304(name)) {
+        stored.remove_header(name);
+        for value in update.headers.get_all(name) {
+            // Refused only when a header has more than 4096 fields; the stored ones then stay without this one.
+            let _refused = stored.append_header(name.clone(), value.clone());
+        }
+    }
+}
+
+fn no_cache_reason(reason: Reason) -> NoCacheReason {
+    if reason.is_lasting() { NoCacheReason::OriginNotCache } else { NoCacheReason::Custom(reason.as_str()) }
+}
+
+fn forwarded(ctx: &CacheCtx) -> Fwd {
+    match (ctx.bypassed, ctx.found) {
+        (Some(Bypass::Method), _) => Fwd::Method,
+        (Some(Bypass::Request), _) => Fwd::Bypass,
+        (None, _) if ctx.route.is_none() => Fwd::Bypass,
+        (None, Found::Nothing) => Fwd::UriMiss,
+        (None, Found::OtherVariant) => Fwd::VaryMiss,
+        (None, Found::Fresh | Found::Stale) => Fwd::Stale,
+        (None, Found::ToValidate) => Fwd::Request,
+    }
+}
+
+fn detail(reason: NoCacheReason, ctx: &CacheCtx) -> Option<&'static str> {
+    match reason {
+        NoCacheReason::NeverEnabled => None,
+        NoCacheReason::ResponseTooLarge | NoCacheReason::PredictedResponseTooLarge => Some("too-large"),
+        NoCacheReason::CacheLockTimeout => Some("collapse-timeout"),
+        NoCacheReason::CacheLockGiveUp => Some("collapse-released"),
+        NoCacheReason::CacheLockRetryLimit => Some("collapse-retries"),
+        NoCacheReason::StorageError | NoCacheReason::InternalError => Some("cache-error"),
+        NoCacheReason::UpstreamError => Some("upstream-error"),
+        _ => ctx.refused.map(Reason::as_str),
+    }
+}
+
+/// Seconds of freshness left; negative when over. A response that ran out this very second is at -1, so that 0 is still fresh.
+fn ttl(fresh_until: SystemTime, now: SystemTime) -> i64 {
+    let whole = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match fresh_until.duration_since(now) {
+        Ok(left) => whole(left),
+        Err(over) => -whole(over.duration()) - 1,
+    }
+}
+
+fn seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

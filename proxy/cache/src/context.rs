@@ -1,0 +1,80 @@
+//! What the cache remembers about one request between Pingora's hooks.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::StatusCode;
+use pingora_http::ResponseHeader;
+
+use crate::key::{KeyScope, Scheme, Slot};
+use crate::rules::RoutePolicy;
+use crate::rules::store::Reason;
+
+/// The cache's part of the per-request context. Keep one in the proxy's `CTX`, made by `default()`, and lend it to every hook of
+/// [`Cache`](crate::Cache). It is small, and it allocates nothing by itself.
+#[derive(Debug, Default)]
+pub struct CacheCtx {
+    pub(crate) route: Option<CachedRoute>,
+    /// The purge clock when the lookup began: a purge after it must not be undone by this request's fill.
+    pub(crate) purge_clock: u64,
+    pub(crate) primary: Slot,
+    pub(crate) found: Found,
+    /// The generation of the stored object found, to update that one and no other after a 304.
+    pub(crate) generation: Option<u64>,
+    pub(crate) joined: bool,
+    pub(crate) always_stale: bool,
+    pub(crate) stale_on_status: bool,
+    pub(crate) sent: Option<SystemTime>,
+    pub(crate) decided: bool,
+    pub(crate) upstream_status: Option<StatusCode>,
+    pub(crate) not_modified: Option<Box<ResponseHeader>>,
+    pub(crate) refused: Option<Reason>,
+    pub(crate) bypassed: Option<Bypass>,
+}
+
+impl CacheCtx {
+    /// Why the response was not stored, once that is decided. For logs.
+    #[must_use]
+    pub fn refused(&self) -> Option<Reason> {
+        self.refused
+    }
+
+    /// The status the next hop answered with, once it has.
+    #[must_use]
+    pub fn upstream_status(&self) -> Option<StatusCode> {
+        self.upstream_status
+    }
+}
+
+/// Where and how the request's route caches.
+#[derive(Debug, Clone)]
+pub(crate) struct CachedRoute {
+    pub(crate) scope: KeyScope,
+    pub(crate) scheme: Scheme,
+    pub(crate) policy: Arc<RoutePolicy>,
+}
+
+/// What the lookup found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Found {
+    /// Nothing, or the lookup has not come to it.
+    #[default]
+    Nothing,
+    /// Something for the URI, but for other request fields.
+    OtherVariant,
+    /// A fresh response.
+    Fresh,
+    /// A stale response.
+    Stale,
+    /// A response which the request wants validated.
+    ToValidate,
+}
+
+/// Why the cache was not used for a request at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bypass {
+    /// The method is neither `GET` nor `HEAD`.
+    Method,
+    /// A condition only the origin may evaluate, an upgrade, or a request body.
+    Request,
+}

@@ -1,0 +1,289 @@
+//! The primary cache key: which requests are about the same thing.
+//!
+//! The key is a 128-bit BLAKE3 hash over length-framed parts: the scope (site and route), the scheme, the authority, the path and the
+//! part of the query that counts. Frames keep `a` + `bc` apart from `ab` + `c`. The authority is taken from the request target where it
+//! is there (HTTP/2, absolute-form) and from `Host` otherwise, in lower case and without the scheme's own port, so that one resource
+//! has one key over every version of HTTP.
+
+use std::borrow::Cow;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use http::header::HOST;
+use pingora_cache::CacheKey;
+use pingora_cache::key::CacheHashKey;
+use pingora_http::RequestHeader;
+
+use crate::rules::QueryPolicy;
+
+/// A key as the tables of this crate hold it.
+pub(crate) type Slot = u128;
+
+/// Hashes slots by themselves: they are cryptographic hashes already.
+pub(crate) type SlotHash = BuildHasherDefault<SlotHasher>;
+
+/// The scheme under which a client asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Plain text.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+impl Scheme {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    fn default_port(self) -> &'static str {
+        match self {
+            Self::Http => ":80",
+            Self::Https => ":443",
+        }
+    }
+}
+
+/// What separates one route's objects from another's: made once per route when the configuration is resolved, and cheap to copy.
+///
+/// Routes that may answer for the same URL and should share objects, and invalidate each other's, need the same scope: give them the
+/// same `route`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct KeyScope([u8; 16]);
+
+impl KeyScope {
+    /// The scope of `route` within `site`.
+    #[must_use]
+    pub fn new(site: &str, route: &str) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        frame(&mut hasher, site.as_bytes());
+        frame(&mut hasher, route.as_bytes());
+        Self(finish(&hasher))
+    }
+}
+
+/// The key of `request` within `scope`.
+#[must_use]
+pub fn of_request(scope: KeyScope, scheme: Scheme, query: &QueryPolicy, request: &RequestHeader) -> CacheKey {
+    let authority = authority(request);
+    if request.raw_path_is_utf8() {
+        let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+        of_target(scope, scheme, query, authority.as_bytes(), target.as_bytes())
+    } else {
+        // The URI holds a lossy copy, in which different targets look the same.
+        of_target(scope, scheme, query, authority.as_bytes(), request.raw_path())
+    }
+}
+
+/// The key of a URL given as its parts: what [`of_request`] gives for a request for it. `target` is path and query.
+#[must_use]
+pub fn of_target(scope: KeyScope, scheme: Scheme, query: &QueryPolicy, authority: &[u8], target: &[u8]) -> CacheKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&scope.0);
+    frame(&mut hasher, scheme.as_str().as_bytes());
+    frame_lower(&mut hasher, without_default_port(authority, scheme));
+
+    let (path, parameters) = split(target, b'?');
+    frame(&mut hasher, if path.is_empty() { b"/" } else { path });
+    match (query, parameters) {
+        (_, None) => {}
+        (QueryPolicy::All, Some(parameters)) => frame(&mut hasher, parameters),
+        (QueryPolicy::Only(names), Some(parameters)) => {
+            for name in names {
+                for parameter in parameters.split(|byte| *byte == b'&') {
+                    let (given, value) = split(parameter, b'=');
+                    if decoded(given).as_ref() == name.as_bytes() {
+                        frame(&mut hasher, name.as_bytes());
+                        frame(&mut hasher, value.unwrap_or_default());
+                    }
+                }
+            }
+        }
+    }
+
+    let mut key = CacheKey::new(Vec::new(), String::new());
+    key.set_primary_bin_override(finish(&hasher));
+    key
+}
+
+/// The authority a request is for: from its target, else from `Host`, else empty.
+pub(crate) fn authority(request: &RequestHeader) -> Cow<'_, str> {
+    match request.uri.authority() {
+        Some(authority) => Cow::Borrowed(authority.as_str()),
+        None => request.headers.get(HOST).map_or(Cow::Borrowed(""), |host| String::from_utf8_lossy(host.as_bytes())),
+    }
+}
+
+/// Where an object of this key is kept, its variant included.
+pub(crate) fn slot(key: &impl CacheHashKey) -> Slot {
+    Slot::from_be_bytes(key.combined_bin())
+}
+
+/// Where all the variants of this key belong to.
+pub(crate) fn primary_slot(key: &impl CacheHashKey) -> Slot {
+    Slot::from_be_bytes(key.primary_bin())
+}
+
+/// See [`SlotHash`].
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct SlotHasher(u64);
+
+impl Hasher for SlotHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = self.0.rotate_left(5) ^ u64::from_le_bytes(word);
+        }
+    }
+
+    fn write_u128(&mut self, slot: u128) {
+        let high = u64::try_from(slot >> 64).unwrap_or_default(); // a 64-bit half always fits
+        self.0 ^= high;
+    }
+}
+
+fn finish(hasher: &blake3::Hasher) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    half
+}
+
+fn frame(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+fn frame_lower(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    let mut lower = [0; 64];
+    for chunk in bytes.chunks(lower.len()) {
+        let lower = &mut lower[..chunk.len()];
+        lower.copy_from_slice(chunk);
+        lower.make_ascii_lowercase();
+        hasher.update(lower);
+    }
+}
+
+fn without_default_port(authority: &[u8], scheme: Scheme) -> &[u8] {
+    let port = scheme.default_port().as_bytes();
+    authority.strip_suffix(port).or_else(|| authority.strip_suffix(b":")).unwrap_or(authority)
+}
+
+fn split(bytes: &[u8], at: u8) -> (&[u8], Option<&[u8]>) {
+    match bytes.iter().position(|byte| *byte == at) {
+        Some(position) => (&bytes[..position], Some(&bytes[position + 1..])),
+        None => (bytes, None),
+    }
+}
+
+/// Percent-decoding of a parameter name, borrowed where there is nothing to decode.
+fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
+    if !name.iter().any(|byte| matches!(byte, b'%' | b'+')) {
+        return Cow::Borrowed(name);
+    }
+    let digit = |byte: Option<&u8>| {
+        byte.and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
+    };
+    let mut plain = Vec::with_capacity(name.len());
+    let mut at = 0;
+    while let Some(byte) = name.get(at) {
+        at += 1;
+        match (byte, digit(name.get(at)), digit(name.get(at + 1))) {
+            (b'%', Some(high), Some(low)) => {
+                plain.push(high << 4 | low);
+                at += 2;
+            }
+            (b'+', ..) => plain.push(b' '),
+            (other, ..) => plain.push(*other),
+        }
+    }
+    Cow::Owned(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Version};
+
+    use super::*;
+
+    fn key(target: &str, host: Option<&str>, query: &QueryPolicy) -> Slot {
+        let mut request = RequestHeader::build(Method::GET, target.as_bytes(), None).expect("a request");
+        if let Some(host) = host {
+            request.insert_header(HOST, host).expect("a host");
+        }
+        slot(&of_request(KeyScope::new("site", "route"), Scheme::Http, query, &request))
+    }
+
+    #[test]
+    fn http1_and_http2_share_a_key() {
+        let one = key("/p?q=1", Some("A.example:80"), &QueryPolicy::All);
+        let mut request = RequestHeader::build(Method::GET, b"/p?q=1", None).expect("a request");
+        request.set_version(Version::HTTP_2);
+        request.set_uri("http://a.example/p?q=1".parse().expect("a uri"));
+        let other = slot(&of_request(KeyScope::new("site", "route"), Scheme::Http, &QueryPolicy::All, &request));
+        assert_eq!(one, other);
+        assert_eq!(one, key("http://a.example/p?q=1", Some("ignored.example"), &QueryPolicy::All));
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let all = QueryPolicy::All;
+        let base = key("/p?q=1", Some("a.example"), &all);
+        for (target, host) in [
+            ("/p?q=2", "a.example"),
+            ("/p?", "a.example"),
+            ("/p", "a.example"),
+            ("/P?q=1", "a.example"),
+            ("/p/?q=1", "a.example"),
+            ("/p?q=1", "b.example"),
+            ("/p?q=1", "a.example:8080"),
+            ("/p?q=1", "a.example:443"),
+        ] {
+            assert_ne!(base, key(target, Some(host), &all), "{target} {host}");
+        }
+        let target = |scope, scheme| slot(&of_target(scope, scheme, &all, b"a.example", b"/p?q=1"));
+        let scope = KeyScope::new("site", "route");
+        assert_eq!(base, target(scope, Scheme::Http));
+        assert_ne!(base, target(scope, Scheme::Https));
+        assert_ne!(base, target(KeyScope::new("siter", "oute"), Scheme::Http));
+    }
+
+    #[test]
+    fn only_listed_parameters_count_however_they_are_spelt() {
+        let only = QueryPolicy::Only(vec!["id".into(), "p q".into()]);
+        let base = key("/p?id=1", None, &only);
+        for (target, same) in [
+            ("/p?id=1&utm=x", true),
+            ("/p?utm=x&id=1", true),
+            ("/p?%69d=1", true),
+            ("/p?i%64=1", true),
+            ("/p?id=2", false),
+            ("/p?id=1&id=2", false),
+            ("/p?id=1&p+q=2", false),
+            ("/p?id=1&p%20q=2", false),
+            ("/p?ID=1", false),
+            ("/p", false),
+            ("/p?id", false),
+        ] {
+            assert_eq!(base == key(target, None, &only), same, "{target}");
+        }
+        assert_eq!(key("/p?p+q=2&id=1", None, &only), key("/p?id=1&p%20q=2", None, &only));
+        assert_eq!(key("/p?utm=1", None, &only), key("/p", None, &only));
+    }
+
+    #[test]
+    fn targets_that_are_no_utf8_stay_apart() {
+        let key = |target: &[u8]| {
+            let request = RequestHeader::build(Method::GET, target, None).expect("a request");
+            slot(&of_request(KeyScope::default(), Scheme::Http, &QueryPolicy::All, &request))
+        };
+        assert_ne!(key(b"/\xff"), key(b"/\xfe"));
+    }
+}

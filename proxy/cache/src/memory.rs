@@ -1,0 +1,532 @@
+//! The memory tier: complete objects under a byte budget, and fills under way that others can read along.
+//!
+//! ```text
+//!                     ┌── eof, length right ──> Complete ── finish ──> an object, evicted by moka (TinyLFU) or purged
+//! get_miss_handler ──> Filling
+//!                     └── dropped, length wrong ──> Failed: every reader gets an error, nobody a clean short body
+//! ```
+//!
+//! A fill that grows past `max_object`, or is purged, or finds the memory for fills used up, is *detached*: it will not be stored and
+//! takes no new readers, but those it has read on, and what all of them have read is freed.
+//!
+//! A hit clones the decoded header, which Pingora wants to own, and hands out the stored chunks of the body by reference count.
+
+mod fill;
+mod object;
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dashmap::DashMap;
+use http::HeaderName;
+use moka::ops::compute::Op;
+use pingora_cache::key::CacheHashKey;
+use pingora_cache::storage::streaming_write::U64WriteId;
+use pingora_cache::storage::{HandleHit, HandleMiss, MissFinishType};
+use pingora_cache::trace::SpanHandle;
+use pingora_cache::{CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage};
+use pingora_error::{Error, ErrorType, Result};
+
+use crate::collapse::HitForMiss;
+use crate::key::{self, Slot, SlotHash};
+use crate::memory::fill::{Fill, FillReader, Outcome};
+use crate::memory::object::{Body, Object, StoredMeta};
+use crate::{CacheOptions, Purge};
+
+/// How many purges of single keys are remembered against fills under way.
+const PURGES_REMEMBERED: u64 = 65_536;
+/// For how long: no fill that began before then should still be running.
+const PURGES_REMEMBERED_FOR: Duration = Duration::from_hours(1);
+
+/// What a fill needs to know beyond the response, carried in the extensions of its [`CacheMeta`].
+#[derive(Debug, Clone, Default)]
+pub struct FillNotes {
+    purge_clock: u64,
+    validates: Option<u64>,
+    withheld: Vec<HeaderName>,
+}
+
+impl FillNotes {
+    /// Notes for a response whose lookup began at `purge_clock`, that validates the object of generation `validates` (if it is a
+    /// validation), and whose `withheld` fields are for the first client only.
+    pub(crate) fn new(purge_clock: u64, validates: Option<u64>, withheld: Vec<HeaderName>) -> Self {
+        Self { purge_clock, validates, withheld }
+    }
+}
+
+/// What the tier holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Complete objects.
+    pub objects: u64,
+    /// Their weight in bytes, headers and bookkeeping included.
+    pub bytes: u64,
+    /// The budget for them.
+    pub capacity: u64,
+    /// Fills under way.
+    pub fills: u64,
+    /// Body bytes they hold.
+    pub fill_bytes: u64,
+}
+
+/// See the [module](self).
+pub struct MemoryTier {
+    objects: moka::sync::Cache<Slot, Arc<Object>, SlotHash>,
+    fills: DashMap<Slot, Vec<Arc<Fill>>, SlotHash>,
+    /// The slots of each primary slot's variants, with the generation of their objects.
+    variants: Arc<DashMap<Slot, Vec<(Slot, u64)>, SlotHash>>,
+    /// When a primary slot was last purged, by the purge clock.
+    purged: moka::sync::Cache<Slot, u64, SlotHash>,
+    purge_clock: AtomicU64,
+    purged_all: AtomicU64,
+    generations: AtomicU64,
+    fill_bytes: Arc<AtomicU64>,
+    capacity: u64,
+    max_object: AtomicU64,
+    stall_ms: AtomicU64,
+    hit_for_miss: &'static HitForMiss,
+}
+
+impl fmt::Debug for MemoryTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryTier").field("usage", &self.usage()).finish_non_exhaustive()
+    }
+}
+
+impl MemoryTier {
+    pub(crate) fn new(options: CacheOptions, hit_for_miss: &'static HitForMiss) -> Self {
+        let variants: Arc<DashMap<Slot, Vec<(Slot, u64)>, SlotHash>> = Arc::default();
+        let index = Arc::clone(&variants);
+        let objects = moka::sync::Cache::builder()
+            .max_capacity(options.memory_size)
+            .weigher(|_: &Slot, object: &Arc<Object>| object.weight())
+            .eviction_listener(move |slot: Arc<Slot>, object: Arc<Object>, _| {
+                forget_variant(&index, object.primary, *slot, object.generation);
+            })
+            .build_with_hasher(SlotHash::default());
+        let purged = moka::sync::Cache::builder()
+            .max_capacity(PURGES_REMEMBERED)
+            .time_to_live(PURGES_REMEMBERED_FOR)
+            .build_with_hasher(SlotHash::default());
+        let tier = Self {
+            objects,
+            fills: DashMap::default(),
+            variants,
+            purged,
+            purge_clock: AtomicU64::new(1),
+            purged_all: AtomicU64::new(0),
+            generations: AtomicU64::new(1),
+            fill_bytes: Arc::default(),
+            capacity: options.memory_size,
+            max_object: AtomicU64::new(0),
+            stall_ms: AtomicU64::new(0),
+            hit_for_miss,
+        };
+        tier.adjust(options);
+        tier
+    }
+
+    /// Take over what can change while running: the object limit and the deadline of readers.
+    pub(crate) fn adjust(&self, options: CacheOptions) {
+        self.max_object.store(options.max_object, Ordering::Relaxed);
+        self.stall_ms.store(crate::millis(options.fill_deadline), Ordering::Relaxed);
+    }
+
+    /// The byte budget for complete objects.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// The largest body that is stored.
+    pub(crate) fn max_object(&self) -> u64 {
+        self.max_object.load(Ordering::Relaxed)
+    }
+
+    /// The time in purges: a fill whose lookup began before a purge of its key is not stored.
+    pub(crate) fn purge_clock(&self) -> u64 {
+        self.purge_clock.load(Ordering::Acquire)
+    }
+
+    /// What the tier holds. The counts of objects follow changes after a moment.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage {
+            objects: self.objects.entry_count(),
+            bytes: self.objects.weighted_size(),
+            capacity: self.capacity,
+            fills: self.fills.iter().map(|fills| fills.len() as u64).sum(),
+            fill_bytes: self.fill_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Do the evictions that are due at once, instead of along with later requests.
+    pub fn settle(&self) {
+        self.objects.run_pending_tasks();
+    }
+
+    /// Purge an object with all its variants. Says how many objects it met.
+    pub(crate) fn purge_family(&self, primary: Slot, purge: Purge) -> usize {
+        let mut slots = vec![primary];
+        if let Some(variants) = self.variants.get(&primary) {
+            slots.extend(variants.iter().map(|(slot, _)| *slot));
+        }
+        if purge == Purge::Hard {
+            self.note_purge(primary);
+        }
+        let now = SystemTime::now();
+        let met = slots.iter().filter(|slot| match purge {
+            Purge::Hard => self.remove(**slot),
+            Purge::Soft => self.expire_slot(**slot, now),
+        });
+        met.count()
+    }
+
+    /// Purge everything.
+    pub(crate) fn purge_all(&self) {
+        let clock = self.purge_clock.fetch_add(1, Ordering::AcqRel) + 1;
+        self.purged_all.store(clock, Ordering::Release);
+        for fills in &self.fills {
+            fills.iter().for_each(|fill| fill.detach());
+        }
+        self.objects.invalidate_all();
+    }
+
+    /// From here on no fill that looked up before is stored under `primary`.
+    fn note_purge(&self, primary: Slot) {
+        let clock = self.purge_clock.fetch_add(1, Ordering::AcqRel) + 1;
+        self.purged.insert(primary, clock);
+    }
+
+    fn is_purged_since(&self, primary: Slot, clock: u64) -> bool {
+        self.purged_all.load(Ordering::Acquire) > clock
+            || self.purged.get(&primary).is_some_and(|purged| purged > clock)
+    }
+
+    /// Remove the object at one slot, and detach its fills. Says whether there was something.
+    fn remove(&self, slot: Slot) -> bool {
+        let mut met = false;
+        if let Some(fills) = self.fills.get(&slot) {
+            for fill in fills.iter() {
+                met |= fill.is_joinable();
+                fill.detach();
+            }
+        }
+        self.objects.remove(&slot).is_some() || met
+    }
+
+    /// Mark the object at one slot stale since `now`. Says whether there was one.
+    fn expire_slot(&self, slot: Slot, now: SystemTime) -> bool {
+        self.replace(slot, |object| {
+            let mut meta = object.meta.clone();
+            meta.fresh_until = meta.fresh_until.min(now);
+            Some(meta)
+        })
+    }
+
+    /// Give the object at `slot` the metadata `change` makes, in one step; `None` leaves it. Says whether it was changed.
+    fn replace(&self, slot: Slot, change: impl FnOnce(&Object) -> Option<StoredMeta>) -> bool {
+        let mut changed = false;
+        self.objects.entry(slot).and_compute_with(|entry| {
+            let Some(old) = entry.map(moka::Entry::into_value) else { return Op::Nop };
+            let Some(meta) = change(&old) else { return Op::Nop };
+            changed = true;
+            let generation = self.next_generation();
+            self.remember_variant(old.primary, slot, generation);
+            Op::Put(Arc::new(Object { meta, body: Arc::clone(&old.body), primary: old.primary, generation }))
+        });
+        changed
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn remember_variant(&self, primary: Slot, slot: Slot, generation: u64) {
+        if slot != primary {
+            self.variants.entry(primary).or_default().push((slot, generation));
+        }
+    }
+
+    /// The newest fill at `slot` that takes readers.
+    fn joinable(&self, slot: Slot) -> Option<Arc<Fill>> {
+        self.fills.get(&slot)?.iter().rev().find(|fill| fill.is_joinable()).cloned()
+    }
+
+    /// Store a complete fill, unless it was detached or purged meanwhile. Says how many bytes were stored.
+    fn store(&self, fill: &Fill) -> usize {
+        let Some(chunks) = fill.take_complete() else { return 0 };
+        if self.is_purged_since(fill.primary, fill.purge_clock) {
+            return 0;
+        }
+        let generation = self.next_generation();
+        let object =
+            Object { meta: fill.meta.clone(), body: Arc::new(Body::new(chunks)), primary: fill.primary, generation };
+        let weight = object.weight();
+        self.remember_variant(fill.primary, fill.slot, generation);
+        self.objects.insert(fill.slot, Arc::new(object));
+        // A purge between the check above and the insert has found nothing to remove: look again.
+        if self.is_purged_since(fill.primary, fill.purge_clock) {
+            self.objects.remove(&fill.slot);
+            return 0;
+        }
+        usize::try_from(weight).unwrap_or(usize::MAX)
+    }
+
+    fn forget_fill(&self, fill: &Fill) {
+        self.fills.remove_if_mut(&fill.slot, |_, fills| {
+            fills.retain(|other| other.id != fill.id);
+            fills.is_empty()
+        });
+    }
+}
+
+fn forget_variant(index: &DashMap<Slot, Vec<(Slot, u64)>, SlotHash>, primary: Slot, slot: Slot, generation: u64) {
+    if slot != primary {
+        index.remove_if_mut(&primary, |_, variants| {
+            variants.retain(|variant| *variant != (slot, generation));
+            variants.is_empty()
+        });
+    }
+}
+
+#[async_trait]
+impl Storage for MemoryTier {
+    async fn lookup(&'static self, key: &CacheKey, _: &SpanHandle) -> Result<Option<(CacheMeta, HitHandler)>> {
+        let slot = key::slot(key);
+        // The fill first: what it brings is newer than what it replaces.
+        if let Some(fill) = self.joinable(slot)
+            && let Some(reader) = FillReader::new(&fill)
+        {
+            return Ok(Some((fill.meta.to_cache_meta(), Box::new(Reader::Filling(reader)))));
+        }
+        Ok(self.objects.get(&slot).map(|object| {
+            let meta = object.meta.to_cache_meta();
+            let reader: HitHandler = Box::new(Reader::Complete(ObjectReader::new(object)));
+            (meta, reader)
+        }))
+    }
+
+    async fn lookup_streaming_write(
+        &'static self,
+        key: &CacheKey,
+        streaming_write_tag: Option<&[u8]>,
+        trace: &SpanHandle,
+    ) -> Result<Option<(CacheMeta, HitHandler)>> {
+        let Some(tag) = streaming_write_tag else { return self.lookup(key, trace).await };
+        let Some(id) = U64WriteId::try_from(tag).ok().map(u64::from) else { return Ok(None) };
+        let fill = self.fills.get(&key::slot(key)).and_then(|fills| fills.iter().find(|fill| fill.id == id).cloned());
+        let Some(fill) = fill else { return Ok(None) };
+        let reader = FillReader::attach(&fill);
+        Ok(Some((fill.meta.to_cache_meta(), Box::new(Reader::Filling(reader)))))
+    }
+
+    async fn get_miss_handler(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<MissHandler> {
+        let notes = meta.extensions().get::<FillNotes>();
+        let fill = Arc::new(Fill::new(
+            self.next_generation(),
+            key::slot(key),
+            key::primary_slot(key),
+            notes.map_or_else(|| self.purge_clock(), |notes| notes.purge_clock),
+            StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld)),
+            Duration::from_millis(self.stall_ms.load(Ordering::Relaxed)),
+            Arc::clone(&self.fill_bytes),
+        ));
+        // Published before the check: a purge either finds the fill, or is found by the check.
+        self.fills.entry(fill.slot).or_default().push(Arc::clone(&fill));
+        if self.is_purged_since(fill.primary, fill.purge_clock) {
+            fill.detach();
+        }
+        Ok(Box::new(Writer { tier: self, tag: fill.id.into(), fill }))
+    }
+
+    async fn purge(&'static self, target: PurgeTarget<'_>, _: PurgeType, _: &SpanHandle) -> Result<PurgeOutcome> {
+        // Objects have no identity beyond their key here, so an exact identified target cannot be one of ours.
+        if matches!(target, PurgeTarget::Exact(entry) if entry.entry_id().is_some()) {
+            return Ok(PurgeOutcome::NotFound);
+        }
+        let key = target.key();
+        if key.variance_bin().is_none() {
+            self.note_purge(key::primary_slot(key));
+        }
+        let met = self.remove(key::slot(key));
+        Ok(if met { PurgeOutcome::Purged(None) } else { PurgeOutcome::NotFound })
+    }
+
+    async fn expire(&'static self, target: PurgeTarget<'_>, _: &SpanHandle) -> Result<PurgeOutcome> {
+        if matches!(target, PurgeTarget::Exact(entry) if entry.entry_id().is_some()) {
+            return Ok(PurgeOutcome::NotFound);
+        }
+        let met = self.expire_slot(key::slot(target.key()), SystemTime::now());
+        Ok(if met { PurgeOutcome::Expired } else { PurgeOutcome::NotFound })
+    }
+
+    async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<bool> {
+        let notes = meta.extensions().get::<FillNotes>();
+        if notes.is_some_and(|notes| self.is_purged_since(key::primary_slot(key), notes.purge_clock)) {
+            return Ok(false);
+        }
+        let validated = notes.and_then(|notes| notes.validates);
+        let new = StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld));
+        Ok(self.replace(key::slot(key), |object| {
+            // The 304 is about the object that was looked up. Another one may have taken its place since.
+            validated.is_none_or(|generation| generation == object.generation).then_some(new)
+        }))
+    }
+
+    fn support_streaming_partial_write(&self) -> bool {
+        true
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
+        self
+    }
+}
+
+/// The writing end of a fill. Dropped before it is finished, the fill has failed.
+struct Writer {
+    tier: &'static MemoryTier,
+    fill: Arc<Fill>,
+    tag: U64WriteId,
+}
+
+#[async_trait]
+impl HandleMiss for Writer {
+    async fn write_body(&mut self, data: Bytes, eof: bool) -> Result<()> {
+        let was_joinable = self.fill.is_joinable();
+        let room = self.tier.fill_bytes.load(Ordering::Relaxed) <= self.tier.capacity;
+        match self.fill.append(data, self.tier.max_object(), room) {
+            Outcome::Kept => {}
+            Outcome::TooLarge => {
+                if was_joinable {
+                    self.tier.hit_for_miss.remember_too_large(self.fill.primary);
+                }
+            }
+            Outcome::Unread => {
+                return Error::e_explain(ErrorType::InternalError, "a body that is not stored has no reader left");
+            }
+        }
+        if eof { self.fill.seal() } else { Ok(()) }
+    }
+
+    async fn finish(self: Box<Self>) -> Result<MissFinishType> {
+        self.fill.seal()?;
+        Ok(MissFinishType::Created(self.tier.store(&self.fill)))
+    }
+
+    fn streaming_write_tag(&self) -> Option<&[u8]> {
+        Some(self.tag.as_bytes())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // After the object is stored, so that a lookup in between finds one or the other.
+        self.tier.forget_fill(&self.fill);
+        self.fill.fail();
+    }
+}
+
+/// The reading end of an object or a fill.
+#[derive(Debug)]
+pub enum Reader {
+    /// The object is complete.
+    Complete(ObjectReader),
+    /// The object is on its way in.
+    Filling(FillReader),
+}
+
+impl Reader {
+    /// The generation of the stored object; none for a fill.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        match self {
+            Self::Complete(reader) => Some(reader.object.generation),
+            Self::Filling(_) => None,
+        }
+    }
+
+    /// Whether the object is still on its way in.
+    pub(crate) fn is_filling(&self) -> bool {
+        matches!(self, Self::Filling(_))
+    }
+
+    /// Whether the object was stale when it arrived, so that every reuse validates.
+    pub(crate) fn is_always_stale(&self) -> bool {
+        match self {
+            Self::Complete(reader) => reader.object.meta.always_stale,
+            Self::Filling(reader) => reader.fill().meta.always_stale,
+        }
+    }
+}
+
+/// Reads a complete object, in the chunks it is stored in.
+#[derive(Debug)]
+pub struct ObjectReader {
+    object: Arc<Object>,
+    position: u64,
+    end: u64,
+}
+
+impl ObjectReader {
+    fn new(object: Arc<Object>) -> Self {
+        let end = object.body.len();
+        Self { object, position: 0, end }
+    }
+
+    fn read(&mut self) -> Option<Bytes> {
+        let chunk = self.object.body.chunk_at(self.position, self.end)?;
+        self.position += chunk.len() as u64;
+        Some(chunk)
+    }
+
+    fn seek(&mut self, start: u64, end: Option<u64>) -> Result<()> {
+        let length = self.object.body.len();
+        if start >= length {
+            return Error::e_explain(ErrorType::InternalError, format!("seek to {start} in a body of {length} bytes"));
+        }
+        self.position = start;
+        self.end = end.map_or(length, |end| end.min(length));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl HandleHit for Reader {
+    async fn read_body(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            Self::Complete(reader) => Ok(reader.read()),
+            Self::Filling(reader) => reader.read().await,
+        }
+    }
+
+    async fn finish(self: Box<Self>, _: &'static (dyn Storage + Sync), _: &CacheKey, _: &SpanHandle) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_seek(&self) -> bool {
+        true
+    }
+
+    fn seek(&mut self, start: usize, end: Option<usize>) -> Result<()> {
+        let (start, end) = (start as u64, end.map(|end| end as u64));
+        match self {
+            Self::Complete(reader) => reader.seek(start, end),
+            Self::Filling(reader) => reader.seek(start, end),
+        }
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync) {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

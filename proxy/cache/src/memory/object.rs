@@ -1,0 +1,163 @@
+//! A complete object: decoded metadata, and the body in shared chunks.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderName;
+use pingora_cache::CacheMeta;
+use pingora_cache::key::HashBinary;
+use pingora_http::ResponseHeader;
+
+use super::fill::Chunks;
+
+/// Stored bodies come in chunks of up to this size: small ones from the origin are joined, once, when the fill is complete. A hit then
+/// costs few writes, and the bytes of the origin's read buffers are not held on to.
+const CHUNK: usize = 256 << 10;
+
+/// What an object weighs besides its header's text and its body: the structs, the tables' entries, the header map's own memory.
+const OVERHEAD: usize = 512;
+/// The same for each field.
+const FIELD_OVERHEAD: usize = 96;
+
+/// One stored response.
+#[derive(Debug)]
+pub(crate) struct Object {
+    pub(crate) meta: StoredMeta,
+    pub(crate) body: Arc<Body>,
+    pub(crate) primary: u128,
+    /// Tells this object from others at the same slot before and after.
+    pub(crate) generation: u64,
+}
+
+impl Object {
+    /// What the object costs of the byte budget. Objects past 4 GiB weigh no more; `max_object` should keep them out.
+    pub(crate) fn weight(&self) -> u32 {
+        let fields = self.meta.header.headers.iter();
+        let header: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum();
+        let total = (OVERHEAD + header) as u64 + self.body.len();
+        u32::try_from(total).unwrap_or(u32::MAX)
+    }
+}
+
+/// What `CacheMeta` holds, in a form that can be shared and cloned.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredMeta {
+    pub(crate) fresh_until: SystemTime,
+    /// Since when this object's line counts, whatever was fetched anew since. Pingora rejects variants admitted before their primary's
+    /// provenance; as it offers no way to set that, it is given back as the time of creation, which is compared nowhere else.
+    provenance: SystemTime,
+    born: SystemTime,
+    stale_while_revalidate: u32,
+    stale_if_error: u32,
+    variance: Option<HashBinary>,
+    pub(crate) always_stale: bool,
+    header: ResponseHeader,
+}
+
+impl StoredMeta {
+    /// Take over `meta`, without the `withheld` fields.
+    pub(crate) fn of(meta: &CacheMeta, withheld: &[HeaderName]) -> Self {
+        let mut header = meta.response_header_copy();
+        for name in withheld {
+            header.remove_header(name);
+        }
+        Self {
+            fresh_until: meta.fresh_until(),
+            provenance: meta.provenance(),
+            born: meta.epoch(),
+            stale_while_revalidate: meta.stale_while_revalidate_sec(),
+            stale_if_error: meta.stale_if_error_sec(),
+            variance: meta.variance(),
+            always_stale: meta.fresh_until() < meta.updated(),
+            header,
+        }
+    }
+
+    /// Give back what [`of`](Self::of) took.
+    pub(crate) fn to_cache_meta(&self) -> CacheMeta {
+        let mut meta = CacheMeta::new(
+            self.fresh_until,
+            self.provenance,
+            self.stale_while_revalidate,
+            self.stale_if_error,
+            self.header.clone(),
+        );
+        meta.set_epoch_override(self.born);
+        if let Some(variance) = self.variance {
+            meta.set_variance(variance);
+        }
+        meta
+    }
+
+    /// The length the header promises for the body, if it does.
+    pub(crate) fn promised_length(&self) -> Option<u64> {
+        self.header.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    }
+}
+
+/// The bytes of a body.
+#[derive(Debug)]
+pub(crate) struct Body {
+    chunks: Box<[Bytes]>,
+    /// Where each chunk ends.
+    ends: Box<[u64]>,
+}
+
+impl Body {
+    /// Join small neighbours, keep large chunks as they are.
+    pub(crate) fn new(received: Chunks) -> Self {
+        let mut chunks: Vec<Bytes> = Vec::new();
+        let mut joined = BytesMut::new();
+        for chunk in received {
+            if chunk.len() >= CHUNK / 2 && joined.is_empty() {
+                chunks.push(chunk);
+                continue;
+            }
+            joined.extend_from_slice(&chunk);
+            if joined.len() >= CHUNK {
+                chunks.push(exact(&mut joined));
+            }
+        }
+        if !joined.is_empty() {
+            chunks.push(exact(&mut joined));
+        }
+
+        let mut end = 0;
+        let ends = chunks.iter().map(|chunk| {
+            end += chunk.len() as u64;
+            end
+        });
+        let ends = ends.collect();
+        Self { chunks: chunks.into(), ends }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// What is stored from `position` on, within one chunk and before `end`; `None` at the end.
+    pub(crate) fn chunk_at(&self, position: u64, end: u64) -> Option<Bytes> {
+        if position >= end {
+            return None;
+        }
+        let index = self.ends.partition_point(|chunk_end| *chunk_end <= position);
+        let chunk = self.chunks.get(index)?;
+        let start = self.ends[index] - chunk.len() as u64;
+        Some(cut(chunk, start, position, end))
+    }
+}
+
+/// The part of `chunk`, which begins at `start`, that lies between `position` and `end`.
+pub(crate) fn cut(chunk: &Bytes, start: u64, position: u64, end: u64) -> Bytes {
+    let within = |offset: u64| usize::try_from(offset - start).unwrap_or(usize::MAX).min(chunk.len());
+    let range = within(position)..within(end);
+    if range.len() == chunk.len() { chunk.clone() } else { chunk.slice(range) }
+}
+
+/// A copy without spare capacity, so that the weight is what the memory costs.
+fn exact(joined: &mut BytesMut) -> Bytes {
+    let chunk = Bytes::copy_from_slice(joined);
+    joined.clear();
+    chunk
+}

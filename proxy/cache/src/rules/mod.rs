@@ -1,0 +1,68 @@
+//! The rules of HTTP caching as pure functions: headers and a time go in, a verdict comes out.
+//!
+//! Nothing here reads a clock, opens a socket or names Pingora, so every rule is tested as a table. The time is always a
+//! parameter; the plumbing in this crate reads the clock once per step and passes it in.
+//!
+//! | module | decides | rule |
+//! |---|---|---|
+//! | [`directives`] | what a `Cache-Control` field says | RFC 9111, 5.2 |
+//! | [`structured`] | whether `CDN-Cache-Control` is a structured field, and what it says | RFC 9213, RFC 9651 |
+//! | [`date`] | when an HTTP date is | RFC 9110, 5.6.7 |
+//! | [`store`] | may a response be kept, and for how long | RFC 9111, 3 and 4.2; RFC 5861 |
+//! | [`vary`] | which requests a stored response may answer | RFC 9111, 4.1 |
+//! | [`reuse`] | what a request's own directives and conditions ask for | RFC 9111, 4.3.2 and 5.2.1 |
+//! | [`headers`] | which fields survive a hop, a 304, a reuse | RFC 9110, 7.6.1; RFC 9111, 3.1 and 3.2 |
+//! | [`invalidate`] | what an unsafe request puts out of date | RFC 9111, 4.4 |
+
+pub mod date;
+pub mod directives;
+pub mod headers;
+pub mod invalidate;
+pub mod reuse;
+pub mod store;
+pub mod structured;
+pub mod vary;
+
+use std::time::Duration;
+
+/// The largest age or lifetime that is told apart: 2^31 seconds, as RFC 9111, 1.2.2 asks for values that overflow.
+pub const MAX_DELTA: Duration = Duration::from_secs(1 << 31);
+
+/// How a route's responses are cached. The default follows the origin's headers and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoutePolicy {
+    /// Lifetime of a response whose origin gives none, and whose status is cacheable by default (RFC 9110, 15.1). `None` (the
+    /// default) leaves such responses to the heuristic of RFC 9111, 4.2.2, or uncached when there is no `Last-Modified`.
+    /// `Some(0)` stores them for revalidation only.
+    pub ttl: Option<Duration>,
+    /// Let [`ttl`](Self::ttl) win over what the origin says: its lifetime, `no-store`, `no-cache` and `private`. Never stored even
+    /// then: a partial response, `Vary: *`, an answer to a request with `Authorization` that is not marked shareable, and a
+    /// response that sets a cookie. No effect while `ttl` is `None`. Default `false`.
+    pub override_origin: bool,
+    /// Which query parameters are part of the cache key. Default: all of them, in the order they came.
+    pub query: QueryPolicy,
+    /// How long after its lifetime a response may be served while it is fetched anew in the background (RFC 5861, 3), where the
+    /// origin does not say. With [`override_origin`](Self::override_origin), also where it does. `None` (the default) and zero:
+    /// only where the origin says so. `must-revalidate`, `proxy-revalidate`, `no-cache` and `s-maxage` forbid it unless
+    /// overridden.
+    pub stale_while_revalidate: Option<Duration>,
+    /// How long after its lifetime a response may be served because the origin fails (RFC 5861, 4), where the origin does not say.
+    /// `None` (the default): for [`store::DISCONNECTED_WINDOW`] when the origin cannot be reached or breaks off (RFC 9111, 4.2.4),
+    /// and not at all when it answers 500, 502, 503 or 504. `Some(0)`: never.
+    pub stale_if_error: Option<Duration>,
+    /// Obey `Cache-Control` in requests (`no-cache`, `no-store`, `max-age`, `min-fresh`, `max-stale`, `only-if-cached`, and
+    /// `Pragma: no-cache`). Default `false`, because it lets any client send load to the origin.
+    pub honour_request_directives: bool,
+}
+
+/// Which query parameters are part of the cache key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum QueryPolicy {
+    /// The whole query string, byte for byte.
+    #[default]
+    All,
+    /// Only these parameters, in this order; their repetitions stay in the order they came. Names are compared after
+    /// percent-decoding, so that an encoded spelling cannot slip a value past the key. The origin still gets the whole query: list
+    /// every parameter that changes its answer, or one client's answer is served to others.
+    Only(Vec<String>),
+}

@@ -1,0 +1,145 @@
+//! Which requests a stored response may answer: `Vary` (RFC 9111, 4.1).
+
+use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, VARY};
+use http::{HeaderMap, HeaderValue};
+
+/// The hash of the request fields a response varies by.
+pub type Variance = [u8; 16];
+
+/// Whether `Vary` has a member `*`: no later request can ever match.
+#[must_use]
+pub fn is_star(response: &HeaderMap<HeaderValue>) -> bool {
+    response.get_all(VARY).iter().any(|line| match line.to_str() {
+        Ok(line) => line.split(',').any(|member| member.trim() == "*"),
+        Err(_) => true, // field names we cannot read: as good as any field
+    })
+}
+
+/// The variance of `request` under the `Vary` of a stored `response`, or `None` when the response does not vary.
+///
+/// The order, case and repetition of the names in `Vary` do not count. Of the request's fields, lines are joined, white space
+/// around commas is dropped, and for the `Accept` family also case and order (RFC 9111, 4.1 allows each where it keeps the meaning).
+/// An absent field matches only an absent field.
+#[must_use]
+pub fn variance(response: &HeaderMap<HeaderValue>, request: &HeaderMap<HeaderValue>) -> Option<Variance> {
+    let mut names: Vec<String> = response
+        .get_all(VARY)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .filter(|name| !name.is_empty())
+        .collect();
+    if names.is_empty() {
+        return None;
+    }
+    names.sort_unstable();
+    names.dedup();
+
+    let mut hasher = blake3::Hasher::new();
+    for name in &names {
+        frame(&mut hasher, name.as_bytes());
+        if request.contains_key(name) {
+            frame(&mut hasher, &normalised(name, request));
+        } else {
+            hasher.update(&u64::MAX.to_le_bytes()); // no value is that long
+        }
+    }
+    let mut variance = Variance::default();
+    hasher.finalize_xof().fill(&mut variance);
+    Some(variance)
+}
+
+fn frame(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+fn normalised(name: &str, request: &HeaderMap<HeaderValue>) -> Vec<u8> {
+    let is_set = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE].iter().any(|known| known == name);
+    let lines = request.get_all(name).iter();
+    let members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    if !is_set {
+        return members.map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b","[..]);
+    }
+
+    let without_space = |member: &[u8]| {
+        let kept = member.iter().filter(|byte| !byte.is_ascii_whitespace());
+        kept.map(u8::to_ascii_lowercase).collect::<Vec<_>>()
+    };
+    let mut members: Vec<Vec<u8>> = members.map(without_space).filter(|member| !member.is_empty()).collect();
+    members.sort_unstable();
+    members.join(&b","[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let fields =
+            fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name, value);
+        }
+        headers
+    }
+
+    #[test]
+    fn a_star_anywhere_matches_nothing() {
+        for (fields, star) in [
+            (&[("vary", "*")][..], true),
+            (&[("vary", "accept, *")], true),
+            (&[("vary", "accept"), ("vary", " * ")], true),
+            (&[("vary", "accept, x*")], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_star(&headers(fields)), star, "{fields:?}");
+        }
+    }
+
+    /// RFC 9111, 4.1: which differences between two requests keep a response usable.
+    #[test]
+    fn which_requests_match() {
+        type Fields = &'static [(&'static str, &'static str)];
+        let cases: &[(Fields, Fields, Fields, bool)] = &[
+            (&[("vary", "foo")], &[("foo", "1")], &[("foo", "1")], true),
+            (&[("vary", "foo")], &[("foo", "1")], &[("foo", "2")], false),
+            (&[("vary", "foo")], &[("foo", "1")], &[], false),
+            (&[("vary", "foo")], &[("foo", "")], &[], false),
+            (&[("vary", "foo")], &[("bar", "1")], &[("bar", "2")], true),
+            (&[("vary", "foo")], &[("foo", "a, b")], &[("foo", "a,b")], true),
+            (&[("vary", "foo")], &[("foo", "a,b")], &[("foo", "a"), ("foo", "b")], true),
+            (&[("vary", "foo")], &[("foo", "a,b")], &[("foo", "b,a")], false),
+            (&[("vary", "foo")], &[("foo", "a")], &[("foo", "A")], false),
+            (&[("vary", "foo, bar")], &[("foo", "1"), ("bar", "2")], &[("bar", "2"), ("foo", "1")], true),
+            (&[("vary", "foo, bar")], &[("foo", "12"), ("bar", "")], &[("foo", "1"), ("bar", "2")], false),
+            (&[("vary", "Accept-Language")], &[("accept-language", "en, DE")], &[("accept-language", "de,en")], true),
+            (
+                &[("vary", "accept-encoding")],
+                &[("accept-encoding", "gzip; q=1, br")],
+                &[("accept-encoding", "br, gzip;q=1")],
+                true,
+            ),
+            (&[("vary", "accept-encoding")], &[("accept-encoding", "gzip")], &[("accept-encoding", "br")], false),
+        ];
+        for (vary, one, other, matches) in cases {
+            let vary = headers(vary);
+            let same = variance(&vary, &headers(one)) == variance(&vary, &headers(other));
+            assert_eq!(same, *matches, "{vary:?} {one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn names_count_without_order_case_or_repetition() {
+        let request = headers(&[("foo", "1"), ("bar", "2")]);
+        let one = variance(&headers(&[("vary", "foo, Bar")]), &request);
+        assert!(one.is_some());
+        assert_eq!(one, variance(&headers(&[("vary", "BAR"), ("vary", "foo,,bar")]), &request));
+        assert_eq!(variance(&headers(&[("vary", " , ")]), &request), None);
+        assert_eq!(variance(&headers(&[]), &request), None);
+    }
+}
