@@ -35,8 +35,7 @@ lint: setup ## Formatting, clippy, documentation and, where cargo-deny is instal
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --locked check; else echo "cargo deny: skipped: cargo-deny not installed"; fi
 
-# The trivial filter that the benches run: on our host and, the very same file, on Envoy.
-bench-guest: setup
+bench-guest: setup ## Builds the trivial filter of the benches: ours and, the very same file, Envoy's.
 	$(GUEST_BUILD) -p selvedge-test-guests --example noop
 
 bench: build bench-guest ## Load runs against nginx, Envoy, HAProxy and Varnish. ROUNDS=5, ARGS="--json --only cache".
