@@ -1,4 +1,124 @@
 //! The guest SDK: write proxy-wasm filters as async Rust.
+//!
+//! A filter sits in the proxy, between the client and the origin, and sees every request and every response of the routes it is
+//! configured for. It is compiled to WebAssembly, so it runs sandboxed, and on any proxy-wasm 0.2.1 host (Envoy, for one). This page
+//! takes you from nothing to a tested module.
+//!
+//! # A first filter
+//!
+//! A library crate that is a `cdylib` (the module) and an `rlib` (for tests):
+//!
+//! ```toml
+//! [lib]
+//! crate-type = ["cdylib", "rlib"]
+//!
+//! [dependencies]
+//! selvedge-sdk = "0.1"
+//! serde = { version = "1", features = ["derive"] }
+//!
+//! [dev-dependencies]
+//! selvedge-sdk-testing = "0.1"
+//! ```
+//!
+//! A type for the settings, a type for the filter, and the hooks you need:
+//!
+//! ```
+//! use selvedge_sdk::prelude::*;
+//!
+//! #[derive(serde::Deserialize)]
+//! #[serde(deny_unknown_fields)]
+//! pub struct Config {
+//!     /// Paths under this prefix are for the office only.
+//!     prefix: String,
+//! }
+//!
+//! pub struct Office {
+//!     config: Config,
+//!     denied: metrics::Counter,
+//! }
+//!
+//! #[filter]
+//! impl Filter for Office {
+//!     type Config = Config;
+//!
+//!     fn new(config: Config) -> Result<Self, String> {
+//!         if !config.prefix.starts_with('/') {
+//!             return Err("`prefix` must start with a slash".into());
+//!         }
+//!         Ok(Self { config, denied: metrics::counter("office_denied") })
+//!     }
+//!
+//!     async fn request(&self, request: &mut Request, _: &mut ()) -> Flow {
+//!         let inside = request.client().address().is_some_and(|address| address.to_string().starts_with("192.0.2."));
+//!         if request.path().starts_with(&self.config.prefix) && !inside {
+//!             self.denied.inc(1);
+//!             return Err(Reply::new(403).text("for the office only"));
+//!         }
+//!         Ok(Next)
+//!     }
+//!
+//!     async fn response(&self, response: &mut Response, _: &mut ()) -> Flow {
+//!         response.remove_header("server");
+//!         Ok(Next)
+//!     }
+//! }
+//! ```
+//!
+//! Build it with `cargo build --release --target wasm32-wasip1` (after `rustup target add wasm32-wasip1`); the module is
+//! `target/wasm32-wasip1/release/<crate>.wasm`. Set `opt-level = "s"` or `3`, `lto = "fat"`, `codegen-units = 1` and
+//! `panic = "abort"` in the profile: a filter without settings is then about 55 KB, one with JSON settings about 135 KB.
+//!
+//! # Testing
+//!
+//! Filters are plain Rust on every other target: the host is then a fake one. Crate `selvedge-sdk-testing` takes requests through a
+//! filter in microseconds, and with feature `wasm` runs the same test on the compiled module in the shipped host:
+//!
+//! ```ignore
+//! let tester = Tester::<Office>::native().config(json!({"prefix": "/admin"})).client("203.0.113.9");
+//! assert_eq!(tester.get("/admin/users").send().status(), 403);
+//! assert_eq!(tester.metric("office_denied"), 1);
+//! ```
+//!
+//! # Hooks
+//!
+//! | hook | runs | returns |
+//! |---|---|---|
+//! | [`Filter::new`] | once per VM (one per worker thread) | the filter, or why the settings are wrong |
+//! | [`Filter::request`] | when the request's headers are there | [`Flow`] |
+//! | [`Filter::response`] | when the response's headers are there | [`Flow`] |
+//! | [`Filter::done`] | when the exchange is over | |
+//! | [`Filter::tick`] | every [`Filter::TICK`] | |
+//!
+//! A [`Flow`] is `Ok(Next)`, or `Err(reply)` to answer now. So `?` denies, with [`OrDeny::or_deny`] for what is missing or failed:
+//! `request.header("x-api-key").or_deny(401, "missing api key")?`.
+//!
+//! What the request hook learns and the response hook needs goes into `type Stream`, one value per exchange.
+//!
+//! # Waiting
+//!
+//! A hook that waits holds its message: nothing of it, not even the headers, reaches the other side until the hook is done. There
+//! are two things to wait for. Any combination works ([`join`](crate::join), or the `futures` crate):
+//!
+//! - **A body**, [`request.body(limit).await?`](Message::body). Over the limit the `?` answers 413 (502 for a response). A body that
+//!   you do not ask for streams past the filter and is never copied into it; [`set_body`](Message::set_body) replaces it.
+//! - **A callout**, `upstream("authz").get("/check").send().await`, see [`upstream`](mod@upstream). The upstream is one of the proxy's
+//!   configuration, which also says how to reach it.
+//!
+//! When the client goes away, or the proxy answers by itself, the waiting hook is dropped in the middle, as Rust futures are:
+//! [`Filter::done`] runs in any case.
+//!
+//! # State
+//!
+//! The filter itself is per worker thread and lost with its VM. What all workers share goes into [`kv`], what operators see into
+//! [`metrics`], what they read into the log (`info!`, `warn!`, …; the host decides which levels are written). A panic is logged with
+//! its place and ends the VM with all its exchanges, so treat it as a bug: on network input, return a [`Reply`].
+//!
+//! # Other hosts
+//!
+//! Everything here is plain proxy-wasm 0.2.1, with these exceptions, which find nothing elsewhere: [`Client::country`],
+//! [`Client::continent`], [`Request::set_upstream`] and the functions behind [`foreign`]. On Envoy a hook that waits for a body needs
+//! `allow_on_headers_stop_iteration: true` in the plugin's configuration; without it Envoy does not show the body while the headers
+//! are held.
 
 mod body;
 

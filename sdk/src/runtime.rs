@@ -213,15 +213,18 @@ impl Half {
 
     fn on_body(&mut self, held: usize, end: bool) -> Action {
         self.body.arrived(held, end);
-        let action = self.advance();
-        if !self.replied {
-            self.body.replace_held();
-        }
-        action
+        self.on_more()
     }
 
     fn on_trailers(&mut self) -> Action {
         self.body.ended(true);
+        self.on_more()
+    }
+
+    /// More of the message is here. A new body is put in before the poll, which may read it, and again after it, because the poll
+    /// may have set one.
+    fn on_more(&mut self) -> Action {
+        self.body.replace_held();
         let action = self.advance();
         if !self.replied {
             self.body.replace_held();

@@ -41,8 +41,8 @@ impl Parse for Attribute {
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let attribute: Attribute = syn::parse2(attribute)?;
     let mut item: ItemImpl = syn::parse2(item)?;
-    if !item.trait_.as_ref().is_some_and(|(_, path, _)| path.segments.last().is_some_and(|last| last.ident == "Filter"))
-    {
+    let name = item.trait_.as_ref().and_then(|(_, path, _)| path.segments.last());
+    if name.is_none_or(|name| name.ident != "Filter") {
         return Err(Error::new(item.impl_token.span, "put #[filter] on an `impl Filter for …` block"));
     }
     if !item.generics.params.is_empty() {

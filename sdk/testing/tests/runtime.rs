@@ -1,6 +1,6 @@
 //! The promises of the SDK's executor, through small filters.
 
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, unused_braces, reason = "a test; the hooks are blocks handed to a macro")]
 
 use selvedge_sdk::prelude::*;
 use selvedge_sdk_testing::Tester;
@@ -261,4 +261,21 @@ fn ticks_metrics_and_shared_data() {
     tester.tick();
     assert_eq!((tester.metric("ticks"), tester.metric("level"), tester.metric("sizes")), (4, 7, 2));
     assert_eq!(tester.logs(), ["INFO total [1]", "INFO total [10]"]);
+}
+
+filter!(SetThenRead, |req, seen| {
+    req.set_body("new");
+    let body = req.body(100).await?;
+    seen.push(String::from_utf8_lossy(&body).into_owned());
+    Ok(Next)
+});
+
+#[test]
+fn a_body_set_unread_is_what_is_read_later() {
+    let tester = Tester::<SetThenRead>::native();
+    for request in [tester.post("/").body("something longer"), tester.post("/").body("something longer").chunked(5)] {
+        let outcome = request.send();
+        assert_eq!(outcome.logs(), ["INFO new"]);
+        assert_eq!(outcome.upstream().unwrap().body(), b"new");
+    }
 }
