@@ -26,6 +26,8 @@ pub(crate) struct Cx<'l> {
     pub(crate) builtin_filters: &'l [String],
     /// How a secret file is read.
     pub(crate) read_secret: fn(&Path) -> Result<String, String>,
+    /// Whether a file could not be read: then a name that is not declared may be declared there, and nothing is said.
+    pub(crate) incomplete: bool,
     /// Which keys were asked for, by the name of the type in the schema: a test holds the schema against it.
     #[cfg(test)]
     pub(crate) asked: BTreeMap<&'static str, std::collections::BTreeSet<&'static str>>,
@@ -282,13 +284,16 @@ fn path_text(text: &str) -> Result<&str, (String, Option<String>)> {
 /// A word out of a few.
 pub(crate) fn choice<T: Copy>(cx: &mut Cx<'_>, at: &At<'_>, choices: &[(&'static str, T)]) -> Option<T> {
     let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-    let expected = format!("one of {}", quoted(&words));
+    let expected = if words.len() == 1 { quoted(&words) } else { format!("one of {}", quoted(&words)) };
     let scalar = text_scalar(cx, at, &expected)?;
     if let Some((_, value)) = choices.iter().find(|(word, _)| *word == scalar.text) {
         return Some(*value);
     }
-    let shown = brief(scalar.shown());
-    cx.refuse(at.fault(format!("unknown word `{shown}`")).with_help(suggest("words", scalar.shown(), &words)))
+    let fault = at.fault(format!("`{}` is not {expected}", brief(scalar.shown())));
+    cx.refuse(match nearest(scalar.shown(), &words) {
+        Some(near) => fault.with_help(format!("did you mean `{near}`?")),
+        None => fault,
+    })
 }
 
 /// `true` or `false`.
@@ -356,14 +361,11 @@ fn wrong_value(at: &At<'_>, scalar: &Scalar, error: ValueError, what: &str) -> F
     })
 }
 
-/// A name that other parts refer to: the key of a mapping.
-pub(crate) fn name(cx: &mut Cx<'_>, at: &At<'_>, name: &str) -> Option<String> {
-    match check_name(name) {
-        Ok(()) => Some(name.to_owned()),
-        Err(why) => {
-            let fault = Fault::at(at.name_position(), format!("`{}` {why}", brief(name))).with_key(at.path.clone());
-            cx.refuse(fault.with_help(NAME_HELP))
-        }
+/// Checks the key of a mapping that other parts refer to.
+pub(crate) fn check_key(cx: &mut Cx<'_>, at: &At<'_>, key: &str) {
+    if let Err(why) = check_name(key) {
+        let fault = Fault::at(at.name_position(), format!("`{}` {why}", brief(key))).with_key(at.path.clone());
+        cx.report(fault.with_help(NAME_HELP));
     }
 }
 
@@ -387,16 +389,25 @@ pub(crate) fn reference<'n>(
     if known.contains(&scalar.text.as_str()) {
         return Some(scalar.text.clone());
     }
-    cx.refuse(unknown_name(&at.node.position, what, scalar.shown(), &known).with_key(at.path.clone()))
+    unknown_name(cx, at, &at.node.position, what, scalar.shown(), &known)
 }
 
-pub(crate) fn unknown_name(position: &Position, what: &str, shown: &str, known: &[&str]) -> Fault {
-    let fault = Fault::at(position, format!("there is no {what} `{}`", brief(shown)));
-    if known.is_empty() {
-        fault.with_help(format!("no {what} is declared"))
-    } else {
-        fault.with_help(suggest(&format!("{what}s"), shown, known))
+/// Reports that nothing of this name is declared.
+pub(crate) fn unknown_name<T>(
+    cx: &mut Cx<'_>,
+    at: &At<'_>,
+    position: &Position,
+    what: &str,
+    shown: &str,
+    known: &[&str],
+) -> Option<T> {
+    if cx.incomplete {
+        return None;
     }
+    let fault = Fault::at(position, format!("there is no {what} `{}`", brief(shown))).with_key(at.path.clone());
+    let help =
+        if known.is_empty() { format!("no {what} is declared") } else { suggest(&format!("{what}s"), shown, known) };
+    cx.refuse(fault.with_help(help))
 }
 
 fn article(what: &str) -> String {
@@ -564,9 +575,12 @@ fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     }
     let plain = |word: &str| word.to_lowercase().replace('-', "_");
     let word = plain(word);
-    let distances = known.iter().map(|known| (strsim::damerau_levenshtein(&word, &plain(known)), *known));
-    let allowed = (word.chars().count() / 3).max(1);
-    distances.filter(|(distance, known)| *distance <= allowed && *distance < known.len()).min().map(|(_, known)| known)
+    let near = known.iter().filter_map(|known| {
+        let distance = strsim::damerau_levenshtein(&word, &plain(known));
+        // A third of the letters may be wrong: `h3` is not `h1`, but `ap` is `app`.
+        (distance <= word.chars().count().max(known.len()) / 3).then_some((distance, *known))
+    });
+    near.min().map(|(_, known)| known)
 }
 
 fn quoted(words: &[&str]) -> String {

@@ -291,7 +291,7 @@ impl FilterUse {
         let inner = at.entry(entry);
         if !declared.contains_key(&entry.key) {
             let names: Vec<&str> = names().collect();
-            return cx.refuse(unknown_name(&entry.key_position, "filter", &entry.key, &names).with_key(inner.path));
+            return unknown_name(cx, &inner, &entry.key_position, "filter", &entry.key, &names);
         }
         mapping(cx, &inner)?;
         let own = settings(cx, &inner)?;

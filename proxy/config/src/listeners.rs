@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use crate::{
     decode::{At, Cx, Fields, choice, duration, filled_list, parsed, path, size},
     report::Position,
-    tree::Data,
+    tree::{Data, Kind},
     values::{ByteSize, DurationText},
 };
 
@@ -192,7 +192,9 @@ impl Tls {
 impl Certificates {
     fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         match &at.node.data {
-            Data::Scalar(_) => choice(cx, at, &[("development", ())]).map(|()| Self::Development),
+            Data::Scalar(scalar) if scalar.kind() != Kind::Null => {
+                choice(cx, at, &[("development", ())]).map(|()| Self::Development)
+            }
             _ => filled_list(cx, at, CertificateFiles::read).map(Self::Files),
         }
     }

@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 
 use crate::{
     cache::Cache,
-    decode::{At, Cx, Fields, beside, brief, list, mapping, name, parsed, whole},
+    decode::{At, Cx, Fields, beside, brief, check_key, list, mapping, parsed, whole},
     filters::{Declared, Filter},
     geo::Geo,
     listeners::Listener,
@@ -94,11 +94,14 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
+/// Gives the value of a variable.
+type Env = dyn Fn(&str) -> Option<String> + Send + Sync;
+
 /// Reads configurations.
 #[derive(Clone)]
 pub struct Loader {
     builtin_filters: Vec<String>,
-    env: Arc<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    env: Arc<Env>,
 }
 
 impl Loader {
@@ -148,14 +151,7 @@ impl Loader {
     }
 
     fn run(&self, file: &Arc<Path>, text: Result<String, Unreadable>) -> Result<Loaded, Report> {
-        let mut cx = Cx {
-            faults: Vec::new(),
-            files: vec![file.to_path_buf()],
-            builtin_filters: &self.builtin_filters,
-            read_secret: |path| regular_file(path).and_then(|()| read_text(path)).map_err(|unreadable| unreadable.why),
-            #[cfg(test)]
-            asked: BTreeMap::new(),
-        };
+        let mut cx = self.cx(file);
         let config = self.read(&mut cx, file, text);
         let Cx { faults, mut files, .. } = cx;
         files.sort();
@@ -163,6 +159,18 @@ impl Loader {
         match config {
             Some(config) if faults.is_empty() => Ok(Loaded { config, files }),
             _ => Err(Report { files, ..Report::new(file, faults) }),
+        }
+    }
+
+    pub(crate) fn cx(&self, file: &Arc<Path>) -> Cx<'_> {
+        Cx {
+            faults: Vec::new(),
+            files: vec![file.to_path_buf()],
+            builtin_filters: &self.builtin_filters,
+            read_secret: |path| regular_file(path).and_then(|()| read_text(path)).map_err(|unreadable| unreadable.why),
+            incomplete: false,
+            #[cfg(test)]
+            asked: BTreeMap::new(),
         }
     }
 
@@ -225,20 +233,27 @@ impl Loader {
         let patterns = list(cx, &at, |cx, at| {
             let pattern = parsed(cx, at, "a path or a pattern", |text| check_pattern(text).map(|()| text.to_owned()))?;
             if depth > MAX_INCLUDE_DEPTH {
+                cx.incomplete = true;
                 return cx.refuse(at.fault(format!("files include files more than {MAX_INCLUDE_DEPTH} deep")));
             }
             match expand(&at.node.position.file, &pattern) {
                 Ok(files) => found.extend(files.into_iter().map(|file| (file.into(), at.node.position.clone()))),
-                Err(why) => cx.report(at.fault(why)),
+                Err(why) => {
+                    cx.incomplete = true;
+                    cx.report(at.fault(why));
+                }
             }
             Some(pattern)
         });
 
+        let documents_before = documents.len();
+        let mut files = 0;
         for (file, position) in found {
             if !reading.first_time(&file) {
                 continue;
             }
             cx.files.push(file.to_path_buf());
+            files += 1;
             if reading.seen.len() > MAX_FILES {
                 cx.report(Fault::at(&position, format!("more than {MAX_FILES} files")).with_key("include"));
                 break;
@@ -264,6 +279,7 @@ impl Loader {
                 documents.push(Document { root, include: Vec::new(), depth });
             }
         }
+        cx.incomplete |= documents.len() - documents_before < files;
         patterns.unwrap_or_default()
     }
 }
@@ -357,7 +373,9 @@ impl<'t> Sections<'t> {
                         let message = format!("the {what} `{}` is declared twice", brief(&entry.key));
                         let fault = Fault::at(&entry.key_position, message).with_key(at.path);
                         cx.report(fault.with_related("first here", first.name_position()));
-                    } else if name(cx, &at, &entry.key).is_some() {
+                    } else {
+                        // What refers to a wrong name is right to do so.
+                        check_key(cx, &at, &entry.key);
                         section.insert(&entry.key, at);
                     }
                 }
@@ -375,13 +393,16 @@ impl<'t> Sections<'t> {
     /// `None` if there is a fault.
     fn into_config(self, cx: &mut Cx<'_>) -> Option<Config> {
         if let Some(start) = &self.start {
-            let empty_listeners = self.has_listeners && self.listeners.is_empty() && cx.faults.is_empty();
-            if !self.has_listeners || empty_listeners {
+            // Where something is wrong, what is missing may be what is wrong.
+            let sound = cx.faults.is_empty();
+            let whole = !cx.incomplete;
+            let empty_listeners = self.has_listeners && self.listeners.is_empty() && sound;
+            if whole && !self.has_listeners || empty_listeners {
                 let fault = start.fault("there are no `listeners`").with_key("listeners");
                 cx.report(fault.with_help("declare one: `listeners: { web: { bind: 127.0.0.1:8080 } }`"));
             }
-            let empty_sites = self.has_sites && self.sites.is_empty() && cx.faults.is_empty();
-            if !self.has_sites || empty_sites {
+            let empty_sites = self.has_sites && self.sites.is_empty() && sound;
+            if whole && !self.has_sites || empty_sites {
                 let fault = start.fault("there are no `sites`").with_key("sites");
                 cx.report(fault.with_help("declare one: `sites: [{ hosts: [\"*\"], routes: [{ to: UPSTREAM }] }]`"));
             }
@@ -393,18 +414,12 @@ impl<'t> Sections<'t> {
         let cache = self.cache.as_ref().and_then(|at| Cache::read(cx, at));
 
         let mut listeners = BTreeMap::new();
-        let mut bound: BTreeMap<SocketAddr, Position> = BTreeMap::new();
         for (name, at) in &self.listeners {
-            let Some(listener) = Listener::read(cx, at) else { continue };
-            // Port 0 is a different free port each time.
-            if listener.bind.port() != 0
-                && let Some(first) = bound.insert(listener.bind, listener.position.clone())
-            {
-                let fault = Fault::at(&listener.position, "another listener has the same `bind`");
-                cx.report(fault.with_key(format!("{}.bind", at.path)).with_related("the other one", &first));
+            if let Some(listener) = Listener::read(cx, at) {
+                listeners.insert((*name).to_owned(), listener);
             }
-            listeners.insert((*name).to_owned(), listener);
         }
+        check_binds(cx, &listeners);
 
         let upstream_names: BTreeSet<&str> = self.upstreams.keys().copied().collect();
         let mut drafts = BTreeMap::new();
@@ -425,7 +440,7 @@ impl<'t> Sections<'t> {
             listeners: self.listeners.keys().copied().collect(),
             upstreams: upstream_names,
             filters: &filters,
-            cache: self.cache.is_some(),
+            cache: self.cache.is_some() || cx.incomplete,
         };
         let mut hosts = BTreeMap::new();
         let sites: Vec<Site> = self.sites.iter().filter_map(|at| Site::read(cx, at, &names, &mut hosts)).collect();
@@ -434,6 +449,21 @@ impl<'t> Sections<'t> {
         let include = self.include;
         let version = self.version?;
         Some(Config { version, include, node, telemetry, listeners, geo, cache, upstreams, filters, sites })
+    }
+}
+
+/// Two listeners cannot have one address. Port 0 is a different free port each time.
+fn check_binds(cx: &mut Cx<'_>, listeners: &BTreeMap<String, Listener>) {
+    let mut in_order: Vec<_> = listeners.iter().filter(|(_, listener)| listener.bind.port() != 0).collect();
+    in_order.sort_by_key(|(_, Listener { position, .. })| (&position.file, position.line, position.column));
+    let mut bound: BTreeMap<SocketAddr, &Position> = BTreeMap::new();
+    for (name, listener) in in_order {
+        if let Some(first) = bound.get(&listener.bind) {
+            let fault = Fault::at(&listener.position, "another listener has the same `bind`");
+            cx.report(fault.with_key(format!("listeners.{name}.bind")).with_related("first here", first));
+        } else {
+            bound.insert(listener.bind, &listener.position);
+        }
     }
 }
 

@@ -14,7 +14,9 @@ use crate::load::Config;
 /// It says what an editor can check: keys, types, units, ranges. Names that must resolve are the loader's.
 #[must_use]
 pub fn schema() -> Value {
-    let generator = SchemaSettings::draft2020_12().with_transform(NoNulls).with_transform(Variables).into_generator();
+    let settings = SchemaSettings::draft2020_12();
+    let settings = settings.with_transform(NoNulls).with_transform(Variables).with_transform(Unwrapped);
+    let generator = settings.into_generator();
     generator.into_root_schema_for::<Config>().to_value()
 }
 
@@ -75,18 +77,207 @@ struct Variables;
 
 impl Transform for Variables {
     fn transform(&mut self, schema: &mut Schema) {
-        transform_subschemas(self, schema);
+        let variable = json!({ "type": "string", "pattern": r"\$\{" });
         let Some(object) = schema.as_object_mut() else { return };
+
+        // A list of documented words: the variable is one more, not one more way to write each.
+        if let Some(Value::Array(words)) = object.get("oneOf")
+            && words.iter().all(|word| word.get("const").is_some())
+        {
+            let words: Vec<Value> = words.iter().cloned().chain([variable]).collect();
+            object.remove("oneOf");
+            object.insert("anyOf".into(), words.into());
+            return;
+        }
         let is_closed = object.contains_key("enum")
             || object.contains_key("const")
             || matches!(object.get("type").and_then(Value::as_str), Some("integer" | "number" | "boolean"));
         if !is_closed {
-            return;
+            return transform_subschemas(self, schema);
         }
         let (about, rule): (Map<_, _>, Map<_, _>) = std::mem::take(object)
             .into_iter()
             .partition(|(key, _)| matches!(key.as_str(), "description" | "default" | "title"));
         *object = about;
-        object.insert("anyOf".into(), json!([rule, { "type": "string", "pattern": r"\$\{" }]));
+        object.insert("anyOf".into(), json!([rule, variable]));
+    }
+}
+
+/// Documentation is wrapped where the source is; a reader's window has its own width.
+#[derive(Clone)]
+struct Unwrapped;
+
+impl Transform for Unwrapped {
+    fn transform(&mut self, schema: &mut Schema) {
+        if let Some(Value::String(description)) = schema.get_mut("description") {
+            let paragraphs: Vec<String> = description.split("\n\n").map(|text| text.replace('\n', " ")).collect();
+            *description = paragraphs.join("\n\n");
+        }
+        transform_subschemas(self, schema);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        path::Path,
+        sync::Arc,
+    };
+
+    use super::*;
+    use crate::Loader;
+
+    /// Every mapping of the grammar, at least once.
+    const EVERY_SHAPE: &str = r#"
+version: 1
+node: {}
+telemetry: { access_log: {} }
+listeners:
+  web: { bind: 127.0.0.1:1, limits: {}, tls: { certificates: [{ cert: a, key: b }] } }
+geo: { database: builtin:test }
+cache: { memory: {}, collapse: {} }
+upstreams:
+  a: { endpoints: [{ addr: a:1 }], tls: {}, timeouts: {} }
+filters:
+  f: { wasm: file:f.wasm, limits: {} }
+sites:
+- hosts: ["*"]
+  routes:
+  - { match: { path: /a }, cache: {}, to: a }
+  - { respond: { status: 200 } }
+"#;
+
+    /// The keys of every mapping in the schema, by the mapping's name.
+    fn keys_in_schema() -> BTreeMap<String, BTreeSet<String>> {
+        let schema = schema();
+        let mut shapes: Vec<(String, Value)> = vec![("Config".into(), schema.clone())];
+        let defs = schema["$defs"].as_object().cloned().unwrap_or_default();
+        shapes.extend(defs);
+        let closed = shapes.into_iter().filter(|(_, shape)| {
+            shape["additionalProperties"] == json!(false) || shape["unevaluatedProperties"] == json!(false)
+        });
+        let keys = |shape: &Value| {
+            shape["properties"].as_object().cloned().unwrap_or_default().into_iter().map(|(key, _)| key)
+        };
+        closed
+            .map(|(name, shape)| {
+                let alternatives = shape["oneOf"].as_array().cloned().unwrap_or_default();
+                (name, keys(&shape).chain(alternatives.iter().flat_map(keys)).collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_schema_has_the_keys_that_the_loader_reads_and_no_others() {
+        let loader = Loader::new();
+        let file: Arc<Path> = Path::new("selvedge.yaml").into();
+        let mut cx = loader.cx(&file);
+        let config = loader.read(&mut cx, &file, Ok(EVERY_SHAPE.into()));
+        assert!(config.is_some() && cx.faults.is_empty(), "{:?}", cx.faults);
+        let read: BTreeMap<String, BTreeSet<String>> = cx
+            .asked
+            .iter()
+            .map(|(shape, keys)| ((*shape).to_owned(), keys.iter().map(|key| (*key).to_owned()).collect()))
+            .collect();
+        assert_eq!(read, keys_in_schema());
+    }
+
+    #[test]
+    fn what_the_schema_requires_is_what_the_loader_misses() {
+        let schema = schema();
+        let mut required = BTreeMap::new();
+        for (name, shape) in schema["$defs"].as_object().into_iter().flatten() {
+            if let Some(keys) = shape.get("required") {
+                required.insert(name.as_str(), keys.clone());
+            }
+        }
+        let expected = BTreeMap::from([
+            ("CertificateFiles", json!(["cert", "key"])),
+            ("Filter", json!(["wasm"])),
+            ("Geo", json!(["database"])),
+            ("Listener", json!(["bind"])),
+            ("Respond", json!(["status"])),
+            ("Site", json!(["hosts", "routes"])),
+            ("Tls", json!(["certificates"])),
+            ("WeightedEndpoint", json!(["addr"])),
+        ]);
+        assert_eq!(required, expected);
+        assert_eq!(schema["required"], json!(["version"]));
+    }
+
+    #[test]
+    fn a_default_in_the_schema_is_the_loaders_default() {
+        let schema = schema();
+        let mut visited = BTreeSet::new();
+        let mut load = |with_defaults: bool| {
+            let mut shape = |name: &'static str, rest: Value| {
+                let mut object = rest.as_object().cloned().unwrap_or_default();
+                let properties = schema["$defs"][name]["properties"].as_object().cloned().unwrap_or_default();
+                let defaults =
+                    properties.into_iter().filter_map(|(key, value)| Some((key, value.get("default")?.clone())));
+                if with_defaults {
+                    visited.insert(name.to_owned());
+                    object.extend(defaults);
+                }
+                Value::Object(object)
+            };
+            let tls = shape("Tls", json!({ "certificates": "development" }));
+            let limits = shape("ListenerLimits", json!({}));
+            let filter_limits = shape("FilterLimits", json!({}));
+            let config = json!({
+                "version": 1,
+                "node": shape("Node", json!({})),
+                "telemetry": { "access_log": shape("AccessLog", json!({})) },
+                "listeners": { "web": shape("Listener", json!({ "bind": "127.0.0.1:1", "limits": limits, "tls": tls })) },
+                "geo": shape("Geo", json!({ "database": "builtin:test" })),
+                "cache": { "memory": shape("CacheMemory", json!({})), "collapse": shape("Collapse", json!({})) },
+                "upstreams": { "a": {
+                    "endpoints": [shape("WeightedEndpoint", json!({ "addr": "a:1" }))],
+                    "tls": shape("UpstreamTls", json!({})),
+                    "timeouts": shape("Timeouts", json!({})),
+                    "protocol": shape("Upstream", json!({})).get("protocol").cloned().unwrap_or(json!("h1")),
+                } },
+                "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
+                "sites": [{ "hosts": ["*"], "routes": [{
+                    "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",
+                }] }],
+            });
+            let loaded =
+                Loader::new().load_str("a.yaml", &config.to_string()).map(|loaded| format!("{:#?}", loaded.config));
+            let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
+            // Positions differ, as the texts do.
+            loaded.lines().filter(|line| !line.contains("a.yaml:")).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(load(true), load(false));
+
+        let defs = schema["$defs"].as_object().into_iter().flatten();
+        let with_defaults = defs.filter(|(_, shape)| {
+            shape["properties"].as_object().into_iter().flatten().any(|(_, property)| property.get("default").is_some())
+        });
+        for (name, _) in with_defaults {
+            assert!(visited.contains(name), "{name} has a default that is not compared");
+        }
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let schema = schema();
+        let shapes = schema["$defs"].as_object().into_iter().flatten().map(|(name, shape)| (name.as_str(), shape));
+        for (name, shape) in shapes.chain([("Config", &schema)]) {
+            for (key, property) in shape["properties"].as_object().into_iter().flatten() {
+                let description = property["description"].as_str().unwrap_or_default();
+                assert!(description.len() > 15 && !description.contains('\n'), "{name}.{key}: {description:?}");
+            }
+        }
+        assert!(!schema.to_string().contains("\"null\""), "optional keys are left out, not null");
+    }
+
+    #[test]
+    fn an_included_file_has_neither_version_nor_node() {
+        let schema = include_schema();
+        let keys: Vec<&String> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["cache", "filters", "geo", "include", "listeners", "sites", "telemetry", "upstreams"]);
+        assert_eq!(schema.get("required"), None);
     }
 }

@@ -1,0 +1,718 @@
+//! Every kind of fault: where it is, what it says, what it advises.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
+use std::{collections::BTreeMap, path::Path};
+
+use selvedge_config::{Fault, Loader, Report};
+
+fn loader() -> Loader {
+    let env = BTreeMap::from([("PORT", "8080"), ("SECRET", "hunter2"), ("EMPTY", "")]);
+    Loader::new()
+        .builtin_filters(&["jwt-auth", "rate-limit"])
+        .env(move |name| env.get(name).map(|value| (*value).to_owned()))
+}
+
+fn faults_of(text: &str) -> Vec<Fault> {
+    loader().load_str("selvedge.yaml", text).err().map_or_else(Vec::new, |report: Report| report.faults)
+}
+
+/// `line:column key: message | help`.
+fn line(fault: &Fault) -> String {
+    let help = fault.help.as_deref().map(|help| format!(" | {help}")).unwrap_or_default();
+    format!("{}:{} {}: {}{help}", fault.line, fault.column, fault.key, fault.message)
+}
+
+/// A configuration without faults, with a place for each section to be replaced.
+struct Parts {
+    top: &'static str,
+    listeners: &'static str,
+    upstreams: &'static str,
+    filters: &'static str,
+    site: &'static str,
+    route: &'static str,
+}
+
+const SOUND: Parts = Parts {
+    top: "cache: {}",
+    listeners: "web: { bind: 127.0.0.1:8080 }",
+    upstreams: "demo: { builtin: demo }",
+    filters: "auth: { wasm: builtin:jwt-auth }",
+    site: "hosts: [a.test]",
+    route: "to: demo",
+};
+
+impl Parts {
+    /// The line each part is on: 2, 4, 6, 8, 10 and 12.
+    fn text(&self) -> String {
+        let Self { top, listeners, upstreams, filters, site, route } = self;
+        format!(
+            "version: 1\n{top}\nlisteners:\n  {listeners}\nupstreams:\n  {upstreams}\nfilters:\n  {filters}\nsites:\n- {site}\n  routes:\n  - {route}\n"
+        )
+    }
+}
+
+fn check(cases: &[(&'static str, &str)], with: impl Fn(&'static str) -> Parts) {
+    for (part, expected) in cases {
+        let text = with(part).text();
+        let found: Vec<String> = faults_of(&text).iter().map(line).collect();
+        assert_eq!(found, [*expected], "for `{part}`");
+    }
+}
+
+#[test]
+fn the_sound_parts_have_no_fault() {
+    assert_eq!(faults_of(&SOUND.text()).iter().map(line).collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn top_level() {
+    let cases = [
+        ("cach: {}\ncache: {}", "2:1 cach: unknown key `cach` | did you mean `cache`?"),
+        (
+            "zebra: 1\ncache: {}",
+            "2:1 zebra: unknown key `zebra` | known keys: `version`, `node`, `include`, `telemetry`, `geo`, `cache`, `listeners`, `upstreams`, `filters`, `sites`",
+        ),
+        ("cache: [1]", "2:8 cache: expected a mapping, found a list"),
+        ("cache:", "2:1 cache: expected a mapping, found nothing"),
+        ("cache: true", "2:8 cache: expected a mapping, found a truth value"),
+        ("cache: {}\ncache: {}", "3:1 cache: `cache` is written twice"),
+        (
+            "cache: { memory: { size: 64 } }",
+            "2:26 cache.memory.size: `64` has no unit | a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`",
+        ),
+        (
+            "cache: { memory: { size: 64Mib } }",
+            "2:26 cache.memory.size: `64Mib` has an unknown unit | a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`",
+        ),
+        ("cache: { memory: { size: 0B } }", "2:26 cache.memory.size: this size must be above zero"),
+        (
+            "cache: { memory: { size: 99999999999GiB } }",
+            "2:26 cache.memory.size: `99999999999GiB` is too large | a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`",
+        ),
+        (
+            "cache: { memory: { size: 1MiB, max_object: 2MiB } }",
+            "2:44 cache.memory.max_object: `max_object` is larger than `size`, which is 1MiB | no response of that size could be kept: lower one or raise the other",
+        ),
+        ("cache: { collapse: { wait: 0s } }", "2:28 cache.collapse.wait: this duration must be above zero"),
+        ("node: { workers: 0 }\ncache: {}", "2:18 node.workers: `0` is not a number from 1 to 1024"),
+        ("node: { workers: 1025 }\ncache: {}", "2:18 node.workers: `1025` is not a number from 1 to 1024"),
+        ("node: { workers: many }\ncache: {}", "2:18 node.workers: `many` is not `auto`"),
+        (
+            "node: { workers: \"4\" }\ncache: {}",
+            "2:18 node.workers: expected a number from 1 to 1024, found `4` | write it without quotes",
+        ),
+        (
+            "node: { name: a/b }\ncache: {}",
+            "2:15 node.name: `a/b` is not a name | a name has 1 to 64 letters, digits, `-`, `_`, `.`",
+        ),
+        (
+            "node: { name: 7 }\ncache: {}",
+            "2:15 node.name: expected a name, found a number | write it in quotes: `\"7\"`",
+        ),
+        (
+            "node: { shutdown_grace: 1 h }\ncache: {}",
+            "2:25 node.shutdown_grace: `1 h` has an unknown unit | a duration is a whole number and one of ms, s, m, h, d: `250ms`, `30s`, `1h`; at most ten years",
+        ),
+        (
+            "node: { shutdown_grace: soon }\ncache: {}",
+            "2:25 node.shutdown_grace: `soon` is not a duration | a duration is a whole number and one of ms, s, m, h, d: `250ms`, `30s`, `1h`; at most ten years",
+        ),
+        (
+            "node: { shutdown_grace: 11000d }\ncache: {}",
+            "2:25 node.shutdown_grace: `11000d` is too large | a duration is a whole number and one of ms, s, m, h, d: `250ms`, `30s`, `1h`; at most ten years",
+        ),
+        (
+            "node: { module_cache: \"\" }\ncache: {}",
+            "2:23 node.module_cache: `` is not a path | expected `auto`, `off` or a path",
+        ),
+        (
+            "telemetry: { access_log: { format: jsn } }\ncache: {}",
+            "2:36 telemetry.access_log.format: `jsn` is not one of `json`, `text` | did you mean `json`?",
+        ),
+        ("geo: {}\ncache: {}", "2:1 geo.database: `database` is missing"),
+        (
+            "geo: { database: builtin:world }\ncache: {}",
+            "2:18 geo.database: `builtin:world` does not come with the node | did you mean `builtin:test`?",
+        ),
+        ("geo: { database: a.mmdb, reload: on }\ncache: {}", "2:34 geo.reload: `on` is not one of `watch`, `off`"),
+        ("include: conf.yaml\ncache: {}", "2:10 include: expected a list, found `conf.yaml` | write `[conf.yaml]`"),
+        (
+            "include: [a/*/b.yaml]\ncache: {}",
+            "2:11 include[0]: `a/*/b.yaml` has a wildcard before its last part | write each directory: `conf.d/*.yaml`",
+        ),
+        ("include: [/nowhere/at/all.yaml]\ncache: {}", "2:11 include: cannot include: there is no such file"),
+        ("? [a]\n: b\ncache: {}", "2:3 : a key must be a word"),
+        ("cache: !x {}", "2:8 : tags are not part of this grammar | remove the `!..`"),
+    ];
+    check(&cases, |top| Parts { top, ..SOUND });
+}
+
+#[test]
+fn listeners() {
+    let cases = [
+        ("web: {}", "4:3 listeners.web.bind: `bind` is missing"),
+        (
+            "web: { bind: \":80\" }",
+            "4:16 listeners.web.bind: `:80` is not an address and a port | for all addresses, write `0.0.0.0:80`",
+        ),
+        (
+            "web: { bind: localhost:80 }",
+            "4:16 listeners.web.bind: `localhost:80` is not an address and a port | expected an address and a port: `127.0.0.1:8080`",
+        ),
+        ("web: { bind: 127.0.0.1:8080, protocols: [] }", "4:43 listeners.web.protocols: the list is empty"),
+        (
+            "web: { bind: 127.0.0.1:8080, protocols: [h3] }",
+            "4:44 listeners.web.protocols[0]: `h3` is not one of `h1`, `h2`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, protocols: [h1, h1] }",
+            "4:48 listeners.web.protocols[1]: this protocol is written twice",
+        ),
+        ("web: { bind: 127.0.0.1:8080, tls: {} }", "4:32 listeners.web.tls.certificates: `certificates` is missing"),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: devel } }",
+            "4:53 listeners.web.tls.certificates: `devel` is not `development`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: [] } }",
+            "4:53 listeners.web.tls.certificates: the list is empty",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: [{ cert: a.pem }] } }",
+            "4:54 listeners.web.tls.certificates[0].key: `key` is missing",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, min: 1.2 } }",
+            "4:71 listeners.web.tls.min: expected one of `1.2`, `1.3`, found a number | write it in quotes: `\"1.2\"`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, min: \"1.1\" } }",
+            "4:71 listeners.web.tls.min: `1.1` is not one of `1.2`, `1.3` | did you mean `1.2`?",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { header_bytes: 32KiB } }",
+            "4:42 listeners.web.limits.header_bytes: unknown key `header_bytes` | known keys: `body`, `header_timeout`, `idle_timeout`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { body: 0B } }",
+            "4:48 listeners.web.limits.body: this size must be above zero",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  two: { bind: 127.0.0.1:8080 }",
+            "5:3 listeners.two.bind: another listener has the same `bind`",
+        ),
+        ("web: { bind: 127.0.0.1:8080 }\n  web: { bind: 127.0.0.1:8081 }", "5:3 web: `web` is written twice"),
+        (
+            "we b: { bind: 127.0.0.1:8080 }",
+            "4:3 listeners.we b: `we b` is not a name | a name has 1 to 64 letters, digits, `-`, `_`, `.`",
+        ),
+    ];
+    check(&cases, |listeners| Parts { listeners, ..SOUND });
+}
+
+#[test]
+fn upstreams() {
+    let cases = [
+        ("demo: {}", "6:3 upstreams.demo: `endpoints` is missing | or write `builtin: demo`"),
+        ("demo: { builtin: nginx }", "6:20 upstreams.demo.builtin: `nginx` is not `demo`"),
+        (
+            "demo: { builtin: demo, endpoints: [a:1] }",
+            "6:26 upstreams.demo.endpoints: `endpoints` and `builtin` are both written | a built-in server is inside this process: remove one of them",
+        ),
+        (
+            "demo: { builtin: demo, protocol: h2 }",
+            "6:26 upstreams.demo.protocol: `protocol` and `builtin` are both written | a built-in server is inside this process: remove one of them",
+        ),
+        ("demo: { endpoints: [] }", "6:22 upstreams.demo.endpoints: the list is empty"),
+        ("demo: { endpoints: a:1 }", "6:22 upstreams.demo.endpoints: expected a list, found `a:1` | write `[a:1]`"),
+        (
+            "demo: { endpoints: [localhost] }",
+            "6:23 upstreams.demo.endpoints[0]: `localhost` has no port | write `localhost:80`, or the port it listens on",
+        ),
+        (
+            "demo: { endpoints: [\"http://a:1\"] }",
+            "6:23 upstreams.demo.endpoints[0]: `http://a:1` is not an endpoint | write `host:port` without a scheme; `tls` says how",
+        ),
+        (
+            "demo: { endpoints: [a:0] }",
+            "6:23 upstreams.demo.endpoints[0]: `a:0` is not an endpoint | write `IP:port` or `host:port`; IPv6 as `\"[::1]:9000\"`",
+        ),
+        (
+            "demo: { endpoints: [127.0.0.1:0] }",
+            "6:23 upstreams.demo.endpoints[0]: `127.0.0.1:0` has port 0 | expected `IP:port` or `host:port`",
+        ),
+        (
+            "demo: { endpoints: [10.0.0.300:80] }",
+            "6:23 upstreams.demo.endpoints[0]: `10.0.0.300:80` is not a host name | the last label of a host name is not a number, and this is no IP address",
+        ),
+        (
+            "demo: { endpoints: [a:1, a:1] }",
+            "6:28 upstreams.demo.endpoints[1]: this endpoint is written twice | to give it more requests, write `{ addr: .., weight: 2 }`",
+        ),
+        (
+            "demo: { endpoints: [{ addr: a:1, weight: 0 }] }",
+            "6:44 upstreams.demo.endpoints[0].weight: `0` is not a number from 1 to 1000",
+        ),
+        ("demo: { endpoints: [{ weight: 2 }] }", "6:23 upstreams.demo.endpoints[0].addr: `addr` is missing"),
+        (
+            "demo: { endpoints: [a:1], tls: { sni: a_-.b } }",
+            "6:41 upstreams.demo.tls.sni: `a_-.b` is not a host name | a host name is made of labels of letters, digits and `-`, with dots between them",
+        ),
+        (
+            "demo: { endpoints: [a:1], tls: { ca: a.pem, verify: false } }",
+            "6:36 upstreams.demo.tls.ca: `ca` does nothing with `verify: false` | remove one of them",
+        ),
+        (
+            "demo: { endpoints: [a:1], tls: { verify: no } }",
+            "6:44 upstreams.demo.tls.verify: expected `true` or `false`, found `no`",
+        ),
+        (
+            "demo: { endpoints: [a:1], timeouts: { connect: 0ms } }",
+            "6:50 upstreams.demo.timeouts.connect: this duration must be above zero",
+        ),
+        (
+            "demo: { endpoints: [a:1], like: dmo }",
+            "6:35 upstreams.demo.like: there is no upstream `dmo` | did you mean `demo`?",
+        ),
+        ("demo: { endpoints: [a:1], like: demo }", "6:35 upstreams.demo.like: `like` goes in a circle: demo -> demo"),
+        (
+            "demo: { endpoints: [a:1], like: b }\n  b: { endpoints: [b:1], like: c }\n  c: { endpoints: [c:1], like: b }",
+            "8:32 upstreams.c.like: `like` goes in a circle: b -> c -> b",
+        ),
+    ];
+    check(&cases, |upstreams| Parts { upstreams, ..SOUND });
+}
+
+#[test]
+fn filters() {
+    let cases = [
+        ("auth: {}", "8:3 filters.auth.wasm: `wasm` is missing"),
+        (
+            "auth: { wasm: builtin:jwt }",
+            "8:17 filters.auth.wasm: `builtin:jwt` does not come with the node | did you mean `builtin:jwt-auth`?",
+        ),
+        (
+            "auth: { wasm: a.wasm }",
+            "8:17 filters.auth.wasm: `a.wasm` does not say where the module is | write `file:a.wasm` or `builtin:NAME`",
+        ),
+        (
+            "auth: { wasm: \"file:\" }",
+            "8:17 filters.auth.wasm: `file:` names no file | expected `builtin:NAME` or `file:PATH`",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, on_failure: close }",
+            "8:47 filters.auth.on_failure: `close` is not one of `closed`, `open` | did you mean `closed`?",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, limits: { deadline: 50 } }",
+            "8:55 filters.auth.limits.deadline: `50` has no unit | a duration is a whole number and one of ms, s, m, h, d: `250ms`, `30s`, `1h`; at most ten years",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, config: { secret_file: /nowhere/at/all } }",
+            "8:58 filters.auth.config.secret_file: cannot read this file: there is no such file",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, config: { a: { secret_file: / } } }",
+            "8:63 filters.auth.config.a.secret_file: cannot read this file: this is not a regular file",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, config: { secret_file: [1] } }",
+            "8:58 filters.auth.config.secret_file: expected a path, found a list",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, config: { secret: x, secret_file: y } }",
+            "8:56 filters.auth.config.secret_file: `secret_file` and `secret` are both written",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, config: { x: .inf } }",
+            "8:48 filters.auth.config.x: JSON has no such number",
+        ),
+    ];
+    check(&cases, |filters| Parts { filters, ..SOUND });
+}
+
+#[test]
+fn sites() {
+    let cases = [
+        ("hosts: []", "10:10 sites[0].hosts: the list is empty"),
+        ("filters: []", "10:3 sites[0].hosts: `hosts` is missing"),
+        (
+            "hosts: [\"a.*.test\"]",
+            "10:11 sites[0].hosts[0]: `a.*.test` has a wildcard inside | only the first label may be a wildcard: `\"*.example.com\"`",
+        ),
+        (
+            "hosts: [\"a.test:80\"]",
+            "10:11 sites[0].hosts[0]: `a.test:80` has a port | write `a.test`: ports belong to `listeners`",
+        ),
+        (
+            "hosts: [-a.test]",
+            "10:11 sites[0].hosts[0]: `-a.test` is not a host name | a host name is made of labels of letters, digits and `-`, with dots between them",
+        ),
+        (
+            "hosts: [bücher.test]",
+            "10:11 sites[0].hosts[0]: `bücher.test` is not a host name | write an internationalised name in its ASCII form (`xn--..`)",
+        ),
+        (
+            "hosts: [\"[::g]\"]",
+            "10:11 sites[0].hosts[0]: `[::g]` is not an IPv6 address | expected a host name, `\"*.example.com\"` or `\"*\"`",
+        ),
+        (
+            "hosts: [a.test, A.TEST]",
+            "10:19 sites[0].hosts[1]: this host is already taken | a host belongs to one site: put its routes together",
+        ),
+        (
+            "hosts: [a.test]\n  listeners: [wbe]",
+            "11:15 sites[0].listeners[0]: there is no listener `wbe` | did you mean `web`?",
+        ),
+        ("hosts: [a.test]\n  listeners: []", "11:14 sites[0].listeners: the list is empty"),
+        ("hosts: [a.test]\n  listeners: [web, web]", "11:20 sites[0].listeners[1]: this listener is written twice"),
+        (
+            "hosts: [a.test]\n  filters: [auht]",
+            "11:13 sites[0].filters[0]: there is no filter `auht` | did you mean `auth`?",
+        ),
+        (
+            "hosts: [a.test]\n  filters: [{ auht: {} }]",
+            "11:15 sites[0].filters[0].auht: there is no filter `auht` | did you mean `auth`?",
+        ),
+        (
+            "hosts: [a.test]\n  filters: [{ auth: {}, b: {} }]",
+            "11:13 sites[0].filters[0]: one item of `filters` is one filter | write `- name: { .. }` for each",
+        ),
+        (
+            "hosts: [a.test]\n  filters: [{ auth: 3 }]",
+            "11:21 sites[0].filters[0].auth: expected a mapping, found a number",
+        ),
+        ("hosts: [a.test]\n  routes: []\n- hosts: [b.test]", "11:11 sites[0].routes: the list is empty"),
+    ];
+    check(&cases, |site| Parts { site, ..SOUND });
+}
+
+#[test]
+fn routes() {
+    let cases = [
+        ("name: x", "12:5 sites[0].routes[0]: `to` is missing | write `to: UPSTREAM`, or `respond: { status: .. }`"),
+        ("to: dem", "12:9 sites[0].routes[0].to: there is no upstream `dem` | did you mean `demo`?"),
+        ("to: { split: [] }", "12:9 sites[0].routes[0].to: expected the name of an upstream, found a mapping"),
+        (
+            "to: demo\n    respond: { status: 200 }",
+            "13:5 sites[0].routes[0].respond: `to` and `respond` are both written | a route has one of them",
+        ),
+        ("respond: { status: 199 }", "12:24 sites[0].routes[0].respond.status: `199` is not a number from 200 to 599"),
+        ("respond: {}", "12:5 sites[0].routes[0].respond.status: `status` is missing"),
+        (
+            "respond: { status: 204, body: x }",
+            "12:35 sites[0].routes[0].respond.body: a 204 response has no body (RFC 9110, 15)",
+        ),
+        (
+            "respond: { status: 200, headers: { Connection: close } }",
+            "12:40 sites[0].routes[0].respond.headers.Connection: the header `Connection` is the node's to write | remove it",
+        ),
+        (
+            "respond: { status: 200, headers: { \"a b\": x } }",
+            "12:40 sites[0].routes[0].respond.headers.a b: `a b` is not a header name",
+        ),
+        (
+            "respond: { status: 200, headers: { a: \"x\\r\\ny\" } }",
+            "12:43 sites[0].routes[0].respond.headers.a: `x  y` is not a header value | a header value has visible ASCII characters, with blanks only between them (RFC 9110, 5.5)",
+        ),
+        (
+            "respond: { status: 200, headers: { a: x, A: y } }",
+            "12:46 sites[0].routes[0].respond.headers.A: the header `a` is written twice | case does not matter in header names",
+        ),
+        (
+            "respond: { status: 200, headers: { a: 1 } }",
+            "12:43 sites[0].routes[0].respond.headers.a: expected a header value, found a number | write it in quotes: `\"1\"`",
+        ),
+        (
+            "respond: { status: 200 }\n    cache: {}",
+            "13:5 sites[0].routes[0].cache: `cache` does nothing with `respond` | a fixed response is never fetched: remove `cache`",
+        ),
+        (
+            "to: demo\n    match: { path: api }",
+            "13:20 sites[0].routes[0].match.path: `api` does not begin with `/` | did you mean `/api`?",
+        ),
+        (
+            "to: demo\n    match: { path: /a*/b }",
+            "13:20 sites[0].routes[0].match.path: `/a*/b` has a wildcard inside | only the end may be a wildcard: `/x/*` is `/x` and everything below",
+        ),
+        (
+            "to: demo\n    match: { path: /a/../b }",
+            "13:20 sites[0].routes[0].match.path: `/a/../b` has a dot segment | requests are matched after `.` and `..` are resolved (RFC 3986, 5.2.4)",
+        ),
+        (
+            "to: demo\n    match: { path: /a?b=c }",
+            "13:20 sites[0].routes[0].match.path: `/a?b=c` is not a path | a path ends before `?` and `#`; use `match` for the path alone",
+        ),
+        (
+            "to: demo\n    match: { path: /ä }",
+            "13:20 sites[0].routes[0].match.path: `/ä` is not a path | write other characters percent-encoded, as they stand in a request",
+        ),
+        (
+            "to: demo\n    match: { method: [get] }",
+            "13:23 sites[0].routes[0].match.method[0]: `get` is not a method | did you mean `GET`? methods are case-sensitive",
+        ),
+        (
+            "to: demo\n    match: { method: GET }",
+            "13:22 sites[0].routes[0].match.method: expected a list, found `GET` | write `[GET]`",
+        ),
+        (
+            "to: demo\n    match: { method: [\"A B\"] }",
+            "13:23 sites[0].routes[0].match.method[0]: `A B` is not a method | expected a method",
+        ),
+        (
+            "to: demo\n    match: { method: [GET, GET] }",
+            "13:28 sites[0].routes[0].match.method[1]: this method is written twice",
+        ),
+        (
+            "to: demo\n    match: { header: { x-a: 1 } }",
+            "13:29 sites[0].routes[0].match.header.x-a: expected a header value, found a number | write it in quotes: `\"1\"`",
+        ),
+        (
+            "to: demo\n    cache: { override: true }",
+            "13:14 sites[0].routes[0].cache.override: `override` does nothing without `ttl` | say how long: `ttl: 1h`",
+        ),
+        ("to: demo\n    cache: { query: some }", "13:21 sites[0].routes[0].cache.query: `some` is not `all`"),
+        (
+            "to: demo\n    cache: { query: [a, a] }",
+            "13:25 sites[0].routes[0].cache.query[1]: this parameter is written twice",
+        ),
+        (
+            "to: demo\n    cache: { negative: {} }",
+            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `query`, `stale_while_revalidate`, `stale_if_error`",
+        ),
+        (
+            "{ name: a, match: { path: /a }, to: demo }\n  - { name: a, to: demo }",
+            "13:13 sites[0].routes[1].name: another route of this site has the same name",
+        ),
+        (
+            "{ match: { path: /a, method: [GET, POST] }, to: demo }\n  - { match: { method: [POST, GET], path: /a }, to: demo }",
+            "13:7 sites[0].routes[1].match: another route of this site matches the same requests",
+        ),
+        (
+            "to: ${UPSTREAM}",
+            "12:9 : the variable `UPSTREAM` is not set | set it, or give a default: `${UPSTREAM:-default}`",
+        ),
+        ("to: ${UPSTREAM:?name the origin}", "12:9 : the variable `UPSTREAM` is not set: name the origin"),
+        ("to: ${EMPTY:?}", "12:9 : the variable `EMPTY` is not set: it is required"),
+        ("to: x-${UPSTREAM", "12:11 : `${` has no `}` | write `$${` for a literal `${`"),
+        (
+            "to: x-${A+b}",
+            "12:11 : `${..}` goes on after the variable's name | write `${VAR}`, `${VAR:-default}` or `${VAR:?message}`",
+        ),
+        ("to: ${1A}", "12:9 : `${..}` does not begin with a variable's name | write `$${` for a literal `${`"),
+        ("to: ${SECRET}", "12:9 sites[0].routes[0].to: there is no upstream `${SECRET}` | known upstreams: `demo`"),
+        (
+            "to: demo\n    match: { path: ./. }\n",
+            "13:20 sites[0].routes[0].match.path: `./.` does not begin with `/` | did you mean `/./.`?",
+        ),
+    ];
+    check(&cases, |route| Parts { route, ..SOUND });
+}
+
+#[test]
+fn a_route_may_not_cache_without_a_store() {
+    let text = Parts { top: "", route: "to: demo\n    cache: {}", ..SOUND }.text();
+    let found: Vec<String> = faults_of(&text).iter().map(line).collect();
+    let expected = "13:5 sites[0].routes[0].cache: there is no store for this | declare one: `cache: { memory: { size: 256MiB } }` at the top level";
+    assert_eq!(found, [expected]);
+}
+
+#[test]
+fn whole_files() {
+    let no_listeners =
+        "1:1 listeners: there are no `listeners` | declare one: `listeners: { web: { bind: 127.0.0.1:8080 } }`";
+    let no_sites =
+        "1:1 sites: there are no `sites` | declare one: `sites: [{ hosts: [\"*\"], routes: [{ to: UPSTREAM }] }]`";
+    let cases: [(&str, &[&str]); 11] = [
+        ("", &["1:1 version: `version` is missing", no_listeners, no_sites]),
+        ("# nothing\n", &["1:1 version: `version` is missing", no_listeners, no_sites]),
+        ("version: 2\n", &[no_listeners, no_sites, "1:10 version: version 2 is not known | write `version: 1`"]),
+        ("version: 1\nlisteners: {}\nsites: []\n", &[no_listeners, no_sites]),
+        ("just text", &["1:1 : expected a mapping, found `just text`"]),
+        ("a: b: c\n", &["1:5 : this is not YAML: mapping values are not allowed in this context"]),
+        ("a:\n\tb: 1\n", &["2:2 : this is not YAML: tabs disallowed within this context (block indentation)"]),
+        ("a: \"x\n", &["1:4 : this is not YAML: while scanning a quoted scalar, found unexpected end of stream"]),
+        (
+            "a: { b: ${X} }\n",
+            &[
+                "1:10 : this is not YAML: while parsing a flow mapping, did not find expected ',' or '}' | inside { } and [ ], `${..}` is not YAML: write this part in block style, one key per line",
+            ],
+        ),
+        ("a: &x [*x]\n", &["1:8 : this alias is inside what it stands for"]),
+        ("a: *x\n", &["1:4 : this is not YAML: while parsing node, found unknown anchor"]),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(faults_of(text).iter().map(line).collect::<Vec<_>>(), expected, "for {text:?}");
+    }
+}
+
+#[test]
+fn a_second_document_is_a_fault() {
+    let text = format!("{}---\nversion: 1\n", SOUND.text());
+    let found = faults_of(&text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].line, found[0].column, found[0].message.as_str()), (13, 1, "a second document begins here"));
+}
+
+#[test]
+fn a_wrong_value_behind_a_variable_is_quoted_as_written() {
+    let parts = [
+        Parts { route: "to: demo\n    match:\n      path: ${SECRET}", ..SOUND },
+        Parts { route: "to: demo\n    match:\n      method:\n      - get${SECRET}[", ..SOUND },
+        Parts { route: "to: demo\n    cache:\n      ttl: ${SECRET}", ..SOUND },
+        Parts { site: "hosts:\n  - ${SECRET}:80", ..SOUND },
+        Parts { upstreams: "demo:\n    endpoints:\n    - ${SECRET}", ..SOUND },
+        Parts { filters: "auth:\n    wasm: ${SECRET}", ..SOUND },
+        Parts { filters: "auth:\n    wasm: builtin:jwt-auth\n    config:\n      a_file: /${SECRET}", ..SOUND },
+        Parts { top: "include:\n- ${SECRET}.yaml\ncache: {}", ..SOUND },
+        Parts { top: "node:\n  workers: ${SECRET}\ncache: {}", ..SOUND },
+        Parts { listeners: "web:\n    bind: ${SECRET}", ..SOUND },
+        Parts { listeners: "web:\n    bind: 127.0.0.1:1\n    tls:\n      certificates: ${SECRET}", ..SOUND },
+    ];
+    for parts in parts {
+        let text = parts.text();
+        let Err(report) = loader().load_str("selvedge.yaml", &text) else { panic!("no fault in {text}") };
+        assert_eq!(report.faults.len(), 1, "{report}");
+        let shown = format!("{report}\n{report:?}\n{:#?}", report.faults);
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("${SECRET}"), "{shown}");
+    }
+}
+
+#[test]
+fn all_faults_of_all_sections_come_out_in_one_run_with_snippets() {
+    let text = "\
+version: 1
+node: { wrkers: 4, shutdown_grace: 10 }
+listeners:
+  web: { bind: 127.0.0.1:8080, protocols: [h9] }
+upstreams:
+  app: { endpoints: [localhost], timeouts: { conect: 1s } }
+filters:
+  auth: { wasm: builtin:jwt-auth, limits: { memory: 32 } }
+sites:
+- hosts: [a.test, a.test]
+  filters: [auht]
+  routes:
+  - { match: { path: x }, to: ap }
+  - respond: { status: 99 }
+site: []
+";
+    let Err(report) = loader().load_str("edge.yaml", text) else { panic!("no fault") };
+    let expected = r#"error: unknown key `wrkers`
+ --> edge.yaml:2:9
+  |
+2 | node: { wrkers: 4, shutdown_grace: 10 }
+  |         ^^^^^^
+  = help: did you mean `workers`?
+
+error: `10` has no unit
+ --> edge.yaml:2:36
+  |
+2 | node: { wrkers: 4, shutdown_grace: 10 }
+  |                                    ^^
+  = help: a duration is a whole number and one of ms, s, m, h, d: `250ms`, `30s`, `1h`; at most ten years
+
+error: `h9` is not one of `h1`, `h2`
+ --> edge.yaml:4:44
+  |
+4 |   web: { bind: 127.0.0.1:8080, protocols: [h9] }
+  |                                            ^^
+
+error: `localhost` has no port
+ --> edge.yaml:6:22
+  |
+6 |   app: { endpoints: [localhost], timeouts: { conect: 1s } }
+  |                      ^^^^^^^^^
+  = help: write `localhost:80`, or the port it listens on
+
+error: unknown key `conect`
+ --> edge.yaml:6:46
+  |
+6 |   app: { endpoints: [localhost], timeouts: { conect: 1s } }
+  |                                              ^^^^^^
+  = help: did you mean `connect`?
+
+error: `32` has no unit
+ --> edge.yaml:8:53
+  |
+8 |   auth: { wasm: builtin:jwt-auth, limits: { memory: 32 } }
+  |                                                     ^^
+  = help: a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`
+
+error: this host is already taken
+  --> edge.yaml:10:19
+   |
+10 | - hosts: [a.test, a.test]
+   |                   ^^^^^^
+   = note: first here: edge.yaml:10:11
+   |
+10 | - hosts: [a.test, a.test]
+   |           ^^^^^^
+   = help: a host belongs to one site: put its routes together
+
+error: there is no filter `auht`
+  --> edge.yaml:11:13
+   |
+11 |   filters: [auht]
+   |             ^^^^
+   = help: did you mean `auth`?
+
+error: `x` does not begin with `/`
+  --> edge.yaml:13:22
+   |
+13 |   - { match: { path: x }, to: ap }
+   |                      ^
+   = help: did you mean `/x`?
+
+error: there is no upstream `ap`
+  --> edge.yaml:13:31
+   |
+13 |   - { match: { path: x }, to: ap }
+   |                               ^^
+   = help: did you mean `app`?
+
+error: `99` is not a number from 200 to 599
+  --> edge.yaml:14:24
+   |
+14 |   - respond: { status: 99 }
+   |                        ^^
+
+error: unknown key `site`
+  --> edge.yaml:15:1
+   |
+15 | site: []
+   | ^^^^
+   = help: did you mean `sites`?
+
+12 faults in edge.yaml"#;
+    let normalised = |text: &str| text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+    assert_eq!(normalised(&report.to_string()), expected);
+}
+
+#[test]
+fn a_terminal_is_not_at_the_mercy_of_a_file() {
+    let Err(report) = loader().load_str("a.yaml", "\"\\e[31mx\u{1b}[0m\": 1\n") else { panic!("no fault") };
+    assert!(!report.to_string().contains('\u{1b}'), "{report}");
+}
+
+#[test]
+fn a_long_line_is_shown_in_part() {
+    let text = format!("version: 1\nx: [{}]\n", "12345, ".repeat(10_000));
+    let Err(report) = loader().load_str("a.yaml", &text) else { panic!("no fault") };
+    let text = text.replace("x: [", &format!("{}, y: [", "a".repeat(3000)));
+    assert!(report.to_string().lines().all(|line| line.chars().count() < 160));
+    let Err(report) = loader().load_str("a.yaml", &text) else { panic!("no fault") };
+    assert!(report.to_string().lines().all(|line| line.chars().count() < 160));
+}
+
+#[test]
+fn a_later_fault_is_shown_at_the_place_of_a_named_thing() {
+    let loaded = loader().load_str("a.yaml", &SOUND.text()).unwrap();
+    let filter = &loaded.config.filters["auth"];
+    let fault = Fault::at(&filter.wasm_position, "the module does not load").with_key("filters.auth.wasm");
+    let report = Report::new(Path::new("a.yaml"), vec![fault]);
+    let expected = "error: the module does not load\n --> a.yaml:8:17\n  |\n8 |   auth: { wasm: builtin:jwt-auth }\n  |                 ^^^^^^^^^^^^^^^^\n\n1 fault in a.yaml";
+    assert_eq!(report.to_string(), expected);
+}

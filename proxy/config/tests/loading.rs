@@ -1,0 +1,685 @@
+//! What a configuration without faults becomes: defaults, units, variables, files, `like`, chains of filters.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
+use std::{collections::BTreeMap, fs, path::Path, path::PathBuf, time::Duration};
+
+use proptest::prelude::*;
+use selvedge_config::{
+    AccessLog, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Config, EndpointAddr, FilterLimits, GeoDatabase,
+    Host, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, PathMatch,
+    Percent, Protocol, QueryKey, Rate, Reload, Report, Servers, Target, Timeouts, TlsVersion, UpstreamProtocol,
+    ValueError, WasmSource, Workers, parse_duration,
+};
+use serde_json::json;
+
+const SMALL: &str = "version: 1
+listeners:
+  web: { bind: 127.0.0.1:8080 }
+upstreams:
+  demo: { builtin: demo }
+sites:
+- hosts: [\"*\"]
+  routes:
+  - to: demo
+";
+
+fn loader() -> Loader {
+    let env =
+        BTreeMap::from([("NODE", "edge-9"), ("PORT", "8081"), ("EMPTY", ""), ("SECRET", "hunter2"), ("TRUE", "true")]);
+    Loader::new().builtin_filters(&["jwt-auth", "waf"]).env(move |name| env.get(name).map(|value| (*value).to_owned()))
+}
+
+fn load(text: &str) -> Config {
+    match loader().load_str("selvedge.yaml", text) {
+        Ok(loaded) => loaded.config,
+        Err(report) => panic!("{report}\n{text}"),
+    }
+}
+
+fn lines(report: &Report) -> Vec<String> {
+    let file = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let related = |fault: &selvedge_config::Fault| match &fault.related {
+        Some((what, position)) => format!(" ({what} {}:{}:{})", file(&position.file), position.line, position.column),
+        None => String::new(),
+    };
+    let line = |fault: &selvedge_config::Fault| {
+        format!("{}:{}:{} {}{}", file(&fault.file), fault.line, fault.column, fault.message, related(fault))
+    };
+    report.faults.iter().map(line).collect()
+}
+
+#[test]
+fn what_is_not_written_has_its_default() {
+    let config = load(SMALL);
+    assert_eq!(
+        config.node,
+        Node {
+            name: "selvedge".into(),
+            workers: Workers::Auto,
+            shutdown_grace: Duration::from_secs(10),
+            module_cache: ModuleCache::Auto
+        }
+    );
+    assert_eq!(config.telemetry.access_log, AccessLog { format: LogFormat::Json, output: LogOutput::Stdout });
+    assert_eq!((config.geo, config.cache), (None, None));
+    let web = &config.listeners["web"];
+    assert_eq!(web.protocols, [Protocol::H1, Protocol::H2]);
+    assert_eq!(web.tls, None);
+    assert_eq!(
+        web.limits,
+        ListenerLimits {
+            body: ByteSize(16 << 20),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60)
+        }
+    );
+    assert_eq!((web.position.line, web.position.column), (3, 3));
+    let demo = &config.upstreams["demo"];
+    assert_eq!(demo.servers, Servers::Builtin(Builtin::Demo));
+    assert_eq!(demo.protocol, UpstreamProtocol::H1);
+    assert_eq!(
+        demo.timeouts,
+        Timeouts {
+            connect: Duration::from_secs(1),
+            first_byte: Duration::from_secs(10),
+            idle: Duration::from_secs(60)
+        }
+    );
+    let [site] = config.sites.as_slice() else { panic!("{:?}", config.sites) };
+    assert_eq!((&site.hosts, &site.listeners), (&vec![Host::Any], &vec!["web".to_owned()]));
+    let [route] = site.routes.as_slice() else { panic!("{:?}", site.routes) };
+    assert_eq!((route.name.as_str(), &route.when, &route.cache), ("routes[0]", &Match::default(), &None));
+    assert_eq!(route.target, Target::Upstream("demo".into()));
+    assert_eq!((route.position.line, route.position.column), (9, 5));
+}
+
+#[test]
+fn everything_can_be_written() {
+    let config = load(
+        r#"
+version: 1
+include: []
+node:
+  name: ${NODE:-edge-1}
+  workers: 8
+  shutdown_grace: 0s
+  module_cache: modules
+telemetry: { access_log: { format: text, output: off } }
+listeners:
+  web: { bind: "[::1]:8080", protocols: [h2] }
+  secure:
+    bind: 127.0.0.1:8443
+    tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3" }
+    limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m }
+geo: { database: geo.mmdb, reload: off }
+cache: { memory: { size: 8MiB }, collapse: { wait: 1s } }
+upstreams:
+  app:
+    endpoints: [127.0.0.1:9000, { addr: App.internal:9001, weight: 2 }, "[::1]:9002"]
+    tls: { sni: app.internal, ca: ca.pem, verify: true }
+    protocol: h2
+    timeouts: { connect: 2s, first_byte: 1m, idle: 1h }
+filters:
+  auth:
+    wasm: file:auth.wasm
+    on_failure: open
+    limits: { memory: 64MiB, deadline: 5ms, body: 2MB, wait: 1s }
+    config: { issuer: a, list: [1, -2, 0x10, 1.5, true, ~, "7"] }
+sites:
+- hosts: [www.Example.com, "*.example.com", 127.0.0.1, "[::0:1]"]
+  listeners: [secure]
+  routes:
+  - name: api
+    match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
+    cache: { ttl: 1h, override: true, query: [v, page], stale_while_revalidate: 5m, stale_if_error: 7d }
+    to: app
+  - match: { path: /teapot }
+    respond: { status: 418, body: "short and stout\n", headers: { X-A: b } }
+"#,
+    );
+    assert_eq!(
+        config.node,
+        Node {
+            name: "edge-9".into(),
+            workers: Workers::Count(8),
+            shutdown_grace: Duration::ZERO,
+            module_cache: ModuleCache::At("modules".into())
+        }
+    );
+    assert_eq!(config.telemetry.access_log, AccessLog { format: LogFormat::Text, output: LogOutput::Off });
+    assert_eq!(config.listeners["web"].bind, "[::1]:8080".parse().unwrap());
+    let secure = &config.listeners["secure"];
+    let tls = secure.tls.as_ref().unwrap();
+    assert_eq!(tls.min, TlsVersion::V1_3);
+    let Certificates::Files(files) = &tls.certificates else { panic!("{tls:?}") };
+    assert_eq!((files[0].cert.clone(), files[0].key.clone()), (PathBuf::from("a.pem"), PathBuf::from("/etc/b.pem")));
+    assert_eq!(secure.limits.header_timeout, Duration::from_millis(250));
+    let geo = config.geo.unwrap();
+    assert_eq!((geo.database, geo.reload), (GeoDatabase::File("geo.mmdb".into()), Reload::Off));
+    let cache = config.cache.unwrap();
+    // A small store lowers the default for one object.
+    assert_eq!(cache.memory, CacheMemory { size: ByteSize::mib(8), max_object: ByteSize::mib(8) });
+    assert_eq!(cache.collapse, Collapse { wait: Duration::from_secs(1) });
+    let app = &config.upstreams["app"];
+    let Servers::Endpoints(endpoints) = &app.servers else { panic!("{app:?}") };
+    let endpoints: Vec<(String, u16)> = endpoints.iter().map(|one| (one.addr.to_string(), one.weight)).collect();
+    assert_eq!(endpoints, [("127.0.0.1:9000".into(), 1), ("app.internal:9001".into(), 2), ("[::1]:9002".into(), 1)]);
+    assert_eq!(app.protocol, UpstreamProtocol::H2);
+    let auth = &config.filters["auth"];
+    assert_eq!((&auth.wasm, auth.on_failure), (&WasmSource::File("auth.wasm".into()), OnFailure::Open));
+    let limits = FilterLimits {
+        memory: ByteSize::mib(64),
+        deadline: Duration::from_millis(5),
+        body: ByteSize(2_000_000),
+        wait: Duration::from_secs(1),
+    };
+    assert_eq!(auth.limits, limits);
+    assert_eq!(auth.config, json!({ "issuer": "a", "list": [1, -2, 16, 1.5, true, null, "7"] }));
+    let site = &config.sites[0];
+    let hosts = [
+        Host::Exact("www.example.com".into()),
+        Host::Wildcard("example.com".into()),
+        Host::Exact("127.0.0.1".into()),
+        Host::Exact("[::1]".into()),
+    ];
+    assert_eq!(
+        (site.hosts.as_slice(), site.listeners.as_slice()),
+        (hosts.as_slice(), ["secure".to_owned()].as_slice())
+    );
+    let api = &site.routes[0];
+    assert_eq!(
+        api.when,
+        Match {
+            path: PathMatch::Prefix("/api".into()),
+            methods: vec!["GET".into(), "POST".into()],
+            headers: vec![("x-a".into(), "1".into()), ("x-b".into(), "2".into())],
+        }
+    );
+    let policy = api.cache.as_ref().unwrap();
+    assert_eq!((policy.ttl, policy.override_origin), (Some(Duration::from_secs(3600)), true));
+    assert_eq!(policy.query, QueryKey::Only(vec!["v".into(), "page".into()]));
+    assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
+    let Target::Respond(teapot) = &site.routes[1].target else { panic!("{site:?}") };
+    assert_eq!((teapot.status, teapot.body.as_str()), (418, "short and stout\n"));
+    assert_eq!(teapot.headers, [("x-a".to_owned(), "b".to_owned())]);
+}
+
+#[test]
+fn units() {
+    let seconds = Duration::from_secs;
+    for (text, expected) in [
+        ("250ms", Ok(Duration::from_millis(250))),
+        ("30s", Ok(seconds(30))),
+        ("5m", Ok(seconds(300))),
+        ("1h", Ok(seconds(3600))),
+        ("7d", Ok(seconds(604_800))),
+        ("0s", Ok(Duration::ZERO)),
+        ("", Err(ValueError::NoNumber)),
+        ("s", Err(ValueError::NoNumber)),
+        ("-1s", Err(ValueError::NoNumber)),
+        ("1", Err(ValueError::NoUnit)),
+        ("1 s", Err(ValueError::UnknownUnit)),
+        ("1.5s", Err(ValueError::UnknownUnit)),
+        ("1S", Err(ValueError::UnknownUnit)),
+        ("99999999999999999999s", Err(ValueError::TooLarge)),
+        ("3651d", Err(ValueError::TooLarge)),
+    ] {
+        assert_eq!(parse_duration(text), expected, "{text}");
+    }
+    for (text, expected) in [
+        ("512B", Ok(512)),
+        ("64KiB", Ok(65_536)),
+        ("16MiB", Ok(16 << 20)),
+        ("1GiB", Ok(1 << 30)),
+        ("64KB", Ok(64_000)),
+        ("2MB", Ok(2_000_000)),
+        ("1GB", Ok(1_000_000_000)),
+        ("1kib", Err(ValueError::UnknownUnit)),
+        ("1", Err(ValueError::NoUnit)),
+        ("2000000GiB", Err(ValueError::TooLarge)),
+    ] {
+        assert_eq!(text.parse::<ByteSize>().map(ByteSize::bytes), expected, "{text}");
+    }
+    for size in ["1B", "3KiB", "16MiB", "1025B", "1GiB", "0B"] {
+        assert_eq!(size.parse::<ByteSize>().unwrap().to_string(), size);
+    }
+    for (text, expected) in [
+        ("100/min", Ok(Rate { count: 100, per: seconds(60) })),
+        ("5/s", Ok(Rate { count: 5, per: seconds(1) })),
+        ("1000/h", Ok(Rate { count: 1000, per: seconds(3600) })),
+        ("0/s", Err(ValueError::NoNumber)),
+        ("5/d", Err(ValueError::UnknownUnit)),
+        ("5", Err(ValueError::NoUnit)),
+    ] {
+        assert_eq!(text.parse::<Rate>(), expected, "{text}");
+        if let Ok(rate) = expected {
+            assert_eq!(rate.to_string(), text);
+        }
+    }
+    for (text, expected) in [
+        ("10%", Ok(1000)),
+        ("0%", Ok(0)),
+        ("100%", Ok(10_000)),
+        ("0.5%", Ok(50)),
+        ("0.25%", Ok(25)),
+        ("100.01%", Err(ValueError::TooLarge)),
+        ("999999%", Err(ValueError::TooLarge)),
+        ("1.%", Err(ValueError::NoNumber)),
+        ("%", Err(ValueError::NoNumber)),
+        ("10", Err(ValueError::NoUnit)),
+    ] {
+        assert_eq!(text.parse::<Percent>().map(Percent::basis_points), expected, "{text}");
+    }
+}
+
+#[test]
+fn variables() {
+    let name_of = |value: &str| load(&format!("node:\n  name: {value}\n{SMALL}")).node.name;
+    assert_eq!(name_of("${NODE}"), "edge-9");
+    assert_eq!(name_of("a-${NODE}.${PORT}"), "a-edge-9.8081");
+    assert_eq!(name_of("${NONE:-b}"), "b");
+    assert_eq!(name_of("${EMPTY:-b}"), "b");
+    assert_eq!(name_of("x${EMPTY}"), "x");
+    assert_eq!(name_of("${NODE:?why}"), "edge-9");
+    // Text of digits is text where text is expected.
+    assert_eq!(name_of("${PORT}"), "8081");
+
+    let body_of = |value: &str| {
+        let text = SMALL.replace("to: demo", &format!("respond:\n      status: 200\n      body: {value}"));
+        let Target::Respond(respond) = load(&text).sites[0].routes[0].target.clone() else { panic!("{text}") };
+        respond.body
+    };
+    assert_eq!(body_of("$${NODE}"), "${NODE}");
+    assert_eq!(body_of("$5 $$ $NODE"), "$5 $$ $NODE");
+    assert_eq!(body_of("\"${NODE}\""), "${NODE}");
+    assert_eq!(body_of("'${NODE}'"), "${NODE}");
+    assert_eq!(body_of("|\n        ${NODE}\n"), "${NODE}\n");
+
+    let config = load(&format!(
+        "node:\n  workers: ${{NONE:-3}}\n{}",
+        SMALL.replace("{ bind: 127.0.0.1:8080 }", "\n    bind: 127.0.0.1:${PORT}")
+    ));
+    assert_eq!(config.node.workers, Workers::Count(3));
+    assert_eq!(config.listeners["web"].bind.port(), 8081);
+}
+
+#[test]
+fn like_copies_what_is_not_written_here() {
+    let config = load(&SMALL.replace(
+        "  demo: { builtin: demo }",
+        "  demo: { builtin: demo, timeouts: { idle: 9s } }
+  a: { endpoints: [a:1], like: b, timeouts: { connect: 3s } }
+  b: { endpoints: [b:1], like: c, protocol: h2 }
+  c: { endpoints: [c:1], tls: { sni: c.test }, protocol: h1, timeouts: { connect: 9s, idle: 9s } }
+  d: { endpoints: [d:1], like: demo }",
+    ));
+    let a = &config.upstreams["a"];
+    assert_eq!(a.tls.as_ref().unwrap().sni.as_deref(), Some("c.test"));
+    assert_eq!(a.protocol, UpstreamProtocol::H2);
+    // A block that is written replaces the whole block.
+    assert_eq!(a.timeouts, Timeouts { connect: Duration::from_secs(3), ..Timeouts::default() });
+    let Servers::Endpoints(endpoints) = &a.servers else { panic!("{a:?}") };
+    assert_eq!(endpoints[0].addr, EndpointAddr::Host { host: "a".into(), port: 1 });
+    assert_eq!(config.upstreams["b"].timeouts.connect, Duration::from_secs(9));
+    assert_eq!(config.upstreams["d"].timeouts.idle, Duration::from_secs(9));
+}
+
+const FILTERED: &str = "version: 1
+listeners:
+  web: { bind: 127.0.0.1:8080 }
+upstreams:
+  demo: { builtin: demo }
+filters:
+  auth:
+    wasm: builtin:jwt-auth
+    config: { issuer: a, keys: [{ id: 1 }, { id: 2 }], a/b: 1 }
+  waf: { wasm: builtin:waf }
+sites:
+- hosts: [a.test]
+  filters: [waf]
+  routes:
+  - to: demo
+    filters:
+    - auth
+    - auth: { keys: [{ id: 3 }], mode: x }
+";
+
+#[test]
+fn a_route_runs_the_sites_filters_first_and_merges_its_settings() {
+    let config = load(FILTERED);
+    let filters = &config.sites[0].routes[0].filters;
+    let names: Vec<&str> = filters.iter().map(|filter| filter.name.as_str()).collect();
+    assert_eq!(names, ["waf", "auth", "auth"]);
+    assert_eq!(filters[0].config, json!({}));
+    assert_eq!(filters[1].config, json!({ "issuer": "a", "keys": [{ "id": 1 }, { "id": 2 }], "a/b": 1 }));
+    assert_eq!(filters[2].config, json!({ "issuer": "a", "keys": [{ "id": 3 }], "mode": "x", "a/b": 1 }));
+}
+
+#[test]
+fn a_value_of_a_filters_configuration_has_a_place() {
+    let config = load(FILTERED);
+    let filters = &config.sites[0].routes[0].filters;
+    let place = |index: usize, pointer: &str| {
+        let position = filters[index].position_of(pointer);
+        (position.line, position.column)
+    };
+    assert_eq!(place(0, ""), (13, 13));
+    assert_eq!(place(1, ""), (17, 7));
+    assert_eq!(place(1, "/issuer"), (9, 23));
+    assert_eq!(place(1, "/a~1b"), (9, 61));
+    assert_eq!(place(1, "/keys/1/id"), (9, 50));
+    // What is not written is where it would have to be.
+    assert_eq!(place(1, "/keys/1/name"), (9, 44));
+    assert_eq!(place(1, "/nothing"), (17, 7));
+    assert_eq!(place(2, "/keys/0/id"), (18, 28));
+    assert_eq!(place(2, "/keys/1"), (18, 21));
+    assert_eq!(place(2, "/mode"), (18, 40));
+    assert_eq!(place(2, "/issuer"), (9, 23));
+    let declared = config.filters["auth"].position_of("/keys/0");
+    assert_eq!((declared.line, declared.column), (9, 33));
+}
+
+#[test]
+fn secrets_are_read_and_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("key"), "swordfish\n").unwrap();
+    fs::write(dir.path().join("two"), "line\n\n").unwrap();
+    let text = FILTERED
+        .replace("issuer: a,", "issuer: a, secret_file: key, deep: [{ two_file: two }], _file: kept,")
+        .replace("    - auth\n", "    - auth:\n        env: ${SECRET}\n        n: ${PORT}\n")
+        .replace("  routes:\n", "  routes:\n  - match:\n      path: /x\n      header:\n        x-a: ${SECRET}\n    respond:\n      status: 200\n      body: ${SECRET}\n      headers:\n        x-b: ${SECRET}\n");
+    let path = dir.path().join("selvedge.yaml");
+    fs::write(&path, text).unwrap();
+    let loaded = loader().load(&path).unwrap_or_else(|report| panic!("{report}"));
+    let filter = &loaded.config.sites[0].routes[1].filters[1];
+    assert_eq!(filter.config["secret"], "swordfish");
+    assert_eq!(filter.config.get("secret_file"), None);
+    assert_eq!(filter.config["deep"], json!([{ "two": "line\n" }]));
+    assert_eq!(filter.config["_file"], "kept");
+    assert_eq!((&filter.config["env"], &filter.config["n"]), (&json!("hunter2"), &json!(8081)));
+    let secret = ["/secret", "/deep", "/deep/0/two", "/env", ""].map(|pointer| filter.is_secret(pointer));
+    assert_eq!(secret, [true, true, true, true, true]);
+    assert!(!filter.is_secret("/issuer"));
+    assert_eq!(filter.position_of("/secret").column, 39);
+
+    let shown = format!("{loaded:?}{loaded:#?}");
+    assert!(!shown.contains("swordfish") && !shown.contains("hunter2"), "{shown}");
+    let mut files = ["selvedge.yaml", "key", "two"].map(|name| dir.path().join(name));
+    files.sort();
+    assert_eq!(loaded.files, files);
+}
+
+#[test]
+fn a_secret_that_is_no_text_is_a_fault_without_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("key"), b"sword\xfffish").unwrap();
+    let path = dir.path().join("selvedge.yaml");
+    fs::write(&path, FILTERED.replace("issuer: a", "issuer_file: key")).unwrap();
+    let report = loader().load(&path).unwrap_err();
+    assert_eq!(lines(&report), ["selvedge.yaml:9:28 cannot read this file: the file is not UTF-8"]);
+    assert!(!report.to_string().contains("sword"));
+    assert!(report.files.contains(&dir.path().join("key")));
+}
+
+/// A directory with these files; the first is loaded.
+fn load_files(files: &[(&str, &str)]) -> (tempfile::TempDir, Result<Loaded, Report>) {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let loaded = loader().load(&dir.path().join(files[0].0));
+    (dir, loaded)
+}
+
+#[test]
+fn includes_are_one_configuration() {
+    let (dir, loaded) = load_files(&[
+        (
+            "a.yaml",
+            "version: 1\ninclude: [conf.d/*.yaml, none.d/*.yaml, conf.d/b.yaml]\nlisteners:\n  web: { bind: 127.0.0.1:1 }\n",
+        ),
+        ("conf.d/b.yaml", "include: ['*.yaml']\nupstreams:\n  demo: { builtin: demo }\n"),
+        (
+            "conf.d/c.yaml",
+            "sites:\n- hosts: ['*']\n  routes: [{ to: demo }]\ncache: {}\nfilters:\n  f: { wasm: file:f.wasm }\n",
+        ),
+        ("conf.d/empty.yaml", "# nothing yet\n"),
+        ("conf.d/.hidden.yaml", "nonsense"),
+        ("conf.d/d.yaml.orig", "nonsense"),
+    ]);
+    let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(loaded.config.include.len(), 3);
+    assert_eq!(loaded.config.sites.len(), 1);
+    // Relative to the file it is written in.
+    assert_eq!(loaded.config.filters["f"].wasm, WasmSource::File(dir.path().join("conf.d/f.wasm")));
+    let files = ["a.yaml", "conf.d/b.yaml", "conf.d/c.yaml", "conf.d/empty.yaml"].map(|name| dir.path().join(name));
+    assert_eq!(loaded.files, files);
+}
+
+#[test]
+fn a_name_in_two_files_is_shown_in_both() {
+    let (_dir, loaded) = load_files(&[
+        ("a.yaml", &format!("include: [b.yaml]\ntelemetry: {{}}\n{SMALL}")),
+        (
+            "b.yaml",
+            "version: 1
+node: {}
+telemetry: {}
+listeners:
+  web: { bind: 127.0.0.1:1 }
+upstreams:
+  demo: { builtin: demo }
+sites:
+- hosts: ['*']
+  routes: [{ to: dmo }]
+colour: blue
+",
+        ),
+    ]);
+    let expected = [
+        "b.yaml:1:1 `version` stands in an included file",
+        "b.yaml:2:1 `node` stands in an included file",
+        "b.yaml:3:1 `telemetry` is written in two files (first here a.yaml:2:1)",
+        "b.yaml:5:3 the listener `web` is declared twice (first here a.yaml:5:3)",
+        "b.yaml:7:3 the upstream `demo` is declared twice (first here a.yaml:7:3)",
+        "b.yaml:9:11 this host is already taken (first here a.yaml:9:11)",
+        "b.yaml:10:18 there is no upstream `dmo`",
+        "b.yaml:11:1 unknown key `colour`",
+    ];
+    assert_eq!(lines(&loaded.unwrap_err()), expected);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_does_not_make_its_names_missing() {
+    let (_dir, loaded) = load_files(&[
+        (
+            "a.yaml",
+            &SMALL
+                .replace("  demo: { builtin: demo }", "  x: { builtin: demo }")
+                .replace("version: 1", "version: 1\ninclude: [b.yaml, c.yaml, d.yaml]"),
+        ),
+        ("b.yaml", "upstreams: { demo\n"),
+        ("c.yaml", "upstreams: []\n"),
+    ]);
+    let expected = [
+        "a.yaml:2:27 cannot include: there is no such file",
+        "b.yaml:2:1 this is not YAML: while parsing a flow mapping, did not find expected ',' or '}'",
+        "c.yaml:1:12 expected a mapping, found a list",
+    ];
+    assert_eq!(lines(&loaded.unwrap_err()), expected);
+}
+
+#[test]
+fn hostile_files_are_bounded() {
+    let laughs: String = (1..40).map(|i| format!("a{i}: &a{i} [*a{0}, *a{0}, *a{0}, *a{0}]\n", i - 1)).collect();
+    let deep = format!("a: {}1{}", "[".repeat(100), "]".repeat(100));
+    let ladder: String = (1..40).map(|i| format!("a{i}: &a{i} [[[[*a{}]]]]\n", i - 1)).collect();
+    let big = format!("# {}", "x".repeat(4 << 20));
+    for (text, message) in [
+        (format!("a0: &a0 [1, 2]\n{laughs}"), "more than 500000 values, aliases expanded"),
+        (format!("a0: &a0 [1, 2]\n{ladder}"), "lists and mappings stand in each other more than 64 deep"),
+        (deep, "lists and mappings stand in each other more than 64 deep"),
+        (big, "the file is larger than 4MiB"),
+    ] {
+        let (_dir, loaded) = load_files(&[("a.yaml", &text)]);
+        let report = loaded.unwrap_err();
+        assert_eq!(report.faults.len(), 1, "{}", report.faults.len());
+        assert_eq!(report.faults[0].message, message);
+    }
+
+    let many = format!("version: 1\nx: [{}]\n", "~, ".repeat(1000))
+        + &(0..5000).map(|i| format!("k{i}: 1\n")).collect::<String>();
+    let (_dir, loaded) = load_files(&[("a.yaml", &many)]);
+    assert_eq!(loaded.unwrap_err().faults.len(), 200);
+
+    let chain: Vec<(String, String)> =
+        (0..20).map(|i| (format!("{i}.yaml"), format!("include: [{}.yaml]\n", i + 1))).collect();
+    let chain: Vec<(&str, &str)> = chain.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let (_dir, loaded) = load_files(&chain);
+    let lines = lines(&loaded.unwrap_err());
+    assert!(lines.contains(&"8.yaml:1:11 files include files more than 8 deep".to_owned()), "{lines:#?}");
+
+    let crowd: Vec<(String, &str)> = (0..300).map(|i| (format!("d/{i}.yaml"), "\n")).collect();
+    let mut crowd: Vec<(&str, &str)> = crowd.iter().map(|(name, text)| (name.as_str(), *text)).collect();
+    let first = format!("include: [d/*.yaml]\n{SMALL}");
+    crowd.insert(0, ("a.yaml", &first));
+    let (_dir, loaded) = load_files(&crowd);
+    let report = loaded.unwrap_err();
+    assert_eq!(report.faults.len(), 1, "{report}");
+    assert_eq!(report.faults[0].message, "more than 256 files");
+}
+
+#[test]
+fn a_file_that_is_no_file_is_not_opened() {
+    let (_dir, loaded) = load_files(&[("a.yaml", &format!("include: [/dev/zero, d]\n{SMALL}")), ("d/x", "")]);
+    let expected = [
+        "a.yaml:1:11 cannot include: this is not a regular file",
+        "a.yaml:1:22 cannot include: this is not a regular file",
+    ];
+    assert_eq!(lines(&loaded.unwrap_err()), expected);
+}
+
+#[test]
+fn a_file_that_is_missing_or_not_text_is_a_fault() {
+    let report = loader().load(Path::new("/nowhere/at/all.yaml")).unwrap_err();
+    assert_eq!(lines(&report), ["all.yaml:1:1 there is no such file"]);
+    assert_eq!(report.files, [PathBuf::from("/nowhere/at/all.yaml")]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.yaml");
+    fs::write(&path, b"version: 1\nab\xff: 1\n").unwrap();
+    assert_eq!(lines(&loader().load(&path).unwrap_err()), ["a.yaml:2:3 the file is not UTF-8"]);
+    // A byte order mark is no part of the text.
+    fs::write(&path, format!("\u{feff}{SMALL}").replace('\n', "\r\n")).unwrap();
+    assert!(loader().load(&path).is_ok());
+}
+
+#[test]
+fn anchors_are_expanded() {
+    let config = load(&SMALL.replace(
+        "  demo: { builtin: demo }",
+        "  demo: { builtin: demo, timeouts: &t { idle: 9s } }\n  a: { endpoints: [a:1], timeouts: *t }",
+    ));
+    assert_eq!(config.upstreams["a"].timeouts.idle, Duration::from_secs(9));
+}
+
+#[test]
+fn paths_and_hosts_match() {
+    let prefix = PathMatch::Prefix("/x".into());
+    for (path, expected) in [("/x", true), ("/x/", true), ("/x/y", true), ("/xy", false), ("/", false)] {
+        assert_eq!(prefix.matches(path), expected, "{path}");
+    }
+    assert!(Match::default().path.matches("/anything"));
+    let wildcard = Host::Wildcard("example.com".into());
+    for (host, expected) in
+        [("a.example.com", true), ("example.com", false), ("a.b.example.com", false), (".example.com", false)]
+    {
+        assert_eq!(wildcard.matches(host), expected, "{host}");
+    }
+}
+
+/// Pieces that mean something to YAML or to the grammar, so that random text gets past the first line.
+fn piece() -> impl Strategy<Value = String> {
+    let words = [
+        "version: 1\n",
+        "listeners:\n",
+        "  web: ",
+        "{ bind: 127.0.0.1:80 }",
+        "\n",
+        "sites:\n",
+        "- hosts: [a.test]\n",
+        "  routes:\n",
+        "  - to: x\n",
+        "${A}",
+        "${A:-b}",
+        "${",
+        "}",
+        "$${",
+        "&a ",
+        "*a",
+        "[",
+        "]",
+        "{",
+        ": ",
+        ", ",
+        "- ",
+        "\t",
+        "? ",
+        "|\n",
+        ">-\n",
+        "'",
+        "\"",
+        "!!str ",
+        "%YAML 1.2\n",
+        "---\n",
+        "...\n",
+        "#",
+        "\\",
+        "\u{feff}",
+        "\0",
+        "ü",
+        "include: [",
+        "a_file: /",
+        "like: ",
+        "filters:\n",
+        "config: ",
+        "0x",
+        "1e999",
+        "-",
+        "match: { path: /",
+        "\r\n",
+        "\u{2028}",
+        "upstreams:\n",
+        "  a: { endpoints: [a:1], like: a }\n",
+        "<<: *a\n",
+    ];
+    prop_oneof![9 => prop::sample::select(words.to_vec()).prop_map(str::to_owned), 1 => any::<String>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
+
+    #[test]
+    fn no_text_makes_the_loader_panic(pieces in prop::collection::vec(piece(), 0..30)) {
+        let text = pieces.concat();
+        if let Err(report) = loader().load_str("a.yaml", &text) {
+            prop_assert!(!report.faults.is_empty());
+            prop_assert!(report.to_string().ends_with("in a.yaml"));
+        }
+    }
+
+    #[test]
+    fn no_value_makes_a_unit_panic(text in "\\PC*|[0-9]{0,22}(ms|s|m|h|d|[KMG]i?B|B|/s|/min|%|\\.[0-9]+%)?") {
+        let _ = (parse_duration(&text), text.parse::<ByteSize>(), text.parse::<Rate>(), text.parse::<Percent>());
+    }
+
+    #[test]
+    fn one_damaged_character_never_panics(at in 0usize..2000, with in any::<char>()) {
+        let mut text: Vec<char> = FILTERED.chars().collect();
+        let at = at % text.len();
+        text[at] = with;
+        let _ = loader().load_str("a.yaml", &text.into_iter().collect::<String>()).map_err(|report| report.to_string());
+    }
+}
