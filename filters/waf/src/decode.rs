@@ -51,13 +51,13 @@ pub fn percent(input: &[u8]) -> Cow<'_, [u8]> {
                 changed = true;
                 continue;
             }
-            if matches!(tail.first(), Some(b'u' | b'U')) {
-                if let Some(code) = hex_prefix(&tail[1..], 4) {
-                    push_best_fit(&mut out, code);
-                    rest = &tail[5..];
-                    changed = true;
-                    continue;
-                }
+            if let Some((b'u' | b'U', digits)) = tail.split_first()
+                && let Some(code) = hex_prefix(digits, 4)
+            {
+                push_best_fit(&mut out, code);
+                rest = &tail[5..];
+                changed = true;
+                continue;
             }
         }
         out.push(byte);
@@ -84,13 +84,13 @@ pub fn entities(input: &[u8]) -> Cow<'_, [u8]> {
     let mut changed = false;
 
     while let Some((&byte, tail)) = rest.split_first() {
-        if byte == b'&' {
-            if let Some((code, used)) = numeric_entity(tail).or_else(|| named_entity(tail)) {
-                push_best_fit(&mut out, code);
-                rest = &tail[used..];
-                changed = true;
-                continue;
-            }
+        if byte == b'&'
+            && let Some((code, used)) = numeric_entity(tail).or_else(|| named_entity(tail))
+        {
+            push_best_fit(&mut out, code);
+            rest = &tail[used..];
+            changed = true;
+            continue;
         }
         out.push(byte);
         rest = tail;

@@ -10,8 +10,8 @@ use crate::rules::{self, Rule};
 use crate::score::{Match, Verdict};
 use crate::views::{View, Views};
 
-/// The shortest base64 text worth decoding: 12 characters hide 9, too few for most attacks and too many for an id.
-const BASE64_MIN: usize = 12;
+/// The shortest base64 text worth decoding: 10 characters hide 7, and shorter ones are words.
+const BASE64_MIN: usize = 10;
 
 /// Base64 tokens decoded per value.
 const BASE64_TOKENS: usize = 16;
@@ -163,10 +163,10 @@ impl<'a> Scan<'a> {
         for token in decode::base64_tokens(&unwrapped, BASE64_MIN).take(BASE64_TOKENS) {
             // In a path the slash is a separator more often than a digit.
             for piece in token.split(|&byte| byte == b'/' && input.place == Place::Path) {
-                if piece.len() >= BASE64_MIN {
-                    if let Some(text) = decode::base64_text(piece) {
-                        self.value(input, &text, exclusions);
-                    }
+                if piece.len() >= BASE64_MIN
+                    && let Some(text) = decode::base64_text(piece)
+                {
+                    self.value(input, &text, exclusions);
                 }
             }
         }

@@ -192,6 +192,7 @@ pub fn of_head<'a>(
 /// `a=b&c=d`. With `name` set, every value carries that name instead of its own.
 fn pairs(text: &[u8], value_place: Place, name_place: Place, name: Option<&str>, inputs: &mut Vec<Input>) {
     let mut rest = text;
+    let mut after_empty = false;
     while !rest.is_empty() {
         if inputs.len() >= MAX_VALUES {
             inputs.push(Input::new(value_place, "", decode::plus_to_space(rest)));
@@ -214,8 +215,20 @@ fn pairs(text: &[u8], value_place: Place, name_place: Place, name: Option<&str>,
             }
         }
         if !key.is_empty() {
-            inputs.push(Input::new(name_place, label, key));
+            inputs.push(Input::new(name_place, label, name_text(&key, pair, after_empty)));
         }
+        after_empty = pair.is_empty();
+    }
+}
+
+/// What rules see of a field's name. A raw `&` or `=` inside a payload cuts it into odd names (`a=1 && ls /etc`,
+/// `<b onclick=x>`), so a name with white space, quotes or brackets is put together again with what stood around it.
+fn name_text(key: &[u8], pair: &[u8], after_empty: bool) -> Vec<u8> {
+    let odd = key.iter().any(|byte| matches!(byte, b' ' | b'"' | b'\'' | b'<' | b'(' | b';' | b'`'));
+    match (odd, after_empty) {
+        (false, _) => key.to_vec(),
+        (true, false) => decode::plus_to_space(pair).into_owned(),
+        (true, true) => [b"&&", &*decode::plus_to_space(pair)].concat(),
     }
 }
 
@@ -525,6 +538,22 @@ mod tests {
             ]
         );
         assert_eq!(shown(&of_head("/p?x=1", None, []))[1], "ARGS:x=1");
+    }
+
+    #[test]
+    fn payloads_cut_by_separators_are_put_together() {
+        assert_eq!(
+            shown(&of_head("/", Some("a=1&&+ls+/etc&x+onerror=b&&id=1"), []))[1..],
+            [
+                "ARGS:a=1",
+                "ARGS_NAMES:a=a",
+                "ARGS_NAMES: ls /etc=&& ls /etc",
+                "ARGS:x onerror=b",
+                "ARGS_NAMES:x onerror=x onerror=b",
+                "ARGS:id=1",
+                "ARGS_NAMES:id=id",
+            ]
+        );
     }
 
     #[test]

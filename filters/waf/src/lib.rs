@@ -5,9 +5,9 @@
 //! in `block` mode; in `detect` mode the request passes and the origin sees the score in `x-waf-score`. A client's own
 //! `x-waf-score` never reaches the origin.
 //!
-//! Bodies: form, JSON, multipart and text bodies are inspected up to `body_limit`; media and archives are not, nor is a body
-//! with a `content-encoding`, whose text only the origin sees. What cannot be parsed as the format it claims is inspected as
-//! raw text. Each match is one log line: `[id "5001"] [msg ".."] [severity ".."] [tag ".."] [matched in ARGS:name]`.
+//! Bodies: form, JSON, multipart and text bodies are inspected up to `body_limit`; media and archives are not. A
+//! compressed body is inspected as the bytes it is: decompression is the origin's. What cannot be parsed as the format it
+//! claims is inspected as raw text. Each match is one log line: `[id "5001"] [msg ".."] [severity ".."] [tag ".."] [matched in ARGS:name]`.
 //!
 //! Matching is linear in the length of a value, whatever it holds.
 

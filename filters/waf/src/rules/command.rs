@@ -19,8 +19,8 @@ const FIELDS: Places = Places::of(&[Place::Arg, Place::ArgName, Place::Path, Pla
 /// Rules 3000 to 3999.
 pub const RULES: &[Rule] = rules! {
     3001 Command Critical "command after a shell separator" on UNQUOTED, view Shell,
-        any [";", "|", "&", "`", "$("],
-        pattern r"(?:;|\||&|`|\$\() ?(?:(?:sudo|nohup|exec|command|busybox|time|xargs|env) )?(?:/(?:usr/)?s?bin/)?(?:cat|tac|ls|dir|id|whoami|uname|pwd|wget|curl|ncat|netcat|nc|ping6?|nslookup|dig|bash|dash|ash|zsh|ksh|csh|sh|python[23]?|perl|ruby|php|lua|node|echo|printf|sleep|touch|rm|cp|mv|chmod|chown|ifconfig|ipconfig|netstat|ps|kill|killall|tftp|ftp|telnet|ssh|scp|powershell(?:\.exe)?|pwsh|cmd(?:\.exe)?|net|systeminfo|tasklist|reg|certutil|bitsadmin|rundll32|wmic|getent|awk|sed|head|tail|base64|xxd|which|hostname|crontab|find|grep|tee|type|set|uptime|mount|dmesg|lsof|useradd|passwd|shutdown|reboot|gcc|make|export|history|timeout|findstr|ver|systemctl|service|openssl|traceroute|arp|route|last|env|printenv|test|expr|\[)(?: ?(?:$|[;|&`)#>]|<(?:[/.]|<<|\())| (?:-{1,2}[a-z0-9]|/[a-z?*]|\.{1,2}/|\$|~|\*|[\w./:-]+ ?(?:$|(?: [\w./:-]+ ?){0,3}[;|&`)#>])|https?:|\d{1,3}\.\d{1,3}\.|\+?x |[a-z]:\\|\(\()|\$\(\()",
+        any [";", "|", "&", "`", "$(", "\\n"],
+        pattern r"(?:;|\||&|`|\$\(|\\n) ?(?:(?:sudo|nohup|exec|command|busybox|time|xargs|env) )?(?:/(?:usr/)?s?bin/)?(?:cat|tac|ls|dir|id|whoami|uname|pwd|wget|curl|ncat|netcat|nc|ping6?|nslookup|dig|bash|dash|ash|zsh|ksh|csh|sh|python[23]?|perl|ruby|php|lua|node|echo|printf|sleep|touch|rm|cp|mv|chmod|chown|ifconfig|ipconfig|netstat|ps|kill|killall|tftp|ftp|telnet|ssh|scp|powershell(?:\.exe)?|pwsh|cmd(?:\.exe)?|net|systeminfo|tasklist|reg|certutil|bitsadmin|rundll32|wmic|getent|awk|sed|head|tail|base64|xxd|which|hostname|crontab|find|grep|tee|type|set|uptime|mount|dmesg|lsof|useradd|passwd|shutdown|reboot|gcc|make|export|history|timeout|findstr|ver|systemctl|service|openssl|traceroute|arp|route|last|env|printenv|test|expr)(?: ?(?:$|[;|&`)#>]|\\n|<(?:[/.]|<<|\())| (?:-{1,2}[a-z0-9]|/[a-z?*]|\.{1,2}/|\$|~|\*|[\w./:-]+ ?(?:$|(?: [\w./:-]+ ?){0,3}[;|&`)#>])|https?:|\d{1,3}\.\d{1,3}\.|\+?x |[a-z]:\\|\(\()|\$\(\()",
         hits [";cat /etc/hosts", "a|id", "x && whoami", "`uname -a`", "$(sleep 5)", "; w'h'oami", "127.0.0.1 && ls /etc", "|getent hosts x.example.&", "; ls -l /tmp"],
         misses ["Tom & Jerry", "a; type of thing that works", "salt|pepper", "R&D", "cats; dogs; find me there", "AT&T; set of five cups"];
 
@@ -59,8 +59,14 @@ pub const RULES: &[Rule] = rules! {
 
     3008 Command Critical "command on a line of its own" on UNQUOTED, view Plain,
         any ["id", "whoami", "uname", "ifconfig", "ipconfig", "netstat", "cat ", "wget ", "curl ", "ping ", "sleep ", "ls", "pwd", "nslookup ", "echo", "printenv", "systeminfo"],
-        pattern r"[\r\n][ \t]*(?:/(?:usr/)?bin/)?(?:(?:id|whoami|uname(?: -a)?|ifconfig|ipconfig(?: /all)?|netstat(?: -\w+)?|ls(?: -\w+)?(?: [/.~]\S*)?|pwd|printenv|systeminfo)[ \t]*(?:[\r\n;|&#]|$)|cat [/.~]|(?:wget|curl) (?:-\S+ )*https?:|ping -[cn] ?\d|sleep \d+[ \t]*(?:[\r\n;|&#]|$)|nslookup \S+\.\S+[ \t]*(?:[\r\n;|&#]|$)|echo ?\$)",
-        hits ["127.0.0.1%0aid%0a", "x\ncat /etc/hosts", "a\r\nwhoami"], misses ["first\nidentity", "a list:\nls and more text", "whoami"];
+        pattern r"[\r\n][ \t]*(?:/(?:usr/)?bin/)?(?:(?:whoami|uname(?: -a)?|ifconfig|ipconfig(?: /all)?|netstat -\w+|ls -\w+(?: [/.~]\S*)?|ls [/.~]\S*|printenv|systeminfo)[ \t]*(?:[\r\n;|&#]|$)|cat [/.~]|(?:wget|curl) (?:-\S+ )*https?:|ping -[cn] ?\d|sleep \d+[ \t]*(?:[\r\n;|&#]|$)|nslookup \S+\.\S+[ \t]*(?:[\r\n;|&#]|$)|echo ?\$)|^[^\r\n]{0,60}[\r\n]+(?:id|ls|pwd|netstat)[ \t;|&#\r\n]*$",
+        hits ["127.0.0.1%0aid%0a", "x\ncat /etc/hosts", "a\r\nwhoami"], misses ["first\nidentity", "fragment x on y {\n    id\n    content\n}", "a list:\nls and more text", "whoami"];
+
+    3009 Command Critical "command chain in a header" on Places::of(&[Place::Header, Place::UserAgent]), view Shell,
+        any ["&&", "||", "$(", "`", ";", "|"],
+        pattern r"(?:&&|\|\||\$\(|`|[;|]) ?(?:/(?:usr/)?bin/)?(?:(?:cat|ls|head|tail|rm|chmod|find) (?:-\w+ )*[/~.]|(?:whoami|uname|ifconfig|ipconfig)(?: -\w+)? ?(?:$|[)`;|&])|(?:wget|curl) (?:-\S+ )*(?:https?:|[\w.-]+\.[a-z])|(?:nslookup|dig|ping|host) (?:-\w+ ?\d* )*[\w.-]+\.\w|(?:ba)?sh -[ci]|sleep \d+ ?(?:$|[)`;|&])|echo [\w$'])|(?:&&|\|\||\$\(|`) ?id ?(?:$|[)`;|&])",
+        hits ["cmd=127.0.0.1 && ls /etc", "x; cat /etc/hosts", "a$(curl http://x.example)", "a | whoami"],
+        misses ["Mozilla/5.0 (X11; Linux x86_64; id)", "text/html; charset=utf-8", "a=1; echo=2", "en-US,en;q=0.5"];
 
     3101 Code Critical "lookup expression of a logging library" on EVERYWHERE, view Base,
         any ["${"],

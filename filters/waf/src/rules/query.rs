@@ -6,43 +6,53 @@ use crate::inputs::{Place, Places, VALUES};
 const FIELDS: Places =
     Places::of(&[Place::Arg, Place::ArgName, Place::Path, Place::Cookie, Place::UrlHeader, Place::FileName]);
 const LOOSE: Places = FIELDS.and(Places::of(&[Place::Body, Place::UserAgent]));
+/// Without the headers that tell where a visitor came from: whoever searched for SQL elsewhere brings it along.
+const DIRECT: Places = Places::of(&[
+    Place::Arg,
+    Place::ArgName,
+    Place::Path,
+    Place::Cookie,
+    Place::FileName,
+    Place::Body,
+    Place::UserAgent,
+]);
 const NAMES: Places = Places::of(&[Place::ArgName]);
 
 /// Rules 4000 to 4999.
 pub const RULES: &[Rule] = rules! {
     4001 Sql Critical "UNION SELECT" on LOOSE, view Sql,
         any ["union", "intersect", "except", "minus"],
-        pattern r#"(?:union|intersect|except|minus)[ ("'`+;)\x80-\xff]*(?:(?:all|distinct|distinctrow)[ ("'`+)\x80-\xff]*)?(?:select|values ?\()[ (*"'`@+\-.\d~!\[$\x80-\xff]"#,
+        pattern r#"(?:union|intersect|except|minus)[ ("'`+;)\xa0]*(?:(?:all|distinct|distinctrow)[ ("'`+)\xa0]*)?(?:select[ +(\xa0]*[^a-z \xa0\x80-\xff]|select[ +(\xa0]+[\w.]+ ?(?:[,(;#|]|--|from\b|$)|select[ \xa0]*(?:null|user|concat|\w+\(|all |distinct )|values ?\()|^ ?union (?:all )?select ?$"#,
         hits ["1 union select 1,2", "1/**/UNION/**/ALL/**/SELECT(1)", "1e1union(select 1)", "' UNION ALL SELECT NULL#"],
         misses ["union was a great select", "select a union", "trade union selected", "reunion selection"];
 
-    4002 Sql Critical "SELECT with columns and source" on LOOSE, view Sql,
+    4002 Sql Critical "SELECT with columns and source" on DIRECT, view Sql,
         any ["select"],
         pattern r#"\bselect[ (+]+(?:(?:all|distinct|top \d+)[ (]+)?(?:\*|count ?\(|[\w.`"\[\]@$'*]+ ?(?:,|\|\|) ?[\w.`"\[\]@$'*()|, ]{1,120}?|(?:[\w.]+ ?\([^)]{0,80}\)[, ]*)+|null|@@?\w+|['"]?\d+['"]?|[\w.`@"]+)[ )]+from[ (`"\[+]+[\w.`"\[\]$]+ ?(?:$|[;),#\-'"]|where\b|limit\b|order by|group by|union\b|having\b|join\b|as\b|\w{1,8}\)|/\*)"#,
         hits ["select * from users", "(select password from users)", "select count(*) from information_schema.tables where 1", "SELECT a, b FROM t limit 1"],
         misses ["select all the rows of fromdate", "select one from the list below", "please select a value from our menu"];
 
-    4003 Sql Critical "nested SELECT" on LOOSE, view Sql,
+    4003 Sql Critical "nested SELECT" on DIRECT, view Sql,
         any ["select"],
         pattern r#"\( ?select(?:[ (]+(?:\*|[\d'"@~]|sleep|count|concat|group_concat|char|user|database|version|null|case|if|ascii|substr|top \d|distinct|load_file|chr|[\w.`]+ ?(?:,|\(| from\b))|\([\d'"@])|['"\d)] ?(?:\|\||[-+*/%&^|=<>!]+|and|or|in|like) ?\(* ?select[ ('"@\d]|\bselect ?\( ?['"\w@]+ ?\) ?from|\bselect ?(?:@@|user ?\(|version ?\(|database ?\(|sleep ?\(|pg_sleep|load_file|char ?\(|chr ?\(|concat ?\(|case when|extractvalue|updatexml|if ?\()|\bselect \d+ ?(?:else|,\d|;|--|#|$)|^['"]?;? ?select \d+ (?:from|where|union)"#,
         hits ["(select(0)from(select(sleep(15)))v)", "1=(select count(*) from x)", "' || (select 1)", "select version()"],
         misses ["(select one)", "select a size (selected)", "if you select 3 items"];
 
-    4004 Sql Critical "condition that is always true or false" on LOOSE, view Sql,
-        any ["or", "and", "|", "&", "having", "where", "when", "if", "not", "rlike"],
-        pattern r#"(?:\b|['"\d)] ?)(?:or|and|xor|having|where|when|if|\|\||&&|&|rlike|not|\|)[ (+!~'"-]*(?:not[ (]+)?['"(]*(?:0x[0-9a-f]+|\d+)['")]* ?(?:=|<=>|<>|<|>|!=|>=|<=|\blike\b|\bin\b ?\(|\brlike\b|\bregexp\b|\bis\b|\bbetween\b|\bdiv\b)[ ('"!~-]*(?:0x[0-9a-f]+|\d+|true|false|null|select|row|char|ascii|length)|['"] ?\)*(?: ?\)* ?)(?:or|and|xor|\|\||&&)[ (+!~'"-]*(?:true|false|\d+)\b['"]? ?\)* ?(?:--|#|;|/\*|$)"#,
+    4004 Sql Critical "condition that is always true or false" on DIRECT, view Sql,
+        any ["or", "and", "||", "&&", "having", "where", "when", "if", "not", "rlike"],
+        pattern r#"(?:\b|['"\d)] ?)(?:or|and|xor|having|where|when|if|\|\||&&|rlike|not)[ (+!~'"-]*(?:not[ (]+)?['"(]*(?:0x[0-9a-f]+|\d+)['")]* ?(?:=|<=>|<>|<|>|!=|>=|<=|\blike\b|\bin\b ?\(|\brlike\b|\bregexp\b|\bis\b|\bbetween\b|\bdiv\b)[ ('"!~-]*(?:0x[0-9a-f]+|\d+|true|false|null|select|row|char|ascii|length)|['"] ?\)*(?: ?\)* ?)(?:or|and|xor|\|\||&&)[ (+!~'"-]*(?:true|false|\d+)\b['"]? ?\)* ?(?:--|#|;|/\*|$)|\b(?:or|and|xor|\|\||&&) ?\(?(?:['"][^'"]{0,20}['"]|@\w+) ?(?:=|<|>|<>|!=|\blike\b) ?['"(@\d]|^['"]?\d+['"]? ?(?:=|<|>|<>|!=) ?['"]?\d+['"]? (?:or|and|xor|\|\||&&) "#,
         hits ["1 or 1=1", "1' and '1'='1", "x) AND 12=12 AND JSON_DEPTH('{}')", "' or 2>1--", "1 || 1=1 --", "' or true--", "having 1=1", "id=1 and 1<>2"],
         misses ["D'or 1st parfume", "1 or 2 apples", "and 5 more", "rock and 3 rolls = fun", "where 1 is best", "terms & conditions"];
 
     4005 Sql Critical "condition after a closing quote" on LOOSE, view Sql,
         any ["'", "\"", "`"],
-        pattern r#"['"`] ?\)* ?(?:\b|\|\||&&)(?:or|and|xor|\|\||&&|having|where|not|div|like|rlike|regexp|between|is)\b?[ (+!~'"`@-]*[\w.@$`]*['"`)]* ?(?:=|<=>|<>|<|>|!=|>=|<=|:=|\bnot like\b|\blike\b|\bin ?\(|\brlike\b|\bregexp\b|\bis (?:not )?null|\bbetween\b|\bsounds like\b|\bexists ?\()|['"`] ?\)* ?(?:\|\||&&) ?['"`(\d]|['"`] ?\)* ?(?:or|and) ?(?:exists ?\(|not ?\(|\w+ ?\([^)]*\) ?[=<>]|\w+\([^)]*\) ?(?:--|#))"#,
+        pattern r#"['"`] ?\)* ?(?:\b|\|\||&&)(?:or|and|xor|\|\||&&|having|where|not|div|like|rlike|regexp|between|is)\b?[ (+!~'"`@-]*[\w.@$`]*['"`)]* ?(?:=|<=>|<>|<|>|!=|>=|<=|:=|\bnot like\b|\blike\b|\bin ?\(|\brlike\b|\bregexp\b|\bis (?:not )?null|\bbetween\b|\bsounds like\b|\bexists ?\()|['"`] ?\)* ?(?:\|\||&&) ?['"`(\d]|['"`] ?\)* ?(?:or|and) ?(?:exists ?\(|not ?\(|\w+ ?\([^)]*\) ?[=<>]|\w+\([^)]*\) ?(?:--|#))|^[^'"]{0,40}['"] ?\)*(?:or|and|xor|\|\||&&) ?\(*['"][^'"]{0,40}$"#,
         hits ["' or 'a'='a", "x' or uid like '%", "\") or (\"a\"=\"a", "'||'1'='1", "' and exists(select 1)", "' or sleep(5)#"],
         misses ["it's this or that", "'this' and 'that'", "O'Brien and sons", "say \"yes\" or \"no\"", "'a' & 'b'"];
 
     4006 Sql Critical "quote and comment that end a statement" on FIELDS, view Base,
         any ["--", "#", ";%00", "/*"],
-        pattern r#"^[^'"`<>{}\[\]]{0,40}['"`] ?\)* ?;? ?(?:--[ +-]?[^a-z>]*|#|/\*[^*]{0,20})$|['"] ?\)* ?; ?--|^\d+ ?\)* ?(?:-- ?-?|/\*)$"#,
+        pattern r#"^[^'"`<>{}\[\]]{0,40}['"`] ?\)* ?;? ?(?:--[ +-]?[^a-z>]*|#|/\*[^*]{0,20})$|['"] ?\)* ?; ?--|^\d+(?:[*+/ -]\d+)? ?\)* ?(?:-- ?-?|/\*)$"#,
         hits ["admin'--", "admin' #", "x') -- -", "1'; --", "a'/*"],
         misses ["it's #1", "well-known--thing", "a -- b", "\"quoted\"", "#anchor"];
 
@@ -80,7 +90,7 @@ pub const RULES: &[Rule] = rules! {
 
     4012 Sql Critical "string built from codes or pieces" on LOOSE, view Sql,
         any ["char", "chr", "concat", "0x", "cast", "convert", "unhex"],
-        pattern r#"\b(?:n?char|chr) ?\( ?\d+ ?(?:,|\) ?(?:\|\||\+|,|\)))|\bconcat(?:_ws)? ?\( ?(?:0x|'|"|@@|char|chr|\(|user|database|version|\w+ ?, ?(?:0x|char|'))|(?:select|union|where|and|or|,|=|\() ?0x[0-9a-f]{6,}|\b(?:cast|convert) ?\( ?(?:\(|0x|@@|'|"|user|version|\(?select|[\w.*() ]+ +as +(?:n?char|n?varchar|int|integer|numeric|binary|signed|unsigned|decimal|text|xml|json))|\bconvert ?\( ?(?:int|n?varchar|varbinary) ?,|\bunhex ?\("#,
+        pattern r#"\b(?:n?char|chr) ?\( ?\d+ ?(?:,|\) ?(?:\|\||\+|,|\)))|\bconcat(?:_ws)? ?\( ?(?:0x|'|"|@@|char|chr|\(|user|database|version|\w+ ?, ?(?:0x|char|'))|\b(?:select|union|where|and|or|like|by|then) ?\(?0x[0-9a-f]{6,}|\b(?:cast|convert) ?\( ?(?:\(|0x|@@|'|"|user|version|\(?select|[\w.*() ]+ +as +(?:n?char|n?varchar|int|integer|numeric|binary|signed|unsigned|decimal|text|xml|json))|\bconvert ?\( ?(?:int|n?varchar|varbinary) ?,|\bunhex ?\("#,
         hits ["char(97,98)", "chr(65)||chr(66)", "concat(0x3a,user())", "cast((select 1) as int)", "convert(int,@@version)"],
         misses ["a char (1)", "broadcast (live)", "convert (money)", "concatenate this"];
 
@@ -123,7 +133,7 @@ pub const RULES: &[Rule] = rules! {
 
     4104 Query Critical "XML with external entities" on VALUES, view Base,
         any ["<!entity", "<!doctype", "xi:include", "<xsl:", "xsi:schemalocation", "xmlns:xi", "<!element"],
-        pattern r#"<!entity[^>]{0,200}(?:system|public|['"%])|<!doctype[^>\[]{0,200}(?:\[|system|public ['"][^'"]*['"] ['"](?:file|http|ftp|php|jar|netdoc))|<xi:include|xmlns:xi ?=|<xsl:(?:value-of|include|import|copy-of|script|variable|stylesheet)|xsi:schemalocation ?= ?['"]?http://[^ ]+ http://(?:[\w.-]+:\d|some|\d)|<!element \w+ any"#,
+        pattern r#"<!entity[^>]{0,200}(?:system|public|['"%])|<!doctype +[\w:.-]+ *(?:\[|system|public[^>\[]{0,200}\[|public ['"][^'"]*['"] ['"](?:file|ftp|php|jar|netdoc))|<xi:include|xmlns:xi ?=|<xsl:(?:value-of|include|import|copy-of|script|variable|stylesheet)|xsi:schemalocation ?= ?['"]https?://[^ "'<>]+['"]|<!element \w+ any"#,
         hits ["<!DOCTYPE a [<!ENTITY b SYSTEM \"file:///c\">]>", "<xi:include href=\"x\"/>", "<!DOCTYPE foo SYSTEM \"http://x/e.dtd\">"],
         misses ["<!doctype html>", "<!DOCTYPE html PUBLIC \"-//W3C//DTD XHTML 1.0//EN\" \"\">", "entity system"];
 

@@ -11,7 +11,7 @@ const FIELDS: Places =
 pub const RULES: &[Rule] = rules! {
     5001 Xss Critical "script element" on AND_AGENT, view Base,
         any ["script"],
-        pattern r"<[/!<\x80-\xff]*script(?:$|[ />:=;(\x80-\xff])|<[a-z]+:script[ />]",
+        pattern r"<[/!<\x80-\xff]*script[ />:=;(\x80-\xff]|<[a-z]+:script[ />]",
         hits ["<script>alert(1)</script>", "<SCRIPT SRC=//x>", "</script >", "<<script/src=x>"],
         misses ["<scripture>", "script kiddie", "a < script", "manuscript>"];
 
@@ -23,14 +23,14 @@ pub const RULES: &[Rule] = rules! {
 
     5003 Xss Critical "script URL" on AND_AGENT, view Script,
         any ["script:", "data:text/html", "data:text/xml", "data:image/svg", "data:application/x", "feed:java"],
-        pattern r#"(?:java|vb|live)script:[^ ]{0,60}(?:\(|`|=|//|\\|%|void|&|\x80-\xff)|(?:href|src|action|data|formaction|background|url|lowsrc|dynsrc|to|from|values|content|code)(?:=|\()["'`]?[^a-z"']{0,6}(?:java|vb|live)script:|data:(?:text/html|text/xml|image/svg\+xml|application/x(?:html\+xml|ml))[,;]|^["']?javascript:[a-z]+\("#,
+        pattern r#"(?:java|vb|live)script:(?:[^v;"' ]|v[^o])[^ ]{0,60}(?:\(|`|=|//|\\|%|&)|(?:href|src|action|data|formaction|background|url|lowsrc|dynsrc|to|from|values|content|code)(?:=|\()["'`]?[^a-z"']{0,6}(?:java|vb|live)script:(?:[^v;"' ]|v[^o])|data:(?:text/html|text/xml|image/svg\+xml|application/x(?:html\+xml|ml))[,;]"#,
         hits ["javascript:alert(1)", "<a href=\"java\tscript:x\">", "data:text/html,<b>", "vbscript:msgbox(1)"],
-        misses ["JavaScript: Basics of JavaScript Language", "typescript: the manual", "data:image/png;base64,AA="];
+        misses ["javascript:void(0);", "<a href=\"javascript:;\">x</a>", "JavaScript: Basics of JavaScript Language", "typescript: the manual", "data:image/png;base64,AA="];
 
     5004 Xss Critical "element that runs or embeds things" on AND_AGENT, view Base,
         any ["<"],
-        pattern r"<[/\x80-\xff]*(?:iframe|frame|frameset|object|embed|applet|base|meta|svg|math|bgsound|isindex|layer|ilayer|xss|foreignobject|animate(?:transform|motion|color)?|noscript|portal|keygen|listing|marquee|xmp|plaintext|import|vmlframe|htmlxml|handler|set|x)(?:$|[ />\x80-\xff])[^<]{0,60}",
-        hits ["<iframe src=x>", "<svg/onload=1", "<object data=x>", "<meta http-equiv=refresh>"],
+        pattern r"<[/\x80-\xff]*(?:iframe|frame|frameset|object|embed|applet|base|bgsound|isindex|layer|ilayer|xss|x|foreignobject|animate(?:transform|motion|color)|portal|plaintext|import|vmlframe|handler)(?:$|[ />\x80-\xff])[^<]{0,60}",
+        hits ["<iframe src=x>", "<object data=x>", "<base href=//x>"],
         misses ["a <b> c", "<basement>", "x < set y", "<p>metadata</p>", "h2<h1"];
 
     5005 Xss Critical "element with a dangerous attribute" on VALUES, view Base,
@@ -68,6 +68,11 @@ pub const RULES: &[Rule] = rules! {
 
     5011 Xss Critical "markup after a closing quote" on FIELDS, view Base,
         any ["\"", "'"],
-        pattern r#"^[^<>]{0,60}["'] ?\)?/?> ?<[a-z!/?]|["'] ?/?>.{0,40}<(?:script|img|svg|iframe|body|input|details|video|audio|a |a/|b |p |div|x|style|object|embed|math|form|marquee)"#,
+        pattern r#"^[^<>]{0,60}["'] ?\)?/?> ?<[a-z!/?]|^[^<>]{0,80}["'] ?/?>[^<]{0,40}<(?:script|img|svg|iframe|body|input|details|video|audio|a |a/|b |p |div|x|style|object|embed|math|form|marquee)"#,
         hits ["\"><b onx", "'><img src=x", "\"/><a href"], misses ["<a href=\"x\"><b>y</b></a>", "\"5\" > 3", "'a' < 'b'"];
+
+    5012 Xss Error "element that is rare in text" on AND_AGENT, view Base,
+        any ["<"],
+        pattern r"<[/\x80-\xff]*(?:svg|math|meta|noscript|keygen|listing|marquee|xmp|animate|set|htmlxml)(?:$|[ />\x80-\xff])",
+        hits ["<svg/onload=1", "<meta charset=x>"], misses ["<section>", "x < set y", "<xml>"];
 };
