@@ -2,7 +2,9 @@
 //!
 //! ```yaml
 //! filters:
-//!   - ab-routing:
+//!   checkout:
+//!     wasm: builtin:ab-routing
+//!     config:
 //!       experiment: checkout            # the origin sees x-ab-checkout: <variant>
 //!       user: { cookie: session }       # or { header: x-user }, client_ip, generated (the default)
 //!       variants:
@@ -27,7 +29,7 @@
 //! replaced. The cookie holds the variant's name: it is a preference, not a permission, and a user can change it.
 //!
 //! **Caching.** The header to the origin is set on every request (copies that a client sends are removed first). When answers of the
-//! variants differ and are cached, this header belongs into the cache key of the route.
+//! variants differ and are cached, every upstream must say `Vary: x-ab-<experiment>`, or one variant's answer is served to the others.
 
 pub mod assign;
 pub mod config;
@@ -42,7 +44,7 @@ pub struct AbRouting {
     experiment: Experiment,
 }
 
-#[filter]
+#[filter(body = "none")]
 impl Filter for AbRouting {
     type Config = Config;
     /// The cookie to set on the response.

@@ -2,7 +2,9 @@
 //!
 //! ```yaml
 //! filters:
-//!   - geo-routing:
+//!   geo:
+//!     wasm: builtin:geo-routing
+//!     config:
 //!       deny: [RU, continent:AN]        # wins over allow
 //!       allow: []                       # empty: everywhere else
 //!       unknown: allow                  # private addresses, addresses the database does not know: allow | deny
@@ -18,7 +20,8 @@
 //! hops are considered; without a geo database every place is unknown. `EU` is the continent, not the European Union.
 //!
 //! The header to the origin is set only when the country is known, and removed when a client sends it (also as `x_geo_country`, which
-//! many servers read the same). When answers differ by country and are cached, this header belongs into the cache key of the route.
+//! many servers read the same). When answers differ by country and are cached, the origin must say
+//! `Vary: x-geo-country`.
 
 pub mod config;
 pub mod decide;
@@ -37,7 +40,7 @@ pub struct GeoRouting {
     refused: Counter,
 }
 
-#[filter]
+#[filter(body = "none")]
 impl Filter for GeoRouting {
     type Config = Config;
     /// The country, for the response header.

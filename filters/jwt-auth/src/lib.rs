@@ -2,7 +2,9 @@
 //!
 //! ```yaml
 //! filters:
-//!   - jwt-auth:
+//!   auth:
+//!     wasm: builtin:jwt-auth
+//!     config:
 //!       jwks_file: keys/id.example.com.json   # or secret_file (HS256); the host reads the file into jwks / secret
 //!       algorithms: [RS256, ES256]            # HS256 with a secret
 //!       issuer: https://id.example.com        # one or a list
@@ -70,7 +72,7 @@ pub struct JwtAuth {
     refused: Counter,
 }
 
-#[filter]
+#[filter(body = "none")]
 impl Filter for JwtAuth {
     type Config = Config;
 

@@ -18,8 +18,8 @@ const MAX_WINDOW: Duration = Duration::from_secs(31 * 86_400);
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The policy's name: it appears in the `RateLimit` fields and separates this filter's buckets from those of other rate limits.
-    /// Letters, digits, `-`, `_`, `.`; at most 64. Two filters with the same name, key, rate and burst share their buckets (also
-    /// across routes). Default: `default`.
+    /// Letters, digits, `-`, `_`, `.`; at most 64. Filters that agree in name, key, rate and burst share their buckets, where the
+    /// host gives them the same shared data (`vm_id`). Default: `default`.
     #[serde(default = "default_name")]
     pub name: String,
     /// Who is counted. Default: `client_ip`.

@@ -2,7 +2,9 @@
 //!
 //! ```yaml
 //! filters:
-//!   - rate-limit:
+//!   limit:
+//!     wasm: builtin:rate-limit
+//!     config:
 //!       name: api                       # appears in the RateLimit fields
 //!       key: client_ip                  # or { header: x-api-key }, or { jwt_claim: sub }
 //!       rate: 100/min                   # in the long run
@@ -18,8 +20,11 @@
 //!
 //! **State.** A bucket is 16 bytes in the host's shared data, changed by compare-and-swap, so all workers of a node draw from the same
 //! bucket; each node has its own. Keys are hashes of one length: nothing a client sends is stored, and no value makes an entry larger.
-//! The number of buckets is bounded by the host's limit on shared data, which drops what was not used for longest; a dropped bucket
-//! starts full again. Where the host refuses to store instead, `on_full` decides. The same holds after 16 lost races for one bucket.
+//! The number of buckets is bounded by the host's limit on shared data. Selvedge drops the keys that were not used for longest, and a
+//! refusal counts as use: a client that is being limited stays known, an idle one is forgotten and starts with a full bucket. With a
+//! key that clients choose (a header before any authentication) one client can be many, and so can push others out; a key that
+//! `jwt-auth` has verified, or the address, cannot be made up. Where a host refuses to store instead, `on_full` decides; the same
+//! holds after 16 lost races for one bucket.
 //!
 //! **Order.** `key: {jwt_claim: ..}` reads the token without verifying it: put `jwt-auth` before this filter. When `jwt-auth` removes the
 //! token (`forward_token: false`), let it forward the claim and use `key: {header: x-user}`, which clients cannot forge then.
@@ -47,7 +52,7 @@ pub struct RateLimit {
     uncounted: Counter,
 }
 
-#[filter]
+#[filter(body = "none")]
 impl Filter for RateLimit {
     type Config = Config;
     /// What the response tells about the quota; `None` when nothing was counted.
