@@ -1,1 +1,40 @@
 //! The edge proxy: configuration, listeners, request path, upstreams, telemetry, command line.
+//!
+//! Start with [`request`](crate::node): a [`node::Node`] holds listeners and workers; every request follows the steps in `request/`,
+//! and on routes with filters passes the chain in `chain/`.
+
+pub mod cli;
+
+pub mod node;
+
+pub mod reload;
+
+pub mod listener;
+
+pub mod tls;
+
+pub mod plan;
+
+mod request;
+
+mod chain;
+
+pub mod upstream;
+
+mod callout;
+
+pub mod bundled;
+
+pub mod telemetry;
+
+/// An error and its causes in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,207 @@
+//! The filter chain of one exchange.
+//!
+//! Headers, body chunks and trailers travel through the chain as [`Event`]s: forwards for the request, backwards for the response.
+//! Each filter is a [`stage::Stage`], which may let an event through, hold it (`Pause`) or answer in its stead.
+//!
+//! ```text
+//!              request events ->   stage 0   stage 1   stage 2   -> cache, upstream
+//!   client  <- response events     stage 0   stage 1   stage 2   <-
+//!
+//!   stage, per direction:   Running --Pause--> Holding(headers, bytes) --Continue | resume--> Running --end--> Ended
+//!                              |                  |
+//!                              +---- local reply -+--> Replied (the exchange is answered here)
+//! ```
+//!
+//! What a paused stage waits for: its outstanding callouts first; when there are none, the next body chunk; when the message has
+//! ended, a resume from elsewhere (a tick), until its `wait` deadline.
+
+pub(crate) mod exchange;
+mod properties;
+pub(crate) mod session;
+mod stage;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pingora_core::protocols::http::server::Session as HttpSession;
+use pingora_error::Error;
+use selvedge_wasm::LocalReply;
+use smallvec::{SmallVec, smallvec};
+
+pub(crate) use self::exchange::ExchangeState;
+use self::stage::{Stage, Step};
+use crate::plan::ChainFilter;
+
+/// Which way an event travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Client to origin, first filter first.
+    Request,
+    /// Origin (or cache) to client, last filter first.
+    Response,
+}
+
+/// A piece of a message on its way through the chain. The headers themselves stay where they are (the request's in Pingora's
+/// session, the response's in [`ExchangeState::response`]); the event says that they are next.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The header; `end` = nothing follows.
+    Headers { end: bool },
+    /// A chunk of the body; `end` = the last one.
+    Body { data: Bytes, end: bool },
+    /// The trailers, which end the message.
+    Trailers,
+}
+
+impl Event {
+    fn ends(&self) -> bool {
+        match self {
+            Self::Headers { end } | Self::Body { end, .. } => *end,
+            Self::Trailers => true,
+        }
+    }
+}
+
+/// Events that have passed the whole chain, in order.
+pub(crate) type Passed = SmallVec<[Event; 4]>;
+
+/// What became of a request event.
+#[derive(Debug)]
+pub(crate) enum Passage {
+    /// These events go on towards the origin; none while a filter holds them.
+    Through(Passed),
+    /// A filter has answered.
+    Reply(LocalReply),
+}
+
+/// Why an exchange cannot go on through its chain.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChainError {
+    /// A filter trapped, overran a limit or could not be started, and its `on_failure` is `closed`.
+    #[error("filter {filter} failed and is configured to fail closed")]
+    Failed { filter: Arc<str> },
+    /// A filter holds more of the body than its `limits.body` allows.
+    #[error("filter {filter} holds more than its body limit of {limit} bytes")]
+    TooLarge { filter: Arc<str>, direction: Direction, limit: usize },
+    /// A filter stayed paused beyond its `limits.wait`, and its `on_failure` is `closed`.
+    #[error("filter {filter} stayed paused beyond its limit")]
+    Stuck { filter: Arc<str> },
+    /// A filter asked for the stream to be closed, or replied when the response was already on its way.
+    #[error("filter {filter} closed the stream")]
+    Closed { filter: Arc<str> },
+    /// The client went away while a filter was paused.
+    #[error("the client went away while a filter was paused")]
+    ClientGone(#[source] Box<Error>),
+}
+
+/// The chain of one exchange: a stage per filter, and what they share.
+pub(crate) struct Chain {
+    stages: Vec<Stage>,
+    pub(crate) state: ExchangeState,
+    worker: usize,
+    response_headers_seen: bool,
+    replied: bool,
+}
+
+impl Chain {
+    /// A chain over the route's filters; the filters' contexts are opened when the first event reaches them.
+    pub(crate) fn new(filters: &[Arc<ChainFilter>], state: ExchangeState, worker: usize) -> Self {
+        let stages = filters.iter().map(|filter| Stage::new(Arc::clone(filter))).collect();
+        Self { stages, state, worker, response_headers_seen: false, replied: false }
+    }
+
+    /// Sends a request event through the chain.
+    ///
+    /// Not cancel safe: when dropped at an await, the exchange must end (the streams then tell their guests).
+    ///
+    /// # Errors
+    /// See [`ChainError`].
+    pub(crate) async fn request(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
+        self.run(Direction::Request, io, event).await
+    }
+
+    /// Sends a response event through the chain. A reply by a stage replaces the response for the stages behind it.
+    ///
+    /// # Errors
+    /// See [`ChainError`].
+    pub(crate) async fn response(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
+        self.response_headers_seen = true;
+        self.run(Direction::Response, io, event).await
+    }
+
+    /// True once a response header has entered the chain: an error answer made afterwards must not enter it again.
+    pub(crate) fn response_started(&self) -> bool {
+        self.response_headers_seen
+    }
+
+    /// True once a filter has put its own response in the place of the origin's.
+    pub(crate) fn replied(&self) -> bool {
+        self.replied
+    }
+
+    /// True while some stage holds the request header back: the body is then read before anything is forwarded.
+    pub(crate) fn holds_request(&self) -> bool {
+        self.stages.iter().any(|stage| stage.holds_headers(Direction::Request))
+    }
+
+    /// True when some stage must see the bytes of a body in this direction.
+    pub(crate) fn wants_body(&self, direction: Direction) -> bool {
+        self.stages.iter().any(|stage| stage.wants_body(direction))
+    }
+
+    /// Puts a reply in the place of the response; returns the events that stand for it.
+    pub(crate) fn replace_response(&mut self, reply: LocalReply) -> SmallVec<[Event; 2]> {
+        let (header, body) = session::reply_message(reply);
+        self.state.response = Some(header);
+        self.state.response_trailers = None;
+        if body.is_empty() {
+            smallvec![Event::Headers { end: true }]
+        } else {
+            smallvec![Event::Headers { end: false }, Event::Body { data: body, end: true }]
+        }
+    }
+
+    /// Tells every filter that the exchange is over. Idempotent.
+    pub(crate) fn finish(&mut self, io: &mut HttpSession) {
+        for stage in &mut self.stages {
+            stage.finish(&mut self.state, io);
+        }
+    }
+
+    /// Moves `event` and whatever it releases through the stages, depth first, so that order is kept.
+    async fn run(&mut self, direction: Direction, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
+        let count = self.stages.len();
+        let mut passed = Passed::new();
+        let mut next: SmallVec<[(usize, Event); 4]> = smallvec![(0, event)];
+
+        while let Some((position, event)) = next.pop() {
+            if position == count {
+                passed.push(event);
+                continue;
+            }
+            let index = match direction {
+                Direction::Request => position,
+                Direction::Response => count - 1 - position,
+            };
+
+            let stage = &mut self.stages[index];
+            match stage.take(direction, event, &mut self.state, io, self.worker).await? {
+                Step::Emit(events) => next.extend(events.into_iter().rev().map(|event| (position + 1, event))),
+                Step::Reply(reply) if direction == Direction::Request => return Ok(Passage::Reply(reply)),
+                Step::Reply(reply) => {
+                    // What is still queued, and what has passed with it, belongs to the response that was replaced; the stages that have
+                    // seen that one see no more of it, the stages behind see the reply.
+                    self.replied = true;
+                    next.clear();
+                    passed.clear();
+                    for stage in &mut self.stages[index..] {
+                        stage.answered();
+                    }
+                    let replacement = self.replace_response(reply);
+                    next.extend(replacement.into_iter().rev().map(|event| (position + 1, event)));
+                }
+            }
+        }
+        Ok(Passage::Through(passed))
+    }
+}

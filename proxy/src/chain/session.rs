@@ -1,0 +1,550 @@
+//! The door to Pingora: a custom downstream session that wraps the client's real one and runs the response half of the chain in
+//! every write, so that a filter may hold the header until it has seen the body, and answer in its place, on cache hits too.
+//!
+//! It is swapped in by `request_filter` and swapped out by `logging`, which runs before `finish` on every path, so that Pingora keeps
+//! connection reuse to itself. Pingora calls `finish` on it twice, so that is idempotent; it hands the real session back in `Drop`.
+//! Keep-alive setters do not reach it, so an error answer carries the decision to close in [`Slot::close`]. The proxy-task API stays
+//! off: writes run filters, and filters are not cancel safe.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, header};
+use parking_lot::Mutex;
+use pingora_core::protocols::Digest;
+use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::custom::CustomMessageWrite;
+use pingora_core::protocols::http::custom::server::Session as CustomSession;
+use pingora_core::protocols::http::server::Session as HttpSession;
+use pingora_core::protocols::http::v1::client::http_req_header_to_wire;
+use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use selvedge_wasm::LocalReply;
+
+use super::{Chain, ChainError, Event, Passage};
+
+/// What the filtered session shares with the request's own context while it stands in Pingora's place.
+#[derive(Default)]
+pub(crate) struct Slot {
+    /// The client's session, handed back when the filtered one is dropped.
+    real: Mutex<Option<Box<HttpSession>>>,
+    /// The chain, while neither side is using it.
+    chain: Mutex<Option<Box<Chain>>>,
+    /// A reply a filter made when the exchange was already on its way upstream; written by the error path.
+    reply: Mutex<Option<LocalReply>>,
+    /// An error answer was made: the connection must not be kept alive.
+    pub(crate) close: AtomicBool,
+}
+
+impl Slot {
+    /// Lends the chain; `None` only while somebody else has it, which the single task of a request rules out, or after a dropped
+    /// call lost it.
+    pub(crate) fn take_chain(&self) -> Option<Box<Chain>> {
+        self.chain.lock().take()
+    }
+
+    /// Keeps a filter's reply for the error path.
+    pub(crate) fn park_reply(&self, reply: LocalReply) {
+        *self.reply.lock() = Some(reply);
+    }
+
+    /// The reply kept, once.
+    pub(crate) fn parked_reply(&self) -> Option<LocalReply> {
+        self.reply.lock().take()
+    }
+
+    /// Gives the chain back.
+    pub(crate) fn return_chain(&self, chain: Box<Chain>) {
+        *self.chain.lock() = Some(chain);
+    }
+}
+
+/// How the request body reaches the upstream.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// No filter looks at it: Pingora reads and retries it as it is.
+    Untouched,
+    /// The filters have seen all of it; replayed from here, on every retry.
+    Whole(Bytes),
+    /// The filters have let this much through; the rest passes them as it arrives, and cannot be replayed.
+    Streaming(Bytes),
+}
+
+/// How far the response has come.
+#[derive(Debug, PartialEq, Eq)]
+enum Response {
+    /// No header has been written.
+    Open,
+    /// The header is with the client.
+    Sent,
+    /// The last byte is with the client, or the rest is of no interest.
+    Ended,
+}
+
+/// The downstream session of a request that has filters.
+pub(crate) struct FilteredSession {
+    real: Option<Box<HttpSession>>,
+    slot: Arc<Slot>,
+    body: RequestBody,
+    response: Response,
+    /// A reply was made while the client was still sending: report the upload as done.
+    abandon_body: bool,
+    /// The client's session failed; nothing more can be written.
+    broken: bool,
+    /// An error answer is being written past the chain.
+    unfiltered: bool,
+    /// A 1xx was written ahead of its batch: drop the queued duplicate.
+    early_informational: bool,
+}
+
+impl FilteredSession {
+    /// Puts a filtered session in the place of the client's, and returns the slot that leads back.
+    pub(crate) fn interpose(session: &mut Box<HttpSession>, chain: Box<Chain>, body: RequestBody) -> Arc<Slot> {
+        let slot = Arc::new(Slot::default());
+        slot.return_chain(chain);
+        let real = std::mem::replace(session, Box::new(HttpSession::new_custom(Box::new(()))));
+        let filtered = Self {
+            real: Some(real),
+            slot: Arc::clone(&slot),
+            body,
+            response: Response::Open,
+            abandon_body: false,
+            broken: false,
+            unfiltered: false,
+            early_informational: false,
+        };
+        **session = HttpSession::new_custom(Box::new(filtered));
+        slot
+    }
+
+    /// Puts the client's session back.
+    pub(crate) fn restore(session: &mut Box<HttpSession>, slot: &Slot) {
+        // Dropping the filtered session fills the slot.
+        drop(std::mem::replace(&mut **session, HttpSession::new_custom(Box::new(()))));
+        if let Some(real) = slot.real.lock().take() {
+            *session = real;
+        }
+    }
+
+    fn real(&self) -> &HttpSession {
+        self.real.as_deref().expect("held until drop")
+    }
+
+    fn real_mut(&mut self) -> &mut HttpSession {
+        self.real.as_deref_mut().expect("held until drop")
+    }
+
+    /// Every write path of Pingora ends here.
+    async fn process(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        if self.response == Response::Ended {
+            return Ok(true); // What the origin still sends is of no interest.
+        }
+        if self.real().was_upgraded() {
+            return self.forward(tasks).await; // After a 101 there is no HTTP left to filter.
+        }
+        let Some(mut chain) = self.slot.take_chain() else {
+            return Err(Error::explain(ErrorType::InternalError, "the filter chain of this exchange was lost"));
+        };
+        let out = self.filter(&mut chain, tasks).await;
+        self.slot.return_chain(chain);
+
+        let out = out?;
+        if out.is_empty() {
+            return Ok(self.response == Response::Ended);
+        }
+        self.forward(out).await
+    }
+
+    /// Runs tasks through the chain; what comes out may be written.
+    async fn filter(&mut self, chain: &mut Chain, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+        let mut out = Vec::with_capacity(tasks.len() + 1);
+        for task in tasks {
+            if self.response == Response::Ended {
+                break;
+            }
+            match task {
+                HttpTask::Header(header, end) if is_interim(&header) => {
+                    if !std::mem::take(&mut self.early_informational) {
+                        out.push(HttpTask::Header(header, end));
+                    }
+                }
+                HttpTask::Header(header, end) if chain.response_started() => {
+                    // An error answer, made after the chain has seen a response that is not out yet: it takes that one's place, unfiltered.
+                    self.unfiltered = true;
+                    self.write_header(&mut out, header, end);
+                }
+                HttpTask::Header(header, end) => {
+                    // A 101 has no body: what follows is another protocol.
+                    let end = end || header.status == StatusCode::SWITCHING_PROTOCOLS;
+                    chain.state.response = Some(header);
+                    self.pass(chain, Event::Headers { end }, &mut out).await?;
+                }
+                HttpTask::Body(data, end) if self.unfiltered => {
+                    self.ended(end);
+                    out.push(HttpTask::Body(data, end));
+                }
+                HttpTask::Body(data, end) => {
+                    self.pass(chain, Event::Body { data: data.unwrap_or_default(), end }, &mut out).await?;
+                }
+                HttpTask::Trailer(Some(trailers)) => {
+                    chain.state.response_trailers = Some(trailers);
+                    self.pass(chain, Event::Trailers, &mut out).await?;
+                }
+                // No end was flagged on the last chunk: the filters still have to see it.
+                HttpTask::Trailer(None) | HttpTask::Done if self.unfiltered => {
+                    self.response = Response::Ended;
+                    out.push(HttpTask::Done);
+                }
+                HttpTask::Trailer(None) | HttpTask::Done => {
+                    self.pass(chain, Event::Body { data: Bytes::new(), end: true }, &mut out).await?;
+                }
+                HttpTask::Failed(error) => {
+                    if self.response == Response::Open {
+                        return Err(error); // Nothing was sent: the proxy can still answer.
+                    }
+                    self.broken = true;
+                    out.push(HttpTask::Failed(error));
+                }
+                task @ HttpTask::UpgradedBody(..) => out.push(task),
+            }
+        }
+        Ok(out)
+    }
+
+    async fn pass(&mut self, chain: &mut Chain, event: Event, out: &mut Vec<HttpTask>) -> Result<()> {
+        let io = self.real.as_deref_mut().expect("held until drop");
+        let passed = match chain.response(io, event).await {
+            Ok(Passage::Through(passed)) => passed,
+            Ok(Passage::Reply(_)) => return Ok(()), // Replies of the response half have become events.
+            Err(error) => return Err(self.chain_error(error)),
+        };
+
+        let mut events = passed.into_iter().peekable();
+        while let Some(event) = events.next() {
+            match event {
+                Event::Headers { end } => {
+                    let Some(mut header) = chain.state.response.take() else { continue };
+                    if let (false, Some(Event::Body { data, end: true })) = (end, events.peek()) {
+                        fix_length(&mut header, data.len(), self.real().req_header());
+                    }
+                    self.write_header(out, header, end);
+                }
+                Event::Body { data, end } => {
+                    self.ended(end);
+                    if end || !data.is_empty() {
+                        out.push(HttpTask::Body((!data.is_empty()).then_some(data), end));
+                    }
+                }
+                Event::Trailers => {
+                    self.response = Response::Ended;
+                    out.push(HttpTask::Trailer(chain.state.response_trailers.take()));
+                }
+            }
+        }
+        // Answered here: what the client is still uploading is of no interest, and the proxy must not wait for it.
+        self.abandon_body |= chain.replied();
+        Ok(())
+    }
+
+    fn write_header(&mut self, out: &mut Vec<HttpTask>, mut header: Box<ResponseHeader>, end: bool) {
+        if self.slot.close.load(Ordering::Relaxed) {
+            self.real_mut().set_keepalive(None);
+        }
+        let bodiless = is_bodiless(&header, self.real().req_header());
+        if !end && !bodiless {
+            frame(&mut header);
+        }
+        let end = (end || bodiless) && header.status != StatusCode::SWITCHING_PROTOCOLS;
+        self.response = if end { Response::Ended } else { Response::Sent };
+        out.push(HttpTask::Header(header, end));
+    }
+
+    fn ended(&mut self, end: bool) {
+        if end {
+            self.response = Response::Ended;
+        }
+    }
+
+    async fn forward(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let ended = self.response == Response::Ended;
+        let result = self.real_mut().response_duplex_vec(tasks).await;
+        match &result {
+            Ok(done) if *done => self.response = Response::Ended,
+            Ok(_) => {}
+            Err(_) => self.broken = true,
+        }
+        result.map(|done| done || ended)
+    }
+
+    fn chain_error(&mut self, error: ChainError) -> Box<Error> {
+        if let ChainError::ClientGone(cause) = error {
+            self.broken = true;
+            return cause.into_down();
+        }
+        if self.response != Response::Open {
+            self.broken = true;
+        }
+        crate::request::fail::from_chain(error)
+    }
+}
+
+impl Drop for FilteredSession {
+    fn drop(&mut self) {
+        *self.slot.real.lock() = self.real.take();
+    }
+}
+
+#[async_trait]
+impl CustomSession for FilteredSession {
+    fn req_header(&self) -> &RequestHeader {
+        self.real().req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.real_mut().req_header_mut()
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        match self.body {
+            RequestBody::Whole(_) => Ok(None),
+            RequestBody::Untouched | RequestBody::Streaming(_) => self.real_mut().read_request_body().await,
+        }
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        self.real_mut().drain_request_body().await
+    }
+
+    async fn write_response_header(&mut self, header: Box<ResponseHeader>, end: bool) -> Result<()> {
+        if is_interim(&header) && end {
+            self.early_informational = true;
+            return self.real_mut().write_response_header(header).await;
+        }
+        self.process(vec![HttpTask::Header(header, end)]).await.map(drop)
+    }
+
+    async fn write_response_header_ref(&mut self, header: &ResponseHeader, end: bool) -> Result<()> {
+        self.write_response_header(Box::new(header.clone()), end).await
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.process(vec![HttpTask::Body(Some(data), end)]).await.map(drop)
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.process(vec![HttpTask::Trailer(Some(Box::new(trailers)))]).await.map(drop)
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        self.process(tasks).await
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.real().get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.real().get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.real().get_total_drain_timeout()
+    }
+
+    fn request_summary(&self) -> String {
+        self.real().request_summary()
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.real().response_written()
+    }
+
+    async fn shutdown(&mut self, _code: u32, _context: &str) {
+        self.broken = true;
+        self.real_mut().shutdown().await;
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.abandon_body || matches!(self.body, RequestBody::Whole(_)) || self.real_mut().is_body_done()
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        if self.response == Response::Sent && !self.broken && !self.real().was_upgraded() {
+            self.process(vec![HttpTask::Done]).await?;
+        }
+        self.real_mut().finish_body().await
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        match &self.body {
+            RequestBody::Whole(body) => body.is_empty(),
+            RequestBody::Untouched | RequestBody::Streaming(_) => self.real_mut().is_body_empty(),
+        }
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        let idle = no_body_expected || matches!(self.body, RequestBody::Whole(_));
+        let read = self.real_mut().read_body_or_idle(idle).await;
+        if read.is_err() {
+            self.broken = true;
+        }
+        read
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.real().body_bytes_sent()
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.real().body_bytes_read()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.real().digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.real_mut().digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.real().client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.real().server_addr()
+    }
+
+    /// Rebuilt from the header as the filters have left it: the raw bytes of the real session are older.
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        http_req_header_to_wire(self.real().req_header()).map(bytes::BytesMut::freeze).unwrap_or_default()
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        if matches!(self.body, RequestBody::Untouched) {
+            self.real_mut().enable_retry_buffering();
+        }
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        match self.body {
+            RequestBody::Untouched => self.real().retry_buffer_truncated(),
+            RequestBody::Whole(_) => false,
+            RequestBody::Streaming(_) => true,
+        }
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        match &self.body {
+            RequestBody::Untouched => self.real().get_retry_buffer(),
+            RequestBody::Whole(body) | RequestBody::Streaming(body) => (!body.is_empty()).then(|| body.clone()),
+        }
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _reader: Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_upgrade_req(&self) -> bool {
+        self.real().is_upgrade_req()
+    }
+
+    fn was_upgraded(&self) -> bool {
+        self.real().was_upgraded()
+    }
+}
+
+/// A filter's reply as a message: header with framing, and body.
+pub(crate) fn reply_message(reply: LocalReply) -> (Box<ResponseHeader>, Bytes) {
+    let status = StatusCode::from_u16(reply.status)
+        .ok()
+        .filter(|status| !status.is_informational())
+        .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut header = Box::new(ResponseHeader::build_no_case(status, Some(reply.headers.len() + 2)).unwrap_or_else(|_| {
+        // A status code of the http crate is always accepted.
+        unreachable!("status {status} is valid")
+    }));
+    for (name, value) in reply.headers {
+        if name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING || name == header::CONNECTION {
+            continue; // Framing is ours.
+        }
+        let _ = header.append_header(name, value);
+    }
+    if let Some(code) = reply.grpc_status {
+        let _ = header.insert_header("grpc-status", code.to_string());
+    }
+
+    let body = if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED { Bytes::new() } else { reply.body };
+    if status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
+        let _ = header.set_content_length(body.len());
+    }
+    (header, body)
+}
+
+/// 1xx that precede the final response; a 101 is final.
+fn is_interim(header: &ResponseHeader) -> bool {
+    header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Responses that never have a body (RFC 9110, 6.4.1).
+fn is_bodiless(header: &ResponseHeader, request: &RequestHeader) -> bool {
+    request.method == Method::HEAD || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The whole body is known when the header is written: say its exact length.
+fn fix_length(header: &mut ResponseHeader, length: usize, request: &RequestHeader) {
+    if is_bodiless(header, request) {
+        return;
+    }
+    header.remove_header(&header::TRANSFER_ENCODING);
+    let _ = header.set_content_length(length);
+}
+
+/// A body without a length is chunked on HTTP/1.1; on HTTP/2 Pingora drops the field again.
+fn frame(header: &mut ResponseHeader) {
+    if header.headers.contains_key(header::CONTENT_LENGTH)
+        || header.headers.contains_key(header::TRANSFER_ENCODING)
+        || header.status == StatusCode::SWITCHING_PROTOCOLS
+    {
+        return;
+    }
+    header.set_version(http::Version::HTTP_11);
+    let _ = header.insert_header(header::TRANSFER_ENCODING, "chunked");
+}

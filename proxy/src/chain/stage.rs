@@ -1,0 +1,449 @@
+//! One filter's place in the chain of one exchange: its stream context, what it holds back, and what it is waiting for.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pingora_core::protocols::http::server::Session as HttpSession;
+use selvedge_wasm::{
+    Action, Body, CallError, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Phases, Stream,
+};
+use smallvec::{SmallVec, smallvec};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::exchange::View;
+use super::{ChainError, Direction, Event, ExchangeState};
+use crate::plan::{ChainFilter, OnFailure};
+
+/// What a stage does with an event.
+pub(super) enum Step {
+    /// These go on to the next stage; none while the stage holds them.
+    Emit(SmallVec<[Event; 3]>),
+    /// The filter answers in place of the message.
+    Reply(LocalReply),
+}
+
+/// What a stage keeps back in one direction.
+#[derive(Default)]
+struct Side {
+    /// The header is held.
+    headers: bool,
+    /// Body bytes seen by the filter but not let through.
+    body: Body,
+    /// The last byte has been seen.
+    ended: bool,
+    /// The message was answered locally: nothing of it is shown to the filter any more.
+    done: bool,
+}
+
+/// How a guest call ended, after everything it waited for.
+enum Settled {
+    Continue,
+    /// Paused, and no callout is outstanding.
+    Held,
+    Reply(LocalReply),
+}
+
+/// The answers to callouts a stage may have queued before it looks at them.
+const CALLOUT_QUEUE: usize = 64;
+
+type CalloutAnswer = (CalloutId, Result<CalloutResponse, CalloutFailure>);
+
+/// Callouts in flight for one stage; dropping it drops their answers.
+struct Callouts {
+    outstanding: usize,
+    sender: mpsc::Sender<CalloutAnswer>,
+    answers: mpsc::Receiver<CalloutAnswer>,
+}
+
+enum Context {
+    /// No event has reached the filter yet.
+    Unopened,
+    Open(Stream),
+    /// The filter failed open, or has been told that the exchange is over: it takes no further part.
+    Gone,
+}
+
+pub(super) struct Stage {
+    filter: Arc<ChainFilter>,
+    context: Context,
+    request: Side,
+    response: Side,
+    callouts: Option<Callouts>,
+}
+
+impl Stage {
+    pub(super) fn new(filter: Arc<ChainFilter>) -> Self {
+        Self { filter, context: Context::Unopened, request: Side::default(), response: Side::default(), callouts: None }
+    }
+
+    pub(super) fn holds_headers(&self, direction: Direction) -> bool {
+        self.side(direction).headers
+    }
+
+    pub(super) fn wants_body(&self, direction: Direction) -> bool {
+        if matches!(self.context, Context::Gone) {
+            return false;
+        }
+        let phases = self.filter.plugin.module().phases();
+        match direction {
+            Direction::Request => phases.contains(Phases::REQUEST_BODY),
+            Direction::Response => phases.contains(Phases::RESPONSE_BODY) && !matches!(self.context, Context::Unopened),
+        }
+    }
+
+    /// The message this stage was looking at has been answered: it sees no more of it.
+    pub(super) fn answered(&mut self) {
+        self.response = Side { done: true, ..Side::default() };
+    }
+
+    /// Takes an event and says what goes on.
+    pub(super) async fn take(
+        &mut self,
+        direction: Direction,
+        event: Event,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+        worker: usize,
+    ) -> Result<Step, ChainError> {
+        if self.side(direction).done {
+            return Ok(Step::Emit(smallvec![event]));
+        }
+        match self.context {
+            Context::Gone => return Ok(Step::Emit(smallvec![event])),
+            // A filter that never saw the request takes no part in the response.
+            Context::Unopened if direction == Direction::Response => return Ok(Step::Emit(smallvec![event])),
+            Context::Unopened => match self.filter.plugin.open_stream(worker) {
+                Ok(stream) => self.context = Context::Open(stream),
+                Err(error) => return self.failed(&error, direction, event),
+            },
+            Context::Open(_) => {}
+        }
+
+        let ends = event.ends();
+        let (outcome, event) = match event {
+            Event::Headers { end } => {
+                if !self.wants_headers(direction) {
+                    return Ok(Step::Emit(smallvec![event]));
+                }
+                (self.call(state, io, |stream, view| headers(stream, view, direction, end)), event)
+            }
+            Event::Body { data, end } => {
+                if !self.wants_body(direction) && !self.side(direction).headers {
+                    return Ok(Step::Emit(smallvec![Event::Body { data, end }]));
+                }
+                self.buffer(direction, data)?;
+                if !self.wants_body(direction) {
+                    (Ok(Outcome { action: Action::Pause, effects: Effects::default() }), Event::Body { data: Bytes::new(), end })
+                } else {
+                    let length = self.side(direction).body.len();
+                    let outcome = self.call(state, io, |stream, view| body(stream, view, direction, length, end));
+                    (outcome, Event::Body { data: Bytes::new(), end })
+                }
+            }
+            Event::Trailers => {
+                if !self.wants_trailers(direction) && !self.side(direction).headers && self.side(direction).body.is_empty() {
+                    return Ok(Step::Emit(smallvec![event]));
+                }
+                (self.call(state, io, |stream, view| trailers(stream, view, direction)), event)
+            }
+        };
+        self.side_mut(direction).ended |= ends;
+
+        let settled = match outcome {
+            Ok(outcome) => self.settle(outcome, direction, ends, state, io).await,
+            Err(error) => Err(Failure::Call(error)),
+        };
+        match settled {
+            Ok(Settled::Continue) => Ok(Step::Emit(self.release(direction, event))),
+            Ok(Settled::Held) => {
+                self.hold(direction, &event);
+                Ok(Step::Emit(SmallVec::new()))
+            }
+            Ok(Settled::Reply(reply)) => {
+                let replaceable = self.side(direction).headers || matches!(event, Event::Headers { .. });
+                if direction == Direction::Response && !replaceable {
+                    // The header is already on its way to the client: nothing can be put in its place.
+                    return Err(ChainError::Closed { filter: Arc::clone(&self.filter.name) });
+                }
+                Ok(Step::Reply(reply))
+            }
+            Err(Failure::Call(error)) => self.failed(&error, direction, event),
+            Err(Failure::Stuck) => {
+                warn!(filter = %self.filter.name, wait = ?self.filter.wait, "filter stayed paused beyond its limit");
+                match self.filter.on_failure {
+                    OnFailure::Open => Ok(Step::Emit(self.abandon(direction, event))),
+                    OnFailure::Closed => Err(ChainError::Stuck { filter: Arc::clone(&self.filter.name) }),
+                }
+            }
+            Err(Failure::Chain(error)) => Err(error),
+        }
+    }
+
+    /// Tells the filter that the exchange is over. Idempotent.
+    pub(super) fn finish(&mut self, state: &mut ExchangeState, io: &mut HttpSession) {
+        if let Context::Open(mut stream) = std::mem::replace(&mut self.context, Context::Gone) {
+            let mut view = View {
+                request: io.req_header_mut(),
+                state,
+                request_body: Some(&mut self.request.body),
+                response_body: Some(&mut self.response.body),
+            };
+            stream.finish(&mut view);
+        }
+    }
+
+    /// Carries out what the guest asked for, and waits as long as it is paused with callouts outstanding.
+    async fn settle(
+        &mut self,
+        outcome: Outcome,
+        direction: Direction,
+        ends: bool,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+    ) -> Result<Settled, Failure> {
+        if let Some(settled) = self.apply(outcome.action, outcome.effects, direction, state)? {
+            return Ok(settled);
+        }
+
+        let deadline = tokio::time::Instant::now() + self.filter.wait;
+        loop {
+            let outstanding = self.callouts.as_ref().is_some_and(|callouts| callouts.outstanding > 0);
+            if !outstanding && !ends {
+                return Ok(Settled::Held);
+            }
+
+            let event = tokio::time::timeout_at(deadline, self.wait(io)).await.map_err(|_| Failure::Stuck)?;
+            let effects = match event? {
+                Awaited::Callout(id, result) => {
+                    if let Some(callouts) = &mut self.callouts {
+                        callouts.outstanding -= 1;
+                    }
+                    self.call(state, io, |stream, view| stream.on_callout(view, id, result)).map_err(Failure::Call)?.effects
+                }
+                Awaited::Mail(effects) => effects,
+            };
+            if let Some(settled) = self.apply(Action::Pause, effects, direction, state)? {
+                return Ok(settled);
+            }
+        }
+    }
+
+    /// The immediate effects of a guest call; `None` = the filter is paused.
+    fn apply(
+        &mut self,
+        action: Action,
+        effects: Effects,
+        direction: Direction,
+        state: &ExchangeState,
+    ) -> Result<Option<Settled>, Failure> {
+        if effects.poisoned {
+            return Err(Failure::Call(CallError::Poisoned));
+        }
+        for callout in effects.callouts {
+            self.dispatch(callout, state);
+        }
+        if effects.close {
+            return Err(Failure::Chain(ChainError::Closed { filter: Arc::clone(&self.filter.name) }));
+        }
+        if let Some(reply) = effects.reply {
+            return Ok(Some(Settled::Reply(reply)));
+        }
+        let resumed = match direction {
+            Direction::Request => effects.resume_request,
+            Direction::Response => effects.resume_response,
+        };
+        Ok((action == Action::Continue || resumed).then_some(Settled::Continue))
+    }
+
+    fn dispatch(&mut self, callout: selvedge_wasm::Callout, state: &ExchangeState) {
+        let callouts = self.callouts.get_or_insert_with(|| {
+            let (sender, answers) = mpsc::channel(CALLOUT_QUEUE);
+            Callouts { outstanding: 0, sender, answers }
+        });
+        callouts.outstanding += 1;
+        let sender = callouts.sender.clone();
+        let id = callout.id;
+        debug!(filter = %self.filter.name, upstream = %callout.upstream, "callout");
+        let call = state.route.call(callout);
+        tokio::spawn(async move {
+            // The stage may be gone by now: then nobody wants the answer.
+            let _ = sender.send((id, call.await)).await;
+        });
+    }
+
+    /// Waits for the next thing that may resume this filter, or for the client to go away. Cancel safe.
+    async fn wait(&mut self, io: &mut HttpSession) -> Result<Awaited, Failure> {
+        let Context::Open(stream) = &self.context else { return std::future::pending().await };
+        let answers = async {
+            match &mut self.callouts {
+                Some(callouts) => callouts.answers.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Before the request body has been read, reading would eat it; then the deadline bounds the wait.
+        let watch = io.is_body_done();
+        let gone = async {
+            if watch { io.read_body_or_idle(true).await } else { std::future::pending().await }
+        };
+        tokio::select! {
+            biased;
+            Some((id, result)) = answers => Ok(Awaited::Callout(id, result)),
+            effects = stream.mail() => Ok(Awaited::Mail(effects)),
+            read = gone => match read {
+                Err(error) => Err(Failure::Chain(ChainError::ClientGone(error))),
+                Ok(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    fn call(
+        &mut self,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+        call: impl FnOnce(&mut Stream, &mut View<'_>) -> Result<Outcome, CallError>,
+    ) -> Result<Outcome, CallError> {
+        let Context::Open(stream) = &mut self.context else { return Err(CallError::Poisoned) };
+        let mut view = View {
+            request: io.req_header_mut(),
+            state,
+            request_body: Some(&mut self.request.body),
+            response_body: Some(&mut self.response.body),
+        };
+        call(stream, &mut view)
+    }
+
+    fn buffer(&mut self, direction: Direction, data: Bytes) -> Result<(), ChainError> {
+        let limit = self.filter.body_limit;
+        let side = self.side_mut(direction);
+        if side.body.len() + data.len() > limit && !(side.body.is_empty() && !side.headers) {
+            return Err(ChainError::TooLarge { filter: Arc::clone(&self.filter.name), direction, limit });
+        }
+        side.body.push(data);
+        Ok(())
+    }
+
+    fn hold(&mut self, direction: Direction, event: &Event) {
+        if matches!(event, Event::Headers { .. }) {
+            self.side_mut(direction).headers = true;
+        }
+    }
+
+    /// Everything held back, followed by `event`.
+    fn release(&mut self, direction: Direction, event: Event) -> SmallVec<[Event; 3]> {
+        let side = self.side_mut(direction);
+        let mut events = SmallVec::new();
+        if std::mem::take(&mut side.headers) {
+            events.push(Event::Headers { end: false });
+        }
+        match event {
+            Event::Headers { end } => events.push(Event::Headers { end }),
+            Event::Body { end, .. } => events.push(Event::Body { data: side.body.take(), end }),
+            Event::Trailers => {
+                let data = side.body.take();
+                if !data.is_empty() {
+                    events.push(Event::Body { data, end: false });
+                }
+                events.push(Event::Trailers);
+            }
+        }
+        events
+    }
+
+    /// The filter takes no further part; what it held goes on.
+    fn abandon(&mut self, direction: Direction, event: Event) -> SmallVec<[Event; 3]> {
+        self.context = Context::Gone;
+        self.callouts = None;
+        // A header event that failed is not held yet, a body event's bytes are already in the buffer.
+        self.release(direction, event)
+    }
+
+    fn failed(&mut self, error: &CallError, direction: Direction, event: Event) -> Result<Step, ChainError> {
+        warn!(filter = %self.filter.name, policy = ?self.filter.on_failure, %error, "filter failed");
+        match self.filter.on_failure {
+            OnFailure::Open => {
+                if let Event::Body { data, end } = event {
+                    if !data.is_empty() {
+                        self.side_mut(direction).body.push(data);
+                    }
+                    return Ok(Step::Emit(self.abandon(direction, Event::Body { data: Bytes::new(), end })));
+                }
+                Ok(Step::Emit(self.abandon(direction, event)))
+            }
+            OnFailure::Closed => {
+                self.context = Context::Gone;
+                Err(ChainError::Failed { filter: Arc::clone(&self.filter.name) })
+            }
+        }
+    }
+
+    fn wants_headers(&self, direction: Direction) -> bool {
+        let phases = self.filter.plugin.module().phases();
+        match direction {
+            Direction::Request => phases.contains(Phases::REQUEST_HEADERS),
+            Direction::Response => phases.contains(Phases::RESPONSE_HEADERS),
+        }
+    }
+
+    fn wants_trailers(&self, direction: Direction) -> bool {
+        let phases = self.filter.plugin.module().phases();
+        match direction {
+            Direction::Request => phases.contains(Phases::REQUEST_TRAILERS),
+            Direction::Response => phases.contains(Phases::RESPONSE_TRAILERS),
+        }
+    }
+
+    fn side(&self, direction: Direction) -> &Side {
+        match direction {
+            Direction::Request => &self.request,
+            Direction::Response => &self.response,
+        }
+    }
+
+    fn side_mut(&mut self, direction: Direction) -> &mut Side {
+        match direction {
+            Direction::Request => &mut self.request,
+            Direction::Response => &mut self.response,
+        }
+    }
+}
+
+/// Something a paused filter was waiting for.
+enum Awaited {
+    Callout(CalloutId, Result<CalloutResponse, CalloutFailure>),
+    Mail(Effects),
+}
+
+/// Why a guest call did not settle.
+enum Failure {
+    Call(CallError),
+    Stuck,
+    Chain(ChainError),
+}
+
+fn headers(stream: &mut Stream, view: &mut View<'_>, direction: Direction, end: bool) -> Result<Outcome, CallError> {
+    match direction {
+        Direction::Request => stream.on_request_headers(view, end),
+        Direction::Response => stream.on_response_headers(view, end),
+    }
+}
+
+fn body(
+    stream: &mut Stream,
+    view: &mut View<'_>,
+    direction: Direction,
+    length: usize,
+    end: bool,
+) -> Result<Outcome, CallError> {
+    match direction {
+        Direction::Request => stream.on_request_body(view, length, end),
+        Direction::Response => stream.on_response_body(view, length, end),
+    }
+}
+
+fn trailers(stream: &mut Stream, view: &mut View<'_>, direction: Direction) -> Result<Outcome, CallError> {
+    match direction {
+        Direction::Request => stream.on_request_trailers(view),
+        Direction::Response => stream.on_response_trailers(view),
+    }
+}

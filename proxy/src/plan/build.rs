@@ -1,0 +1,484 @@
+//! From the configuration as written to the plan: resolves names and addresses, compiles modules, starts plugins, opens databases.
+//! What goes wrong is reported at its place in the file, all of it together; nothing that runs is touched.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method};
+use parking_lot::Mutex;
+use pingora_core::protocols::tls::CaType;
+use pingora_core::utils::tls::{WrappedX509, parse_x509};
+use pingora_http::ResponseHeader;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use selvedge_cache::{Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
+use selvedge_config::{
+    CachePolicy, Config, EndpointAddr, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, Position, QueryKey,
+    Servers, Target as TargetConfig, UpstreamProtocol, WasmSource,
+};
+use selvedge_demo::Demo;
+use selvedge_geoip::{Geo, GeoSource};
+use selvedge_wasm::{Engine, EngineOptions, Limits, Metrics, Module, Plugin, PluginOptions, SharedData};
+use tracing::{debug, info};
+
+use super::host::NodeHost;
+use super::identity::Identity;
+use super::router::{Router, Rule};
+use super::{CacheRule, ChainFilter, Plan, Route, Target};
+use crate::bundled;
+use crate::error_chain;
+use crate::upstream::{PeerTls, Upstream, Upstreams};
+
+/// What is made once per process and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
+/// the cache, the demo origin.
+pub struct Resources {
+    engine: Arc<Engine>,
+    modules: Mutex<HashMap<[u8; 32], Arc<Module>>>,
+    shared: Arc<SharedData>,
+    metrics: Arc<Metrics>,
+    demo: Mutex<Option<Demo>>,
+    workers: usize,
+    generations: AtomicU64,
+}
+
+impl Resources {
+    /// For a node with this many workers. Starts the engine's deadline clock; compiles nothing yet.
+    ///
+    /// # Errors
+    /// The engine does not run on this machine.
+    pub fn new(workers: usize, module_cache: &ModuleCache) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
+        let options = EngineOptions { module_cache: module_cache_folder(module_cache), ..EngineOptions::default() };
+        Ok(Arc::new(Self {
+            engine: Engine::new(options)?,
+            modules: Mutex::default(),
+            shared: Arc::default(),
+            metrics: Arc::default(),
+            demo: Mutex::new(None),
+            workers,
+            generations: AtomicU64::new(0),
+        }))
+    }
+
+    /// How many workers the node has.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    fn module(&self, name: &str, wasm: &[u8]) -> Result<Arc<Module>, selvedge_wasm::LoadError> {
+        let hash = *blake3::hash(wasm).as_bytes();
+        if let Some(module) = self.modules.lock().get(&hash) {
+            return Ok(Arc::clone(module));
+        }
+        let started = Instant::now();
+        let module = Module::load(&self.engine, name, wasm)?;
+        debug!(name, origin = ?module.origin(), took = ?started.elapsed(), "module loaded");
+        self.modules.lock().insert(hash, Arc::clone(&module));
+        Ok(module)
+    }
+
+    fn demo_address(&self) -> std::io::Result<SocketAddr> {
+        let mut demo = self.demo.lock();
+        if let Some(demo) = demo.as_ref() {
+            return Ok(demo.addr());
+        }
+        let started = Demo::start(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let address = started.addr();
+        *demo = Some(started);
+        Ok(address)
+    }
+}
+
+/// A plan, and the files it was read from.
+pub struct Built {
+    /// The plan.
+    pub plan: Plan,
+    /// Every file a reload has to watch: configuration, includes, secrets, modules, databases.
+    pub files: Vec<PathBuf>,
+}
+
+/// Resolves a configuration. Modules are compiled on as many threads as there are cores, so this blocks: keep it off the workers.
+///
+/// # Errors
+/// Every fault found, each at its place.
+pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fault>> {
+    let Loaded { config, mut files } = loaded;
+    let mut faults = Vec::new();
+
+    let geo = geo(&config, &mut files, &mut faults);
+    let cache = cache(&config);
+    let upstreams = Arc::new(upstreams(&config, resources, &mut files, &mut faults));
+    let modules = modules(&config, resources, &mut files, &mut faults);
+
+    let host = Arc::new(NodeHost {
+        upstreams: Arc::clone(&upstreams),
+        shared: Arc::clone(&resources.shared),
+        metrics: Arc::clone(&resources.metrics),
+    });
+    let mut plugins = Plugins { resources, config: &config, modules, host, started: HashMap::new() };
+
+    let node = Identity::new(&config.node.name);
+    let mut router = Router::default();
+    for site in &config.sites {
+        let listeners: Vec<bool> = config
+            .listeners
+            .keys()
+            .map(|name| site.listeners.is_empty() || site.listeners.contains(name))
+            .collect();
+        let index = router.add_site(&site.hosts, listeners);
+        let label: Arc<str> = site.hosts.first().map(ToString::to_string).unwrap_or_default().into();
+
+        for route in &site.routes {
+            let filters = route.filters.iter().filter_map(|used| plugins.chain_filter(used, &mut faults)).collect();
+            let target = match &route.target {
+                TargetConfig::Upstream(name) => match upstreams.get(name) {
+                    Some(upstream) => Target::Upstream(Arc::clone(upstream)),
+                    None => continue, // The upstream itself is at fault, and reported.
+                },
+                TargetConfig::Respond(respond) => match fixed_response(respond) {
+                    Ok((header, body)) => Target::Respond { header, body },
+                    Err(message) => {
+                        faults.push(Fault::at(&route.position, message));
+                        continue;
+                    }
+                },
+            };
+            let resolved = Route {
+                name: route.name.as_str().into(),
+                site: Arc::clone(&label),
+                node: Arc::clone(&node.name),
+                filters,
+                cache: route.cache.as_ref().map(|policy| CacheRule {
+                    policy: Arc::new(route_policy(policy)),
+                    scope: KeyScope::new(&label, &route.name),
+                }),
+                target,
+                upstreams: Arc::clone(&upstreams),
+            };
+            router.add_route(index, rule(route, &mut faults), Arc::new(resolved));
+        }
+    }
+
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let plugins = plugins.started.into_values().flatten().collect();
+    let generation = resources.generations.fetch_add(1, Ordering::Relaxed) + 1;
+    let access_log = config.telemetry.access_log;
+    Ok(Built { plan: Plan { generation, node, router, upstreams, cache, geo, access_log, plugins }, files })
+}
+
+fn module_cache_folder(setting: &ModuleCache) -> Option<PathBuf> {
+    match setting {
+        ModuleCache::Off => None,
+        ModuleCache::At(path) => Some(path.clone()),
+        ModuleCache::Auto => {
+            let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+            let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+            base.or_else(home).map(|base| base.join("selvedge"))
+        }
+    }
+}
+
+fn geo(config: &Config, files: &mut Vec<PathBuf>, faults: &mut Vec<Fault>) -> Option<Arc<Geo>> {
+    let geo = config.geo.as_ref()?;
+    let source = match &geo.database {
+        GeoDatabase::BuiltinTest => GeoSource::BuiltinTest,
+        GeoDatabase::File(path) => {
+            if geo.reload == selvedge_config::Reload::Watch {
+                files.push(path.clone());
+            }
+            GeoSource::File(path.clone())
+        }
+    };
+    match Geo::open(source) {
+        Ok(geo) => Some(Arc::new(geo)),
+        Err(error) => {
+            faults.push(Fault::at(&geo.position, format!("the geo database does not open: {}", error_chain(&error))));
+            None
+        }
+    }
+}
+
+fn cache(config: &Config) -> Option<&'static Cache> {
+    config.cache.as_ref().map(|cache| {
+        Cache::init(CacheOptions {
+            memory_size: cache.memory.size.bytes(),
+            max_object: cache.memory.max_object.bytes(),
+            collapse_wait: cache.collapse.wait,
+            ..CacheOptions::default()
+        })
+    })
+}
+
+fn upstreams(
+    config: &Config,
+    resources: &Resources,
+    files: &mut Vec<PathBuf>,
+    faults: &mut Vec<Fault>,
+) -> Upstreams {
+    let mut resolved = Upstreams::default();
+    for (name, upstream) in &config.upstreams {
+        let mut endpoints = Vec::new();
+        match &upstream.servers {
+            Servers::Builtin(selvedge_config::Builtin::Demo) => match resources.demo_address() {
+                Ok(address) => endpoints.push((address, 1)),
+                Err(error) => {
+                    faults.push(Fault::at(&upstream.position, format!("the demo origin does not start: {error}")));
+                }
+            },
+            Servers::Endpoints(written) => {
+                for endpoint in written {
+                    match resolve(&endpoint.addr) {
+                        Ok(addresses) => endpoints.extend(addresses.into_iter().map(|address| (address, endpoint.weight))),
+                        Err(message) => faults.push(Fault::at(&endpoint.position, message)),
+                    }
+                }
+            }
+        }
+
+        let tls = match &upstream.tls {
+            None => None,
+            Some(tls) => match peer_tls(upstream, tls, files) {
+                Ok(tls) => Some(tls),
+                Err(message) => {
+                    faults.push(Fault::at(&upstream.position, message));
+                    continue;
+                }
+            },
+        };
+        if endpoints.is_empty() {
+            continue;
+        }
+        let http2 = upstream.protocol == UpstreamProtocol::H2;
+        resolved.insert(Upstream::new(name.clone(), &endpoints, tls, http2, upstream.timeouts));
+    }
+    resolved
+}
+
+/// Addresses of an endpoint. Names are looked up once, now.
+fn resolve(address: &EndpointAddr) -> Result<Vec<SocketAddr>, String> {
+    match address {
+        EndpointAddr::Ip(address) => Ok(vec![*address]),
+        EndpointAddr::Host { host, port } => {
+            let found: Vec<SocketAddr> = (host.as_str(), *port)
+                .to_socket_addrs()
+                .map_err(|error| format!("{host} does not resolve: {error}"))?
+                .collect();
+            if found.is_empty() {
+                return Err(format!("{host} resolves to no address"));
+            }
+            Ok(found)
+        }
+    }
+}
+
+fn peer_tls(
+    upstream: &selvedge_config::Upstream,
+    tls: &selvedge_config::UpstreamTls,
+    files: &mut Vec<PathBuf>,
+) -> Result<PeerTls, String> {
+    let sni = tls.sni.clone().or_else(|| match &upstream.servers {
+        Servers::Endpoints(endpoints) => endpoints.iter().find_map(|endpoint| match &endpoint.addr {
+            EndpointAddr::Host { host, .. } => Some(host.clone()),
+            EndpointAddr::Ip(_) => None,
+        }),
+        Servers::Builtin(_) => None,
+    });
+    let sni = sni.ok_or("tls towards IP addresses needs `sni`, the name to verify")?;
+    let ca = tls.ca.as_deref().map(|path| certificate_authorities(path, files)).transpose()?;
+    Ok(PeerTls { sni, ca, verify: tls.verify })
+}
+
+fn certificate_authorities(path: &Path, files: &mut Vec<PathBuf>) -> Result<Arc<CaType>, String> {
+    files.push(path.to_owned());
+    let mut certificates = Vec::new();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| format!("{}: {error}", path.display()))? {
+        let certificate = certificate.map_err(|error| format!("{}: {error}", path.display()))?;
+        // Checked here because the wrapper parses without a way to fail.
+        webpki_parses(&certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+        certificates.push(WrappedX509::new(certificate.to_vec(), parse_x509));
+    }
+    if certificates.is_empty() {
+        return Err(format!("{} holds no certificate", path.display()));
+    }
+    Ok(certificates.into())
+}
+
+fn webpki_parses(certificate: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone())
+}
+
+/// Compiles every module that is used, in parallel; `None` for a faulty one.
+fn modules(
+    config: &Config,
+    resources: &Arc<Resources>,
+    files: &mut Vec<PathBuf>,
+    faults: &mut Vec<Fault>,
+) -> HashMap<String, Option<Arc<Module>>> {
+    let started = Instant::now();
+    let jobs: Vec<(&String, &Filter)> = config.filters.iter().collect();
+    for (_, filter) in &jobs {
+        if let WasmSource::File(path) = &filter.wasm {
+            files.push(path.clone());
+        }
+    }
+
+    let next = AtomicU64::new(0);
+    let results = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let turn = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
+                    let Some((name, filter)) = jobs.get(turn) else { return };
+                    let result = load(resources, name, &filter.wasm);
+                    results.lock().push(((*name).clone(), &filter.wasm_position, result));
+                }
+            });
+        }
+    });
+
+    let mut modules = HashMap::new();
+    for (name, position, result) in results.into_inner() {
+        let module = result.map_err(|message| faults.push(Fault::at(position, message))).ok();
+        modules.insert(name, module);
+    }
+    info!(modules = modules.len(), took = ?started.elapsed(), "filter modules are ready");
+    modules
+}
+
+fn load(resources: &Resources, name: &str, source: &WasmSource) -> Result<Arc<Module>, String> {
+    let module = match source {
+        WasmSource::Builtin(builtin) => {
+            let wasm = bundled::wasm(builtin).ok_or_else(|| format!("there is no bundled filter {builtin}"))?;
+            resources.module(name, wasm)
+        }
+        WasmSource::File(path) => {
+            let wasm = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            resources.module(name, &wasm)
+        }
+    };
+    module.map_err(|error| format!("the module does not load: {}", error_chain(&error)))
+}
+
+/// Starts plugins, each distinct configuration of a filter once.
+struct Plugins<'c> {
+    resources: &'c Resources,
+    config: &'c Config,
+    modules: HashMap<String, Option<Arc<Module>>>,
+    host: Arc<NodeHost>,
+    started: HashMap<(String, String), Option<Arc<Plugin>>>,
+}
+
+impl Plugins<'_> {
+    /// The filter of one place in a chain; `None` when it is at fault, which is then reported.
+    fn chain_filter(&mut self, used: &FilterUse, faults: &mut Vec<Fault>) -> Option<Arc<ChainFilter>> {
+        let filter = self.config.filters.get(&used.name)?;
+        let module = Arc::clone(self.modules.get(&used.name)?.as_ref()?);
+
+        let config = used.config.to_string();
+        let key = (used.name.clone(), config);
+        if !self.started.contains_key(&key) {
+            let plugin = self.start(used, filter, module, &key.1, faults);
+            self.started.insert(key.clone(), plugin);
+        }
+        let plugin = Arc::clone(self.started.get(&key)?.as_ref()?);
+
+        Some(Arc::new(ChainFilter {
+            name: used.name.as_str().into(),
+            plugin,
+            on_failure: filter.on_failure,
+            body_limit: filter.limits.body.as_usize(),
+            wait: filter.limits.wait,
+        }))
+    }
+
+    fn start(
+        &self,
+        used: &FilterUse,
+        filter: &Filter,
+        module: Arc<Module>,
+        config: &str,
+        faults: &mut Vec<Fault>,
+    ) -> Option<Arc<Plugin>> {
+        let options = PluginOptions {
+            name: used.name.clone(),
+            root_id: String::new(),
+            vm_id: used.name.clone(),
+            vm_config: Bytes::new(),
+            // A filter without settings gets no configuration, as on other hosts, rather than the text `null`; text is given as it is.
+            config: match &used.config {
+                serde_json::Value::Null => Bytes::new(),
+                serde_json::Value::String(text) => Bytes::copy_from_slice(text.as_bytes()),
+                _ => Bytes::copy_from_slice(config.as_bytes()),
+            },
+            limits: Limits {
+                memory: filter.limits.memory.bytes(),
+                deadline: filter.limits.deadline,
+                ..Limits::default()
+            },
+            workers: self.resources.workers,
+        };
+        let host: Arc<dyn selvedge_wasm::Host> = Arc::clone(&self.host) as _;
+        Plugin::start(module, options, host)
+            .map_err(|error| faults.push(start_fault(&used.position, &used.name, &error)))
+            .ok()
+    }
+}
+
+fn start_fault(position: &Position, name: &str, error: &selvedge_wasm::StartError) -> Fault {
+    Fault::at(position, format!("filter {name} does not start: {}", error_chain(error)))
+}
+
+fn rule(route: &selvedge_config::Route, faults: &mut Vec<Fault>) -> Rule {
+    let mut fault = |what: &str| faults.push(Fault::at(&route.position, format!("{what} cannot be matched")));
+    let mut methods = Vec::new();
+    for name in &route.when.methods {
+        match Method::from_bytes(name.as_bytes()) {
+            Ok(method) => methods.push(method),
+            Err(_) => fault(name),
+        }
+    }
+    let mut headers = Vec::new();
+    for (name, value) in &route.when.headers {
+        match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+            (Ok(name), Ok(value)) => headers.push((name, value)),
+            _ => fault(name),
+        }
+    }
+    Rule { path: route.when.path.clone(), methods, headers }
+}
+
+fn fixed_response(respond: &selvedge_config::Respond) -> Result<(Box<ResponseHeader>, Bytes), String> {
+    let fault = |what: &str| format!("the fixed response has a bad {what}");
+    let mut header = ResponseHeader::build(respond.status, Some(respond.headers.len() + 1)).map_err(|_| fault("status"))?;
+    for (name, value) in &respond.headers {
+        header.append_header(name.clone(), value.as_str()).map_err(|_| fault(name))?;
+    }
+    if !matches!(respond.status, 204 | 304) {
+        header.set_content_length(respond.body.len()).map_err(|_| fault("length"))?;
+    }
+    Ok((Box::new(header), Bytes::copy_from_slice(respond.body.as_bytes())))
+}
+
+fn route_policy(policy: &CachePolicy) -> RoutePolicy {
+    RoutePolicy {
+        ttl: policy.ttl,
+        override_origin: policy.override_origin,
+        query: match &policy.query {
+            QueryKey::All => QueryPolicy::All,
+            QueryKey::Only(names) => QueryPolicy::Only(names.clone()),
+        },
+        stale_while_revalidate: policy.stale_while_revalidate,
+        stale_if_error: policy.stale_if_error,
+        ..RoutePolicy::default()
+    }
+}

@@ -1,0 +1,137 @@
+//! The plan: the configuration, resolved. Immutable; a request takes the current one when it arrives and keeps it to its end,
+//! whatever is reloaded meanwhile. Nothing in it is checked again, because it cannot be wrong.
+
+mod build;
+mod host;
+mod identity;
+mod router;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use pingora_http::{RequestHeader, ResponseHeader};
+use selvedge_cache::{Cache, KeyScope, RoutePolicy};
+pub use selvedge_config::OnFailure;
+use selvedge_geoip::Geo;
+use selvedge_wasm::{Callout, CalloutFailure, CalloutResponse, Plugin};
+
+pub use self::build::{Built, Resources, build};
+pub use self::identity::Identity;
+pub use self::router::{Router, Selected};
+use crate::callout;
+use crate::upstream::{Upstream, Upstreams};
+
+/// Everything a request needs to know, resolved.
+pub struct Plan {
+    /// Counts the plans of this process from 1; a reload makes the next one.
+    pub generation: u64,
+    /// Who we are, for `Cache-Status`, `Via` and logs.
+    pub node: Identity,
+    /// Finds the route of a request.
+    pub router: Router,
+    /// Where requests may be sent.
+    pub upstreams: Arc<Upstreams>,
+    /// The cache, when one is configured.
+    pub cache: Option<&'static Cache>,
+    /// The geo database, when one is configured.
+    pub geo: Option<Arc<Geo>>,
+    /// Whether access-log lines are written, and how.
+    pub access_log: selvedge_config::AccessLog,
+    /// Every filter configuration in use, once: the workers run their ticks.
+    pub(crate) plugins: Vec<Arc<Plugin>>,
+}
+
+/// One route, resolved.
+pub struct Route {
+    name: Arc<str>,
+    site: Arc<str>,
+    node: Arc<str>,
+    /// The chain, site filters first.
+    pub(crate) filters: Vec<Arc<ChainFilter>>,
+    /// What is kept of its responses; `None` = nothing.
+    pub(crate) cache: Option<CacheRule>,
+    /// Who answers.
+    pub(crate) target: Target,
+    upstreams: Arc<Upstreams>,
+}
+
+/// How a route caches.
+pub(crate) struct CacheRule {
+    pub(crate) policy: Arc<RoutePolicy>,
+    /// Keeps the keys of different routes apart, whatever is reloaded.
+    pub(crate) scope: KeyScope,
+}
+
+/// Who answers the requests of a route.
+pub(crate) enum Target {
+    /// An upstream.
+    Upstream(Arc<Upstream>),
+    /// The node itself, with a fixed response.
+    Respond { header: Box<ResponseHeader>, body: Bytes },
+}
+
+/// A filter in a chain: the plugin with this place's configuration, and how the host treats it.
+pub(crate) struct ChainFilter {
+    pub(crate) name: Arc<str>,
+    pub(crate) plugin: Arc<Plugin>,
+    pub(crate) on_failure: OnFailure,
+    /// How many body bytes it may hold back, per direction.
+    pub(crate) body_limit: usize,
+    /// How long it may stay paused in one place.
+    pub(crate) wait: Duration,
+}
+
+impl Route {
+    /// The route's name, unique in its site.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The first host of its site.
+    #[must_use]
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The upstream the configuration names; `None` for fixed responses.
+    pub(crate) fn upstream_name(&self) -> Option<&str> {
+        match &self.target {
+            Target::Upstream(upstream) => Some(&upstream.name),
+            Target::Respond { .. } => None,
+        }
+    }
+
+    /// Whether a filter may send a request there.
+    pub(crate) fn knows_upstream(&self, name: &str) -> bool {
+        self.upstreams.get(name).is_some()
+    }
+
+    /// The upstream of a request: the filters' choice, or the route's own.
+    pub(crate) fn upstream(&self, chosen: Option<&str>) -> Option<&Arc<Upstream>> {
+        match (chosen, &self.target) {
+            (Some(name), _) => self.upstreams.get(name),
+            (None, Target::Upstream(upstream)) => Some(upstream),
+            (None, Target::Respond { .. }) => None,
+        }
+    }
+
+    /// Carries out a filter's HTTP callout.
+    pub(crate) fn call(&self, callout: Callout) -> BoxFuture<'static, Result<CalloutResponse, CalloutFailure>> {
+        callout::send(Arc::clone(&self.upstreams), callout)
+    }
+}
+
+impl Plan {
+    /// The route for a request that arrived on a listener (its index), and its host without port; `None` = nobody serves it.
+    #[must_use]
+    pub fn select(&self, listener: usize, request: &RequestHeader) -> Option<Selected<'_>> {
+        self.router.select(listener, request)
+    }
+}

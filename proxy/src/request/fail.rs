@@ -1,0 +1,130 @@
+//! When it cannot go on: who was to blame, and what the client is told. One table for status and Proxy-Status (RFC 9209).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::header;
+use pingora_error::{Error, ErrorSource, ErrorType};
+use pingora_http::ResponseHeader;
+use pingora_proxy::{FailToProxy, Session};
+use selvedge_wasm::LocalReply;
+use tracing::debug;
+
+use super::RequestCtx;
+use crate::chain::session::{Slot, reply_message};
+use crate::chain::{ChainError, Direction};
+
+/// A filter failed closed, or stayed paused too long.
+const FILTER_FAILED: ErrorType = ErrorType::Custom("FilterFailed");
+/// A filter held more of the body than it may.
+const FILTER_BODY_REQUEST: ErrorType = ErrorType::Custom("FilterRequestBodyTooLarge");
+const FILTER_BODY_RESPONSE: ErrorType = ErrorType::Custom("FilterResponseBodyTooLarge");
+/// A filter closed the stream: no answer.
+const FILTER_CLOSED: ErrorType = ErrorType::Custom("FilterClosedStream");
+/// A filter answered while the request was being forwarded: the answer waits in the slot.
+const FILTER_REPLY: ErrorType = ErrorType::Custom("FilterReply");
+
+/// The error that ends an exchange because of its chain.
+pub(crate) fn from_chain(error: ChainError) -> Box<Error> {
+    let kind = match &error {
+        ChainError::Failed { .. } | ChainError::Stuck { .. } => FILTER_FAILED,
+        ChainError::TooLarge { direction: Direction::Request, .. } => FILTER_BODY_REQUEST,
+        ChainError::TooLarge { direction: Direction::Response, .. } => FILTER_BODY_RESPONSE,
+        ChainError::Closed { .. } => FILTER_CLOSED,
+        ChainError::ClientGone(_) => ErrorType::ConnectionClosed,
+    };
+    let down = matches!(error, ChainError::ClientGone(_));
+    let error = Error::because(kind, "in the filter chain", error);
+    if down { error.into_down() } else { error.into_in() }
+}
+
+/// The error that carries a filter's reply past an exchange that has begun.
+pub(crate) fn from_reply(slot: &Arc<Slot>, reply: LocalReply) -> Box<Error> {
+    slot.park_reply(reply);
+    Error::explain(FILTER_REPLY, "a filter answered").into_in()
+}
+
+/// Answers the client, if anything can still be said.
+pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
+    debug!(%error, "request failed");
+    let verdict = judge(error);
+    ctx.failure = verdict.token;
+    let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+    if verdict.status == 0 || session.response_written().is_some_and(|written| !written.status.is_informational()) {
+        return gone;
+    }
+
+    // Keep-alive setters do not reach a filtered session.
+    if let Some(slot) = &ctx.slot {
+        slot.close.store(true, Ordering::Relaxed);
+    } else {
+        session.downstream_session.set_keepalive(None);
+    }
+
+    let (header, body) = match ctx.slot.as_ref().and_then(|slot| slot.parked_reply()) {
+        Some(reply) => reply_message(reply),
+        None => match message(&verdict, ctx) {
+            Ok(message) => message,
+            Err(_) => return gone,
+        },
+    };
+    let status = header.status.as_u16();
+    if session.downstream_session.write_response_header(header).await.is_err()
+        || session.downstream_session.write_response_body(body, true).await.is_err()
+    {
+        return gone;
+    }
+    FailToProxy { error_code: status, can_reuse_downstream: false }
+}
+
+/// What an error means to the client.
+struct Verdict {
+    /// 0 = nobody is there to be told.
+    status: u16,
+    /// The error token of RFC 9209, 2.3.
+    token: Option<&'static str>,
+}
+
+fn judge(error: &Error) -> Verdict {
+    use ErrorSource::{Downstream, Upstream};
+    let (status, token) = match (error.esource(), error.etype()) {
+        (_, kind) if *kind == FILTER_REPLY => (500, None), // replaced by the parked reply
+        (_, kind) if *kind == FILTER_FAILED => (503, Some("proxy_internal_error")),
+        (_, kind) if *kind == FILTER_BODY_REQUEST => (413, Some("http_request_denied")),
+        (_, kind) if *kind == FILTER_BODY_RESPONSE => (502, Some("http_response_incomplete")),
+        (_, kind) if *kind == FILTER_CLOSED => (0, Some("http_request_denied")),
+        (_, ErrorType::HTTPStatus(413)) => (413, Some("http_request_error")),
+        (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),
+        (Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => (504, Some("connection_timeout")),
+        (Upstream, ErrorType::ConnectRefused) => (502, Some("connection_refused")),
+        (Upstream, ErrorType::ConnectNoRoute) => (502, Some("destination_ip_unroutable")),
+        (Upstream, ErrorType::ConnectError | ErrorType::SocketError) => (502, Some("connection_terminated")),
+        (Upstream, ErrorType::TLSHandshakeFailure) => (502, Some("tls_protocol_error")),
+        (Upstream, ErrorType::InvalidCert) => (502, Some("tls_certificate_error")),
+        (Upstream, ErrorType::ReadTimedout) => (504, Some("connection_read_timeout")),
+        (Upstream, ErrorType::WriteTimedout) => (504, Some("connection_write_timeout")),
+        (Upstream, ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2) => (502, Some("http_protocol_error")),
+        (Upstream, ErrorType::ConnectionClosed | ErrorType::ReadError) => (502, Some("http_response_incomplete")),
+        (Upstream, _) => (502, Some("http_protocol_error")),
+        (Downstream, ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::H2Error) => (0, None),
+        (Downstream, ErrorType::ReadTimedout) => (408, Some("http_request_error")),
+        (Downstream, ErrorType::WriteTimedout) => (0, None),
+        (Downstream, _) => (400, Some("http_request_error")),
+        _ => (500, Some("proxy_internal_error")),
+    };
+    Verdict { status, token }
+}
+
+fn message(verdict: &Verdict, ctx: &RequestCtx) -> pingora_error::Result<(Box<ResponseHeader>, Bytes)> {
+    let mut response = Box::new(ResponseHeader::build(verdict.status, Some(5))?);
+    let reason = response.status.canonical_reason().unwrap_or("Error");
+    let body = format!("{} {reason}\n", verdict.status);
+    response.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    response.insert_header(header::CACHE_CONTROL, "no-store")?;
+    if let Some(token) = verdict.token {
+        response.insert_header("proxy-status", format!("{}; error={token}", ctx.plan.node.structured))?;
+    }
+    response.set_content_length(body.len())?;
+    Ok((response, Bytes::from(body)))
+}

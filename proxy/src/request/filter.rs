@@ -1,0 +1,220 @@
+//! Step 3: the request half of the chain.
+//!
+//! Headers first. While a filter holds them, the body is read here and shown to the filters, so that nothing reaches the origin before
+//! they have decided; what they let through is replayed. When no filter holds them, a body that some filter wants to see passes the
+//! chain chunk by chunk on its way to the upstream, in `request_body_filter`.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use http::header;
+use pingora_core::protocols::http::server::Session as HttpSession;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+use selvedge_wasm::LocalReply;
+
+use super::{Edge, RequestCtx, fail};
+use crate::chain::session::{FilteredSession, RequestBody, reply_message};
+use crate::chain::{Chain, Direction, Event, ExchangeState, Passage};
+
+/// Whether the exchange was answered by a filter.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answered {
+    Yes,
+    No,
+}
+
+/// Runs the chain over the request, and interposes the filtered session for the response half.
+///
+/// # Errors
+/// A filter failed closed, a limit was exceeded, or the client went away.
+pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Answered> {
+    let route = Arc::clone(ctx.route()?);
+    let state = exchange_state(edge, session, ctx)?;
+    let mut chain = Box::new(Chain::new(&route.filters, state, edge.worker));
+
+    let downstream = &mut session.downstream_session;
+    let upgrade = downstream.is_upgrade_req();
+    let mut body = BodyReader { limit: edge.listener.body_limit, received: 0, ended: downstream.is_body_empty() };
+    let ran = run(&mut chain, downstream, &mut body, upgrade).await;
+    ctx.body_received = body.received;
+
+    let verdict = match ran {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            // The error answer passes the filters that took part: they may add what every response must carry.
+            ctx.slot = Some(FilteredSession::interpose(downstream, chain, RequestBody::Untouched));
+            return Err(error);
+        }
+    };
+    match verdict {
+        Verdict::Reply(reply) => {
+            ctx.slot = Some(FilteredSession::interpose(downstream, chain, RequestBody::Untouched));
+            let (header, body) = reply_message(reply);
+            downstream.write_response_header(header).await?;
+            downstream.write_response_body(body, true).await?;
+            Ok(Answered::Yes)
+        }
+        Verdict::Forward(body) => {
+            ctx.streams_body = matches!(body, RequestBody::Streaming(_));
+            // A prefix, or a whole body, has been through the chain already; Pingora sends it first.
+            ctx.prefix_pending = matches!(&body, RequestBody::Streaming(prefix) if !prefix.is_empty());
+            ctx.upstream = chain.state.upstream.take();
+            ctx.slot = Some(FilteredSession::interpose(downstream, chain, body));
+            Ok(Answered::No)
+        }
+    }
+}
+
+/// A chunk of the request body on its way to the upstream.
+///
+/// # Errors
+/// A filter failed closed or answered, or the body exceeds the listener's limit.
+pub(crate) async fn request_body(
+    edge: &Edge,
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end: bool,
+    ctx: &mut RequestCtx,
+) -> Result<()> {
+    if session.was_upgraded() {
+        return Ok(()); // Another protocol by now.
+    }
+    if std::mem::take(&mut ctx.prefix_pending) {
+        return Ok(());
+    }
+    if ctx.slot.is_none() || ctx.streams_body {
+        ctx.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if ctx.body_received > edge.listener.body_limit {
+            return Error::e_explain(ErrorType::HTTPStatus(413), "the body exceeds the listener's limit");
+        }
+    }
+    if !ctx.streams_body {
+        return Ok(());
+    }
+    let Some(slot) = ctx.slot.clone() else { return Ok(()) };
+    let Some(mut chain) = slot.take_chain() else { return Ok(()) };
+
+    let event = Event::Body { data: body.take().unwrap_or_default(), end };
+    let passage = chain.request(&mut session.downstream_session, event).await;
+    let result = match passage {
+        Ok(Passage::Through(passed)) => {
+            let through = bytes_of(passed.into_iter());
+            // No bytes is the end of the body to Pingora; an empty chunk is "nothing yet".
+            *body = if end && through.is_empty() { None } else { Some(through) };
+            Ok(())
+        }
+        Ok(Passage::Reply(reply)) => {
+            // The upstream has the header already: give the exchange up and answer through the error path.
+            ctx.upstream = None;
+            Err(fail::from_reply(&slot, reply))
+        }
+        Err(error) => Err(fail::from_chain(error)),
+    };
+    slot.return_chain(chain);
+    result
+}
+
+/// What becomes of the request.
+enum Verdict {
+    Forward(RequestBody),
+    Reply(LocalReply),
+}
+
+async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader, upgrade: bool) -> Result<Verdict> {
+    match chain.request(io, Event::Headers { end: body.ended }).await.map_err(fail::from_chain)? {
+        Passage::Reply(reply) => return Ok(Verdict::Reply(reply)),
+        Passage::Through(_) => {}
+    }
+
+    if !chain.holds_request() {
+        let stream = chain.wants_body(Direction::Request) && !body.ended && !upgrade;
+        return Ok(Verdict::Forward(if stream { RequestBody::Streaming(Bytes::new()) } else { RequestBody::Untouched }));
+    }
+
+    // RFC 9110, 10.1.1: we are going to read the body, so we say so, and the origin need not.
+    if io.req_header().headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        io.write_continue_response().await?;
+        io.req_header_mut().remove_header(&header::EXPECT);
+    }
+    let mut through = BytesMut::new();
+    while chain.holds_request() {
+        let data = body.next(io).await?;
+        match chain.request(io, Event::Body { data, end: body.ended }).await.map_err(fail::from_chain)? {
+            Passage::Reply(reply) => return Ok(Verdict::Reply(reply)),
+            Passage::Through(passed) => through.extend_from_slice(&bytes_of(passed.into_iter())),
+        }
+    }
+
+    let through = through.freeze();
+    if !body.ended {
+        return Ok(Verdict::Forward(RequestBody::Streaming(through)));
+    }
+    let request = io.req_header_mut();
+    request.remove_header(&header::TRANSFER_ENCODING);
+    request.insert_header(header::CONTENT_LENGTH, through.len())?;
+    Ok(Verdict::Forward(RequestBody::Whole(through)))
+}
+
+/// Reads the request body within the listener's limit.
+struct BodyReader {
+    limit: u64,
+    received: u64,
+    ended: bool,
+}
+
+impl BodyReader {
+    async fn next(&mut self, io: &mut HttpSession) -> Result<Bytes> {
+        if self.ended {
+            // Held beyond the end of the body: the chain has waited and failed before this can be asked.
+            return Error::e_explain(ErrorType::InternalError, "the request body has ended");
+        }
+        let chunk = io.read_request_body().await.map_err(Error::into_down)?;
+        self.ended = chunk.is_none() || io.is_body_done();
+        let chunk = chunk.unwrap_or_default();
+        self.received += chunk.len() as u64;
+        if self.received > self.limit {
+            return Error::e_explain(ErrorType::HTTPStatus(413), "the body exceeds the listener's limit");
+        }
+        Ok(chunk)
+    }
+}
+
+/// The body bytes among events, in one piece; one chunk is not copied.
+fn bytes_of(events: impl Iterator<Item = Event>) -> Bytes {
+    let mut whole: Option<Bytes> = None;
+    let mut joined = BytesMut::new();
+    for event in events {
+        let Event::Body { data, .. } = event else { continue };
+        match whole.take() {
+            None if joined.is_empty() => whole = Some(data),
+            None => joined.extend_from_slice(&data),
+            Some(first) => {
+                joined.extend_from_slice(&first);
+                joined.extend_from_slice(&data);
+            }
+        }
+    }
+    whole.unwrap_or_else(|| joined.freeze())
+}
+
+fn exchange_state(edge: &Edge, session: &Session, ctx: &RequestCtx) -> Result<ExchangeState> {
+    let client = session.client_addr().and_then(|address| address.as_inet()).copied();
+    let server = session.server_addr().and_then(|address| address.as_inet()).copied();
+    let geo = ctx.plan.geo.as_ref().zip(client).and_then(|(geo, client)| geo.lookup(client.ip()));
+    let tls_version = session.digest().and_then(|digest| digest.ssl_digest.as_ref()).map(|tls| tls.version.clone());
+    Ok(ExchangeState {
+        route: Arc::clone(ctx.route()?),
+        scheme: edge.listener.scheme(),
+        client,
+        server,
+        geo,
+        start: SystemTime::now(),
+        tls_version,
+        upstream: None,
+        set_by_filters: Vec::new(),
+        response: None,
+        response_trailers: None,
+    })
+}

@@ -1,0 +1,22 @@
+//! Step 10: tell the filters, write one line, give back what was borrowed.
+
+use pingora_error::Error;
+use pingora_proxy::Session;
+
+use super::{Edge, RequestCtx};
+use crate::chain::session::FilteredSession;
+use crate::telemetry::AccessLine;
+
+/// Ends the request. Runs on every path, before Pingora decides about the connection.
+pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
+    if let Some(slot) = ctx.slot.take() {
+        if let Some(mut chain) = slot.take_chain() {
+            chain.finish(&mut session.downstream_session);
+        }
+        FilteredSession::restore(&mut session.downstream_session, &slot);
+    }
+
+    if session.subrequest_ctx.is_none() && edge.access_log.is_on() {
+        edge.access_log.write(&AccessLine::of(session, error, ctx));
+    }
+}

@@ -1,0 +1,69 @@
+//! Step 5: to an upstream.
+
+use http::header;
+use pingora_core::protocols::http::authority::validate_request_authority;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+
+use super::RequestCtx;
+use crate::chain::exchange::authority;
+use crate::listener::ListenerFacts;
+
+/// How often a request is sent elsewhere when no connection can be made; nothing has been sent then, so any method may be.
+const CONNECT_ATTEMPTS: u32 = 3;
+
+/// The endpoint to connect to.
+///
+/// # Errors
+/// A filter sent a request of a fixed-response route to no upstream.
+pub(crate) fn peer(ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+    ctx.attempts += 1;
+    let route = ctx.route()?;
+    let upstream = route
+        .upstream(ctx.upstream.as_deref())
+        .ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "the route has no upstream"))?;
+    let peer = upstream.peer();
+    ctx.endpoint = peer._address.as_inet().copied();
+    Ok(Box::new(peer))
+}
+
+/// The request as the upstream gets it.
+///
+/// # Errors
+/// Filters have left an authority that no server may be sent.
+pub(crate) fn request(
+    session: &Session,
+    request: &mut RequestHeader,
+    ctx: &RequestCtx,
+    listener: &ListenerFacts,
+) -> Result<()> {
+    // Pingora leaves authority alone on custom sessions: an absolute-form request of HTTP/1.0 has no Host yet, and filters may have
+    // written an invalid one.
+    if session.downstream_session.is_custom() {
+        if !request.headers.contains_key(header::HOST) && request.uri.authority().is_some() {
+            let host = authority(request).to_vec();
+            request.insert_header(header::HOST, host)?;
+        }
+        validate_request_authority(request).map_err(Error::into_in)?;
+    }
+
+    if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
+        // Nobody in front of us is trusted, so what the client sent about itself is replaced, not extended.
+        request.insert_header("x-forwarded-for", client.ip().to_string())?;
+        request.remove_header("forwarded");
+    }
+    request.insert_header("x-forwarded-proto", listener.scheme())?;
+    if let Some(host) = request.headers.get(header::HOST).cloned() {
+        request.insert_header("x-forwarded-host", host)?;
+    }
+    request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
+    Ok(())
+}
+
+/// No connection could be made: try the next endpoint, a few times.
+pub(crate) fn retry(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
+    error.set_retry(ctx.attempts < CONNECT_ATTEMPTS);
+    error
+}

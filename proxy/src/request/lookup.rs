@@ -1,0 +1,94 @@
+//! Step 4: the cache. Thin: the rules and tiers are in `selvedge-cache`.
+
+use pingora_cache::key::HashBinary;
+use pingora_cache::storage::HitHandler;
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness};
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
+use selvedge_cache::{Cache, Scheme};
+
+use super::{RequestCtx, respond, step};
+use crate::listener::ListenerFacts;
+
+/// Turns the cache on, on routes that have one.
+pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &ListenerFacts) {
+    let (Some(cache), Some(route)) = (ctx.plan.cache, &ctx.route) else { return };
+    let Some(rule) = &route.cache else { return };
+    step!("lookup");
+    let scheme = if listener.tls { Scheme::Https } else { Scheme::Http };
+    let request = session.downstream_session.req_header();
+    cache.enable(&mut session.cache, request, rule.scope, scheme, &rule.policy, &mut ctx.cache);
+}
+
+/// The primary key of the request.
+pub(crate) fn key(session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {
+    let Some(cache) = ctx.plan.cache else {
+        return Error::e_explain(ErrorType::InternalError, "the cache is on without being configured");
+    };
+    cache.key(session.req_header(), &mut ctx.cache)
+}
+
+/// What the stored `Vary` makes of the request.
+pub(crate) fn variance(meta: &CacheMeta, ctx: &mut RequestCtx, request: &RequestHeader) -> Option<HashBinary> {
+    ctx.plan.cache?.vary(meta, request, &mut ctx.cache)
+}
+
+/// Something is stored: may this request have it?
+pub(crate) fn hit(
+    session: &mut Session,
+    meta: &CacheMeta,
+    hit: &mut HitHandler,
+    is_fresh: bool,
+    ctx: &mut RequestCtx,
+) -> Option<ForcedFreshness> {
+    step!("hit", fresh = is_fresh);
+    let request = session.downstream_session.req_header();
+    ctx.plan.cache?.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache)
+}
+
+/// A stale response and an error: serve it?
+pub(crate) fn serve_stale(ctx: &mut RequestCtx, error: Option<&Error>) -> bool {
+    let stale = ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
+    step!("stale", served = stale);
+    stale
+}
+
+/// The request is about to go forward, unless it must not (`only-if-cached`); false when it was answered here.
+pub(crate) async fn before_upstream(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+    let Some(cache) = ctx.plan.cache else { return Ok(true) };
+    match cache.before_upstream(session.downstream_session.req_header(), &mut ctx.cache) {
+        None => Ok(true),
+        Some(status) => {
+            respond::text(session, status.as_u16(), "not in the cache\n").await?;
+            Ok(false)
+        }
+    }
+}
+
+/// Whether the client has the response already.
+pub(crate) fn not_modified(session: &Session, response: &ResponseHeader, ctx: &RequestCtx) -> bool {
+    ctx.plan.cache.is_some_and(|cache| cache.not_modified(session.req_header(), response))
+}
+
+/// Appends `Cache-Status` on routes that cache.
+pub(crate) fn status(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) {
+    if let Some(cache) = cached(ctx) {
+        cache.append_status(&session.cache, &ctx.cache, &ctx.plan.node.name, response);
+    }
+}
+
+/// One word for the access log; `None` on routes that do not cache.
+pub(crate) fn word(session: &Session, ctx: &RequestCtx) -> Option<&'static str> {
+    let status = cached(ctx)?.status(&session.cache, &ctx.cache, "");
+    Some(match (status.hit, status.collapsed, &status.fwd) {
+        (true, ..) => "hit",
+        (_, true, _) => "collapsed",
+        (.., Some(forwarded)) => forwarded.as_str(),
+        _ => "none",
+    })
+}
+
+fn cached(ctx: &RequestCtx) -> Option<&'static Cache> {
+    ctx.plan.cache.filter(|_| ctx.route.as_ref().is_some_and(|route| route.cache.is_some()))
+}

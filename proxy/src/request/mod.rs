@@ -1,0 +1,269 @@
+//! One request, as the code tells it. [`Edge`] is the story in Pingora's hooks; each step is a file here, in order.
+//!
+//! | step | hook | file |
+//! |---|---|---|
+//! | `admit` | `early_request_filter` | [`admit`] |
+//! | `select` | `request_filter` | [`select`] |
+//! | `filter` (request) | `request_filter`, `request_body_filter` | [`filter`], `chain/` |
+//! | `lookup` | `request_cache_filter` .. `cache_hit_filter` | [`lookup`] |
+//! | `forward` | `upstream_peer`, `upstream_request_filter` | [`forward`] |
+//! | `store` | `upstream_response_filter`, `response_cache_filter` | [`store`] |
+//! | `respond` | `response_filter` | [`respond`] |
+//! | `filter` (response) | every write of [`crate::chain::session::FilteredSession`] | `chain/` |
+//! | `fail` | `fail_to_proxy` | [`fail`] |
+//! | `finish` | `logging` | [`finish`] |
+
+pub(crate) mod admit;
+
+pub(crate) mod select;
+
+pub(crate) mod filter;
+
+pub(crate) mod lookup;
+
+pub(crate) mod forward;
+
+pub(crate) mod store;
+
+pub(crate) mod respond;
+
+pub(crate) mod fail;
+
+pub(crate) mod finish;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora_cache::key::HashBinary;
+use pingora_cache::storage::HitHandler;
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, RespCacheable};
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use selvedge_cache::CacheCtx;
+
+use crate::chain::session::Slot;
+use crate::listener::ListenerFacts;
+use crate::node::Current;
+use crate::plan::{Plan, Route};
+use crate::telemetry::AccessLogSink;
+
+/// Notes a step of the story, for the test that guards it; free unless somebody listens at trace level.
+macro_rules! step {
+    ($name:literal $(, $field:ident = $value:expr)*) => {
+        tracing::trace!(target: "selvedge::story", step = $name $(, $field = $value)*)
+    };
+}
+pub(crate) use step;
+
+/// The proxy behind one listener, on one worker.
+pub(crate) struct Edge {
+    pub(crate) current: Arc<Current>,
+    pub(crate) listener: Arc<ListenerFacts>,
+    pub(crate) worker: usize,
+    pub(crate) access_log: AccessLogSink,
+}
+
+/// What one request carries through the hooks.
+pub(crate) struct RequestCtx {
+    /// The plan it arrived under, to its end.
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) started: Instant,
+    /// Set by `select`.
+    pub(crate) route: Option<Arc<Route>>,
+    /// Leads to the chain and the client's session, on routes with filters.
+    pub(crate) slot: Option<Arc<Slot>>,
+    /// Set by `filter`: a filter's choice of upstream.
+    pub(crate) upstream: Option<String>,
+    /// The filters see the request body as it is forwarded.
+    pub(crate) streams_body: bool,
+    /// The next body chunk is what the filters have already let through.
+    pub(crate) prefix_pending: bool,
+    /// Body bytes received so far, against the listener's limit.
+    pub(crate) body_received: u64,
+    /// Set by `lookup` and `store`.
+    pub(crate) cache: CacheCtx,
+    /// Connection attempts so far.
+    pub(crate) attempts: u32,
+    /// The endpoint last connected to.
+    pub(crate) endpoint: Option<std::net::SocketAddr>,
+    /// Set by `fail`: the RFC 9209 error token.
+    pub(crate) failure: Option<&'static str>,
+}
+
+impl RequestCtx {
+    /// The selected route; hooks after `select` only run when there is one.
+    pub(crate) fn route(&self) -> Result<&Arc<Route>> {
+        self.route.as_ref().ok_or_else(|| Error::explain(pingora_error::ErrorType::InternalError, "no route was selected"))
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = RequestCtx;
+
+    fn new_ctx(&self) -> RequestCtx {
+        crate::listener::header_is_read();
+        RequestCtx {
+            plan: self.current.plan(),
+            started: Instant::now(),
+            route: None,
+            slot: None,
+            upstream: None,
+            streams_body: false,
+            prefix_pending: false,
+            body_received: 0,
+            cache: CacheCtx::default(),
+            attempts: 0,
+            endpoint: None,
+            failure: None,
+        }
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut RequestCtx) -> Result<()> {
+        step!("admit");
+        admit::check(session, &self.listener)
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        step!("select");
+        let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
+        ctx.route = Some(Arc::clone(&route));
+
+        // A background fill or revalidation stands for requests whose filters have run.
+        let inside = session.subrequest_ctx.is_some();
+        if !inside && !route.filters.is_empty() {
+            step!("filter", direction = "request");
+            if filter::request(self, session, ctx).await? == filter::Answered::Yes {
+                return Ok(true);
+            }
+        }
+        respond::fixed(session, &route).await
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        filter::request_body(self, session, body, end_of_stream, ctx).await
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+        lookup::enable(session, ctx, &self.listener);
+        Ok(())
+    }
+
+    fn cache_key_callback(&self, session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {
+        lookup::key(session, ctx)
+    }
+
+    fn cache_vary_filter(&self, meta: &CacheMeta, ctx: &mut RequestCtx, request: &RequestHeader) -> Option<HashBinary> {
+        lookup::variance(meta, ctx, request)
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        session: &mut Session,
+        meta: &CacheMeta,
+        hit: &mut HitHandler,
+        is_fresh: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<ForcedFreshness>> {
+        Ok(lookup::hit(session, meta, hit, is_fresh, ctx))
+    }
+
+    fn should_serve_stale(&self, _session: &mut Session, ctx: &mut RequestCtx, error: Option<&Error>) -> bool {
+        lookup::serve_stale(ctx, error)
+    }
+
+    async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        lookup::before_upstream(session, ctx).await
+    }
+
+    fn allow_spawning_subrequest(&self, _session: &Session, _ctx: &RequestCtx) -> bool {
+        true
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+        step!("forward");
+        forward::peer(ctx)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        forward::request(session, request, ctx, &self.listener)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut RequestCtx,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        forward::retry(ctx, error)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        store::receive(session, response, ctx).await
+    }
+
+    fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<RespCacheable> {
+        step!("store");
+        Ok(store::decide(session, response, ctx))
+    }
+
+    fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<bool> {
+        Ok(lookup::not_modified(session, response, ctx))
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        step!("respond", status = response.status.as_u16());
+        respond::header(session, response, ctx)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
+        step!("fail");
+        fail::answer(session, error, ctx).await
+    }
+
+    /// Failures are in the access log, with their RFC 9209 token; Pingora's own line would say them twice.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestCtx, _error: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
+        step!("finish");
+        finish::request(self, session, error, ctx);
+    }
+}

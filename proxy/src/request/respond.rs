@@ -1,0 +1,39 @@
+//! Step 9: what we add to a response, and responses of our own.
+
+use http::header;
+use pingora_error::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::{RequestCtx, lookup};
+use crate::plan::{Route, Target};
+
+/// Marks a response that came from an upstream or the cache.
+pub(crate) fn header(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
+    if response.status.is_informational() {
+        return Ok(());
+    }
+    response.append_header(header::VIA, ctx.plan.node.via(response.version))?;
+    lookup::status(session, response, ctx);
+    Ok(())
+}
+
+/// The fixed response of a route that has one; true when it was written.
+pub(crate) async fn fixed(session: &mut Session, route: &Route) -> Result<bool> {
+    let Target::Respond { header, body } = &route.target else { return Ok(false) };
+    session.write_response_header(header.clone(), body.is_empty()).await?;
+    if !body.is_empty() {
+        session.write_response_body(Some(body.clone()), true).await?;
+    }
+    Ok(true)
+}
+
+/// A short answer of the node's own, over a connection that stays usable.
+pub(crate) async fn text(session: &mut Session, status: u16, text: &'static str) -> Result<()> {
+    let mut header = ResponseHeader::build(status, Some(3))?;
+    header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    header.set_content_length(text.len())?;
+    session.write_response_header(Box::new(header), false).await?;
+    session.write_response_body(Some(bytes::Bytes::from_static(text.as_bytes())), true).await
+}

@@ -1,0 +1,45 @@
+//! Step 7: what came back, and whether it is kept.
+
+use pingora_cache::{NoCacheReason, RespCacheable};
+use pingora_error::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use selvedge_cache::rules::headers;
+
+use super::RequestCtx;
+
+/// Takes the response as it arrives from the upstream: what concerns this hop alone ends here (RFC 9110, 7.6.1), and unsafe methods
+/// invalidate.
+///
+/// # Errors
+/// An interim response cannot be written to the client.
+pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+    if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        // Pingora loses an interim response that arrives in one batch with a cacheable final one; written now, it cannot be lost, and
+        // the filtered session drops the queued duplicate.
+        if session.cache.enabled()
+            && let Some(filtered) = session.downstream_session.as_custom_mut()
+        {
+            filtered.write_response_header(Box::new(response.clone()), true).await?;
+        }
+        return Ok(());
+    }
+
+    match ctx.plan.cache {
+        Some(cache) => cache.upstream_response(session.downstream_session.req_header(), response, &mut ctx.cache).await,
+        None => {
+            for name in headers::hop_by_hop(response.status, &response.headers) {
+                response.remove_header(&name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the response is stored, and for how long.
+pub(crate) fn decide(session: &Session, response: &ResponseHeader, ctx: &mut RequestCtx) -> RespCacheable {
+    match ctx.plan.cache {
+        Some(cache) => cache.response_decision(session.req_header(), response, &mut ctx.cache),
+        None => RespCacheable::Uncacheable(NoCacheReason::NeverEnabled),
+    }
+}

@@ -1,0 +1,180 @@
+//! Logs for the operator: what happens, through `tracing` on stderr, and one access-log line per request.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::SystemTime;
+
+use pingora_error::Error;
+use pingora_proxy::Session;
+use selvedge_config::{LogFormat, LogOutput};
+use serde::Serialize;
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
+
+use crate::request::RequestCtx;
+
+/// The environment variable that sets what is logged, in `tracing`'s filter syntax (`debug`, `selvedge=trace,info`).
+pub const LOG_VARIABLE: &str = "SELVEDGE_LOG";
+
+/// Sends `tracing` events, and what Pingora says through `log`, to stderr. A second call does nothing.
+pub fn init() {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE)
+        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=error,pingora_cache=warn"));
+    // The subscriber also takes over the `log` records of Pingora.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+}
+
+/// Lines that may wait for the writer; beyond that they are dropped and counted, because a slow disk must not slow requests.
+const WAITING_MAX: usize = 16 * 1024;
+
+/// The access log: a thread that writes the lines the workers hand over.
+pub struct AccessLog {
+    sink: AccessLogSink,
+}
+
+/// Where a worker puts its lines.
+#[derive(Clone)]
+pub struct AccessLogSink {
+    lines: Option<SyncSender<Vec<u8>>>,
+    format: LogFormat,
+    dropped: Arc<AtomicU64>,
+}
+
+impl AccessLog {
+    /// Starts the writer, unless the log is off.
+    #[must_use]
+    pub fn start(settings: selvedge_config::AccessLog) -> Self {
+        let dropped = Arc::new(AtomicU64::new(0));
+        let lines = match settings.output {
+            LogOutput::Off => None,
+            LogOutput::Stdout => Some(writer(io::stdout())),
+            LogOutput::Stderr => Some(writer(io::stderr())),
+        };
+        Self { sink: AccessLogSink { lines, format: settings.format, dropped } }
+    }
+
+    /// A handle for a worker.
+    #[must_use]
+    pub fn sink(&self) -> AccessLogSink {
+        self.sink.clone()
+    }
+}
+
+fn writer(output: impl Write + Send + 'static) -> SyncSender<Vec<u8>> {
+    let (sender, lines) = sync_channel(WAITING_MAX);
+    let spawned = std::thread::Builder::new().name("access-log".into()).spawn(move || write_lines(&lines, output));
+    if let Err(error) = spawned {
+        warn!(%error, "the access log does not start");
+    }
+    sender
+}
+
+fn write_lines(lines: &Receiver<Vec<u8>>, output: impl Write) {
+    let mut output = io::BufWriter::with_capacity(64 * 1024, output);
+    while let Ok(line) = lines.recv() {
+        let _ = output.write_all(&line);
+        // Under load lines are written in batches; when it is quiet, each at once.
+        while let Ok(line) = lines.try_recv() {
+            let _ = output.write_all(&line);
+        }
+        if output.flush().is_err() {
+            return; // Nobody reads it any more.
+        }
+    }
+}
+
+impl AccessLogSink {
+    /// Whether lines are wanted at all.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.lines.is_some()
+    }
+
+    /// Hands a line over; drops it when the writer cannot follow, which is said once per power of two of drops.
+    pub(crate) fn write(&self, line: &AccessLine<'_>) {
+        let Some(lines) = &self.lines else { return };
+        let bytes = match self.format {
+            LogFormat::Json => line.json(),
+            LogFormat::Text => line.text(),
+        };
+        if let Err(TrySendError::Full(_)) = lines.try_send(bytes) {
+            let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+            if dropped.is_power_of_two() {
+                warn!(dropped, "access-log lines were dropped: the output is too slow");
+            }
+        }
+    }
+}
+
+/// What one access-log line says. Neither the query nor any header value is in it: they may be secrets.
+#[derive(Serialize)]
+pub(crate) struct AccessLine<'r> {
+    time: String,
+    client: Option<String>,
+    method: &'r str,
+    host: &'r str,
+    path: &'r str,
+    protocol: &'static str,
+    status: u16,
+    bytes: usize,
+    duration_us: u64,
+    route: Option<&'r str>,
+    site: Option<&'r str>,
+    upstream: Option<String>,
+    cache: Option<&'static str>,
+    error: Option<&'static str>,
+}
+
+impl<'r> AccessLine<'r> {
+    pub(crate) fn of(session: &'r Session, error: Option<&Error>, ctx: &'r RequestCtx) -> Self {
+        let request = session.req_header();
+        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        Self {
+            time: httpdate::fmt_http_date(SystemTime::now()),
+            client: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_string()),
+            method: request.method.as_str(),
+            host: std::str::from_utf8(crate::chain::exchange::authority(request)).unwrap_or_default(),
+            path: request.uri.path(),
+            protocol: match request.version {
+                http::Version::HTTP_2 => "HTTP/2",
+                http::Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            status,
+            bytes: session.body_bytes_sent(),
+            duration_us: u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            route: ctx.route.as_deref().map(crate::plan::Route::name),
+            site: ctx.route.as_deref().map(crate::plan::Route::site),
+            upstream: ctx.endpoint.map(|endpoint| endpoint.to_string()),
+            cache: crate::request::lookup::word(session, ctx),
+            error: ctx.failure.or_else(|| error.map(|_| "client_gone").filter(|_| status == 0)),
+        }
+    }
+
+    fn json(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+
+    fn text(&self) -> Vec<u8> {
+        let dash = "-";
+        format!(
+            "{} {} \"{} {}{} {}\" {} {} {}us {} {}\n",
+            self.client.as_deref().unwrap_or(dash),
+            self.time,
+            self.method,
+            self.host,
+            self.path,
+            self.protocol,
+            self.status,
+            self.bytes,
+            self.duration_us,
+            self.route.unwrap_or(dash),
+            self.cache.or(self.error).unwrap_or(dash),
+        )
+        .into_bytes()
+    }
+}
