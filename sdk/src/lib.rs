@@ -97,7 +97,7 @@
 //! # Waiting
 //!
 //! A hook that waits holds its message: nothing of it, not even the headers, reaches the other side until the hook is done. There
-//! are two things to wait for. Any combination works ([`join`](crate::join), or the `futures` crate):
+//! are two things to wait for. Any combination works ([`join`], or the `futures` crate):
 //!
 //! - **A body**, [`request.body(limit).await?`](Message::body). Over the limit the `?` answers 413 (502 for a response). A body that
 //!   you do not ask for streams past the filter and is never copied into it; [`set_body`](Message::set_body) replaces it.

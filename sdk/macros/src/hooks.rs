@@ -87,10 +87,20 @@ fn touches_body(tokens: TokenStream, message: &str) -> bool {
             (Some(TokenTree::Punct(dot)), Some(TokenTree::Ident(method))) if dot.as_char() == '.' => {
                 BODY_METHODS.iter().any(|name| method == name)
             }
-            _ => true,
+            _ => !is_shared_borrow(&tokens[..at]),
         },
         _ => false,
     })
+}
+
+/// Whether what comes next is borrowed as `&` or `&*`: then nobody can read the body, which takes `&mut`.
+fn is_shared_borrow(before: &[TokenTree]) -> bool {
+    let is = |token: &TokenTree, sign| matches!(token, TokenTree::Punct(punct) if punct.as_char() == sign);
+    match before {
+        [.., ampersand, star] if is(star, '*') => is(ampersand, '&'),
+        [.., ampersand] => is(ampersand, '&'),
+        [] => false,
+    }
 }
 
 #[cfg(test)]
@@ -138,6 +148,20 @@ mod tests {
             async fn request(&self, req: &mut Request, _: &mut ()) -> Flow { self.check(req).await }
         };
         assert!(needs_body(&function));
+    }
+
+    #[test]
+    fn a_shared_borrow_cannot_read_the_body() {
+        let table = [
+            ("{ self.check(&req); self.check(&*req) }", false),
+            ("{ self.check(&mut *req) }", true),
+            ("{ self.check(&mut req) }", true),
+            ("{ let body = &req.body(1).await?; }", true),
+            ("{ let path = &req.path(); }", false),
+        ];
+        for (block, expected) in table {
+            assert_eq!(touches_body(block.parse().unwrap(), "req"), expected, "{block}");
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use proc_macro::TokenStream;
 /// `request_trailers`, `response_headers`, `response_body`, `response_trailers`, `log`.
 ///
 /// **Bodies.** Body callbacks are asked for where the hook may read or replace the body: where `.body(` or `.set_body(` is called on
-/// its first parameter, or where that parameter is used in any other way than to call a method on it (`self.check(request)`), since
-/// whoever gets it may read the body. Trailers come with them: a body that is followed by trailers ends there. The attribute
+/// its first parameter, or where that parameter is handed on (`self.check(request)`; not `self.check(&*request)`), since whoever gets
+/// it may read the body. Trailers come with them: a body that is followed by trailers ends there. The attribute
 /// overrides this, for a filter that hands the request on and never reads a body, or to say it aloud:
 /// `#[filter(body = "none")]`, `"request"`, `"response"`, `"both"`. A hook that reads a body which the attribute denies panics.
 ///
