@@ -24,8 +24,12 @@ mod upper;
 #[path = "../../examples/api_key.rs"]
 mod api_key;
 
+#[path = "../../examples/tour.rs"]
+mod tour;
+
 use api_key::ApiKey;
 use hello::Hello;
+use tour::Tour;
 use upper::Upper;
 
 /// Where the filters run.
@@ -98,6 +102,18 @@ claims!(
     looks_up_once_then_remembers,
     a_callout_that_fails_denies,
     a_bad_configuration_names_the_field,
+    a_body_is_read_whole_however_it_is_cut,
+    a_body_over_the_limit_is_413,
+    a_body_is_replaced_unread,
+    callouts_and_the_body_wait_in_any_order,
+    a_callout_that_is_refused_or_fails_says_so,
+    a_request_tells_what_it_is,
+    a_request_is_changed_and_sent_elsewhere,
+    shared_data_is_changed_by_version,
+    an_unknown_foreign_function_is_told_apart,
+    a_reply_may_repeat_a_header,
+    a_response_waits_for_a_callout,
+    a_response_is_replaced,
 );
 
 fn hello_greets<H: Host>(host: impl Fn() -> H) {
@@ -179,6 +195,139 @@ fn a_bad_configuration_names_the_field<H: Host>(host: impl Fn() -> H) {
         let error = host().tester::<ApiKey>("api_key").config(config).start().unwrap_err();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+fn a_body_is_read_whole_however_it_is_cut<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour");
+    let body: Vec<u8> = (0..=255).collect();
+    for chunk in [1, 7, 1000] {
+        let outcome = tester.post("/echo").body(body.clone()).chunked(chunk).send();
+        assert_eq!((outcome.status(), outcome.body()), (200, &*body));
+        assert!(outcome.upstream().is_none());
+        assert_eq!(outcome.logs(), ["INFO request, response"]);
+    }
+    assert_eq!(tester.post("/echo").body("one piece").send().text(), "one piece");
+    assert_eq!(tester.get("/echo").send().text(), "");
+    assert_eq!((tester.metric("tour_exchanges"), tester.metric("tour_waiting")), (5, 0));
+    assert_eq!(tester.metric("tour_body_bytes"), 5, "values counted");
+}
+
+fn a_body_over_the_limit_is_413<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour");
+    assert_eq!(tester.post("/echo").body(vec![b'x'; 1000]).send().status(), 200);
+    assert_eq!(tester.post("/echo").body(vec![b'x'; 1001]).send().status(), 413);
+    assert_eq!(tester.post("/echo").body(vec![b'x'; 1001]).chunked(100).send().status(), 413);
+}
+
+fn a_body_is_replaced_unread<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour");
+    for request in [tester.post("/replace").body("old"), tester.post("/replace").body("a long old body").chunked(2)] {
+        let outcome = request.send();
+        let seen = outcome.upstream().unwrap();
+        assert_eq!((seen.body(), seen.header("content-length")), (&b"another body"[..], Some("12")));
+    }
+}
+
+fn callouts_and_the_body_wait_in_any_order<H: Host>(host: impl Fn() -> H) {
+    let tester = host()
+        .tester::<Tour>("tour")
+        .upstream("a", |seen| match (seen.method(), seen.path()) {
+            ("GET", "/1") => Reply::new(200).header("x-name", b"\xff"),
+            ("PUT", "/3") if seen[":authority"] == *"c.example" => {
+                let from = seen.headers().iter().find(|(name, _)| name == "x-from").unwrap();
+                Reply::new(201).body([&from.1, seen.body()].concat())
+            }
+            _ => Reply::new(400),
+        })
+        .upstream("b", |seen| Reply::new(204).body([seen.body(), seen["content-length"].as_bytes()].concat()));
+    for chunk in [1, 100] {
+        let outcome = tester.post("/ask").body("body").chunked(chunk).send();
+        assert_eq!((outcome.status(), outcome.body()), (201, &b"\xffx1body"[..]));
+    }
+    assert_eq!((tester.calls("a"), tester.calls("b")), (4, 2));
+}
+
+fn a_callout_that_is_refused_or_fails_says_so<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour").upstream("a", |_| Reply::new(200));
+    assert_eq!(tester.get("/ask").send().text(), "b does not answer\n", "there is no upstream b");
+    let tester = host().tester::<Tour>("tour").upstream("a", |_| Reply::new(404)).upstream("b", |_| Reply::new(200));
+    assert_eq!(tester.get("/ask").send().text(), "a says no\n");
+    tester.upstream_down("a");
+    assert_eq!(tester.get("/ask").send().text(), "a does not answer\n");
+}
+
+fn a_request_tells_what_it_is<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour").client("2001:db8::1").country("DE").continent("EU");
+    let request = tester.request("PURGE", "/look?c=d?e").host("Example.COM:8080").header("x-raw", b"\xff\0");
+    let request = request.header("cookie", "a=1").header("cookie", "b=2").header("x-many", "1").header("x-many", "2");
+    let expected = [
+        "PURGE",
+        "http://Example.COM:8080/look?c=d?e",
+        "example.com",
+        r#"Some("c=d?e")"#,
+        r#"Some("2")"#,
+        "Some([255, 0])",
+        "None",
+        r#"["1", "2"]"#,
+        r#"Some(2001:db8::1) Some("DE") Some("EU")"#,
+        "None",
+        "1000000000",
+    ];
+    assert_eq!(request.send().text().lines().collect::<Vec<_>>(), expected);
+}
+
+fn a_request_is_changed_and_sent_elsewhere<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour").upstream("b", |_| Reply::new(204));
+    let outcome = tester.get("/change?q=1").header("cookie", "a=1").header("x-raw", "old").send();
+    let seen = outcome.upstream().unwrap();
+    assert_eq!((outcome.status(), seen.upstream(), seen.path()), (204, "b", "/changed?q=1"));
+    let own: Vec<_> = seen.headers().iter().filter(|(name, _)| !name.starts_with(':')).cloned().collect();
+    let expected = [("x-raw", &b"\xff\xfe"[..]), ("x-many", b"1"), ("x-many", b"2")];
+    assert_eq!(own, expected.map(|(name, value)| (name.to_owned(), value.to_vec())));
+}
+
+fn shared_data_is_changed_by_version<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour");
+    for count in 1_u8..=3 {
+        let (stored, stale): (Vec<u8>, bool) = tester.get("/count").send().json();
+        assert_eq!((stored, stale), (vec![count, 0, 0, 0], true));
+    }
+}
+
+fn an_unknown_foreign_function_is_told_apart<H: Host>(host: impl Fn() -> H) {
+    assert_eq!(host().tester::<Tour>("tour").get("/foreign").send().status(), 501);
+}
+
+fn a_reply_may_repeat_a_header<H: Host>(host: impl Fn() -> H) {
+    let outcome = host().tester::<Tour>("tour").get("/away").send();
+    assert_eq!((outcome.status(), outcome.header("location")), (302, Some("/elsewhere")));
+    let cookies: Vec<_> =
+        outcome.headers().iter().filter(|(name, _)| name == "set-cookie").map(|(_, value)| &**value).collect();
+    assert_eq!(cookies, [b"a=1", b"b=2"]);
+}
+
+fn a_response_waits_for_a_callout<H: Host>(host: impl Fn() -> H) {
+    let tester = host()
+        .tester::<Tour>("tour")
+        .upstream("a", |seen| Reply::new(203).body(seen.path().to_owned()))
+        .origin(|_| Reply::new(418).body("a body that streams"));
+    let outcome = tester.get("/").chunked(3).send();
+    assert_eq!((outcome.status(), outcome.header("x-tea")), (203, Some("/tea")));
+    assert_eq!(outcome.text(), "a body that streams");
+}
+
+fn a_response_is_replaced<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour").origin(|_| Reply::new(200).header("x-secret", "1").body("secret"));
+    let outcome = tester.get("/").send();
+    assert_eq!((outcome.status(), outcome.header("x-secret")), (500, None));
+    assert_eq!(outcome.text(), "the origin has said too much\n");
+}
+
+#[cfg(feature = "wasm")]
+#[test]
+#[should_panic(expected = "examples/tour.rs:")]
+fn a_panic_is_logged_with_its_place() {
+    Compiled.tester::<Tour>("tour").get("/panic").send();
 }
 
 /// The budget is for the whole file, name section included: what a node reads, hashes and compiles at start.

@@ -1,4 +1,4 @@
-//! The promises of the SDK's executor, through small filters.
+//! The promises of the SDK's executor that no example needs, through small filters.
 
 #![allow(missing_docs, clippy::unwrap_used, unused_braces, reason = "a test; the hooks are blocks handed to a macro")]
 
@@ -37,44 +37,6 @@ macro_rules! filter {
     };
 }
 
-filter!(Echo, |req, _seen| {
-    let body = req.body(10).await?;
-    Err(Reply::new(200).body(body))
-});
-
-#[test]
-fn the_whole_request_body_is_there_before_the_origin_hears_of_it() {
-    let tester = Tester::<Echo>::native();
-    for chunk in [1, 4, 100] {
-        let outcome = tester.post("/").body("0123456789").chunked(chunk).send();
-        assert_eq!(outcome.text(), "0123456789");
-        assert!(outcome.upstream().is_none());
-    }
-    assert_eq!(tester.post("/").body("one piece").send().text(), "one piece");
-    assert_eq!(tester.get("/").send().text(), "", "no body is an empty body");
-}
-
-#[test]
-fn a_body_over_the_limit_is_413_announced_or_not() {
-    let tester = Tester::<Echo>::native();
-    assert_eq!(tester.post("/").body("0123456789a").send().status(), 413);
-    assert_eq!(tester.post("/").body("0123456789a").chunked(3).send().status(), 413);
-}
-
-filter!(Replace, |req, _seen| {
-    req.set_body("new");
-    Ok(Next)
-});
-
-#[test]
-fn a_body_that_was_not_read_is_replaced_as_it_comes() {
-    let tester = Tester::<Replace>::native();
-    for request in [tester.post("/").body("something longer"), tester.post("/").body("something longer").chunked(5)] {
-        let seen = request.send().upstream().cloned().unwrap();
-        assert_eq!((seen.body(), seen.header("content-length")), (&b"new"[..], Some("3")));
-    }
-}
-
 filter!(ReadReplaceRead, |req, seen| {
     let old = req.body(100).await?;
     req.set_body("a body that is longer than the old one");
@@ -88,48 +50,6 @@ fn the_new_body_is_what_is_read_from_then_on() {
     let outcome = Tester::<ReadReplaceRead>::native().post("/").body("old").chunked(2).send();
     assert_eq!(outcome.upstream().unwrap().body(), b"a body that is longer than the old one");
     assert_eq!(outcome.logs(), ["INFO 3 -> 38"]);
-}
-
-filter!(
-    Both,
-    |req, seen| {
-        let (a, b) = join(upstream("a").get("/1").send(), upstream("b").post(req.path()).body("x").send()).await;
-        seen.push(format!("{}", a.or_deny(503, "a")?.status()));
-        seen.push(format!("{}", b.or_deny(503, "b")?.status()));
-        let body = req.body(100).await?;
-        seen.push(String::from_utf8_lossy(&body).into_owned());
-        Ok(Next)
-    },
-    |res, seen| {
-        let answer = upstream("a").get("/2").send().await.or_deny(503, "a")?;
-        res.set_status(answer.status());
-        seen.push("response".into());
-        Ok(Next)
-    }
-);
-
-#[test]
-fn callouts_at_once_then_the_body_then_a_callout_in_the_response() {
-    let tester = Tester::<Both>::native()
-        .upstream("a", |seen| Reply::new(if seen.path() == "/2" { 206 } else { 201 }))
-        .upstream("b", |seen| {
-            assert_eq!(
-                (seen.method(), seen.path(), &seen["content-length"], seen.body()),
-                ("POST", "/p", "1", &b"x"[..])
-            );
-            Reply::new(202)
-        })
-        .origin(|seen| Reply::new(200).body(seen.body().to_vec()));
-    let outcome = tester.post("/p").body("abc").chunked(1).send();
-    assert_eq!((outcome.status(), outcome.text()), (206, "abc"));
-    assert_eq!(outcome.logs(), ["INFO 201,202,abc,response"]);
-    assert_eq!((tester.calls("a"), tester.calls("b")), (2, 1));
-}
-
-#[test]
-fn an_unknown_upstream_fails_at_once() {
-    let outcome = Tester::<Both>::native().upstream("a", |_| Reply::new(200)).get("/").send();
-    assert_eq!(outcome.text(), "b\n", "the reply, though the response hook has changed its status");
 }
 
 filter!(Dropped, |_req, seen| {
@@ -169,55 +89,6 @@ filter!(Stuck, |_req, _seen| {
 #[should_panic(expected = "waits for nothing that will come")]
 fn a_hook_that_waits_for_nothing_fails_the_test() {
     Tester::<Stuck>::native().get("/").send();
-}
-
-filter!(Look, |req, seen| {
-    seen.push(format!("{} {} {:?} {}", req.method(), req.path(), req.query(), req.host()));
-    seen.push(req.url());
-    seen.push(format!("{:?} {:?}", req.header_str("x-raw"), req.header("x-raw").map(|value| value.len())));
-    seen.push(format!("{:?}", req.cookie("b")));
-    seen.push(format!("{:?} {:?} {:?}", req.client().address(), req.client().country(), req.client().continent()));
-
-    req.set_path("/changed");
-    seen.push(format!("{} {:?}", req.path(), req.query()));
-    req.add_header("x-many", "1");
-    req.add_header("x-many", "2");
-    seen.push(format!("{:?}", req.header_values("X-Many")));
-    req.remove_header("x-raw");
-    req.set_upstream("other");
-    Ok(Next)
-});
-
-#[test]
-fn a_request_tells_what_it_is() {
-    let tester = Tester::<Look>::native()
-        .client("2001:db8::1")
-        .country("DE")
-        .continent("EU")
-        .upstream("other", |_| Reply::new(204));
-    let outcome = tester
-        .request("PURGE", "/a/b?c=d?e")
-        .host("Example.COM:8080")
-        .header("x-raw", b"\xff\xfe")
-        .header("cookie", "a=1")
-        .header("cookie", "b=2")
-        .send();
-    let seen = outcome.upstream().unwrap();
-    assert_eq!((outcome.status(), seen.upstream(), seen.path()), (204, "other", "/changed?c=d?e"));
-    assert_eq!(seen.header("x-raw"), None);
-    assert_eq!(
-        outcome.logs(),
-        [[
-            r#"INFO PURGE /a/b Some("c=d?e") example.com"#,
-            "http://Example.COM:8080/a/b?c=d?e",
-            "None Some(2)",
-            r#"Some("2")"#,
-            r#"Some(2001:db8::1) Some("DE") Some("EU")"#,
-            r#"/changed Some("c=d?e")"#,
-            r#"["1", "2"]"#,
-        ]
-        .join(",")]
-    );
 }
 
 struct Counts {
