@@ -16,7 +16,30 @@ pub fn unwrap(input: &[u8]) -> Cow<'_, [u8]> {
         let Some(next) = one_round(&value) else { break };
         value = Cow::Owned(next);
     }
-    value
+    match full_width(&value) {
+        Cow::Owned(plain) => Cow::Owned(plain),
+        Cow::Borrowed(_) => value,
+    }
+}
+
+/// The full-width forms of `< > ' " / .` in UTF-8 become ASCII: some charset conversions at the origin do the same.
+/// Others stay: Chinese and Japanese text is full of them.
+fn full_width(input: &[u8]) -> Cow<'_, [u8]> {
+    if find(input, &[0xef, 0xbc]).is_none() {
+        return Cow::Borrowed(input);
+    }
+    let mut out = Vec::with_capacity(input.len());
+    let mut rest = input;
+    while let Some((&byte, tail)) = rest.split_first() {
+        if let [0xef, 0xbc, form @ (0x82 | 0x87 | 0x8e | 0x8f | 0x9c | 0x9e), next @ ..] = rest {
+            out.push(form - 0x60);
+            rest = next;
+        } else {
+            out.push(byte);
+            rest = tail;
+        }
+    }
+    if out.len() == input.len() { Cow::Borrowed(input) } else { Cow::Owned(out) }
 }
 
 fn one_round(value: &[u8]) -> Option<Vec<u8>> {
@@ -580,6 +603,7 @@ mod tests {
         assert_eq!(text(&unwrap(b"%25252541")), "%41");
         assert_eq!(text(&unwrap(b"%26lt%3bscript%26gt%3b")), "<script>");
         assert_eq!(text(&unwrap(b"&amp;lpar;1")), "(1");
+        assert_eq!(text(&unwrap("＜script＞（１）".as_bytes())), "<script>（１）");
         assert!(matches!(unwrap(b"nothing to do"), Cow::Borrowed(_)));
     }
 

@@ -147,6 +147,10 @@ const UNINSPECTED: &[&str] = &[
 /// Headers that carry a URL, a host or an address, which applications store, log or fetch.
 const URL_HEADERS: &[&str] = &[
     "client-ip",
+    "remote-ip",
+    "x-originating-ip",
+    "x-remote-addr",
+    "x-remote-ip",
     "forwarded",
     "origin",
     "referer",
@@ -160,6 +164,9 @@ const URL_HEADERS: &[&str] = &[
     "x-real-ip",
     "x-rewrite-url",
 ];
+
+/// Headers in which upload widgets name the file.
+const FILE_NAME_HEADERS: &[&str] = &["x-file-name", "x-filename", "x.filename", "x_filename", "slug"];
 
 /// Values of path, query and headers. `path` may hold the query too, behind `?`.
 pub fn of_head<'a>(
@@ -180,6 +187,8 @@ pub fn of_head<'a>(
             cookies(value, &mut inputs);
         } else if name == "user-agent" {
             inputs.push(Input::new(Place::UserAgent, name, value));
+        } else if FILE_NAME_HEADERS.contains(&name) {
+            inputs.push(Input::new(Place::FileName, name, value));
         } else if URL_HEADERS.contains(&name) {
             url_header(name, value, &mut inputs);
         } else if !name.starts_with(':') && !UNINSPECTED.contains(&name) {
@@ -224,12 +233,15 @@ fn pairs(text: &[u8], value_place: Place, name_place: Place, name: Option<&str>,
 /// What rules see of a field's name. A raw `&` or `=` inside a payload cuts it into odd names (`a=1 && ls /etc`,
 /// `<b onclick=x>`), so a name with white space, quotes or brackets is put together again with what stood around it.
 fn name_text(key: &[u8], pair: &[u8], after_empty: bool) -> Vec<u8> {
-    let odd = key.iter().any(|byte| matches!(byte, b' ' | b'"' | b'\'' | b'<' | b'(' | b';' | b'`'));
-    match (odd, after_empty) {
+    match (is_odd(key), after_empty) {
         (false, _) => key.to_vec(),
         (true, false) => decode::plus_to_space(pair).into_owned(),
         (true, true) => [b"&&", &*decode::plus_to_space(pair)].concat(),
     }
+}
+
+fn is_odd(name: &[u8]) -> bool {
+    name.iter().any(|byte| matches!(byte, b' ' | b'"' | b'\'' | b'<' | b'(' | b';' | b'`' | 0x80..))
 }
 
 fn cookies(header: &[u8], inputs: &mut Vec<Input>) {
@@ -237,7 +249,10 @@ fn cookies(header: &[u8], inputs: &mut Vec<Input>) {
         let pair = pair.trim_ascii();
         let equals = pair.iter().position(|&byte| byte == b'=');
         let name = String::from_utf8_lossy(&pair[..equals.unwrap_or(0)]).into_owned();
-        let value = equals.map_or(pair, |at| &pair[at + 1..]);
+        let value = match equals {
+            Some(at) if !is_odd(&pair[..at]) => &pair[at + 1..],
+            _ => pair,
+        };
         if !value.is_empty() {
             inputs.push(Input::new(Place::Cookie, name, value));
         }

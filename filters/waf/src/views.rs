@@ -59,7 +59,7 @@ impl Views {
             add(View::Shell, decode::fold(&bytes));
         }
         // Script rules need one of these in their match or in an escape that hides it.
-        if base.iter().any(|byte| matches!(byte, b'(' | b'`' | b':' | b'=' | b'<' | b'[' | b'\\')) {
+        if base.iter().any(|byte| matches!(byte, b'(' | b'`' | b':' | b'=' | b'<' | b'[' | b'\\' | b'*' | b'+')) {
             add(View::Script, decode::script_text(&unwrapped));
         }
         Self { base, others }

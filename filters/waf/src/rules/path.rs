@@ -27,10 +27,10 @@ pub const RULES: &[Rule] = rules! {
         misses ["50%..60%", "what?? 100%", "caf\u{e9}.. %d"];
 
     2004 Traversal Critical "system file" on EVERYWHERE, view Path,
-        any ["etc", "/proc", "/var/", "boot.ini", "win.ini", "windows", "winnt/", "system32", "/root/", "/dev/", "autoexec.bat", "system.ini", "/.ssh", "id_",
+        any ["etc", "/proc", "sys/", "debug.log", "error.log", "errors.log", "/var/", "boot.ini", "win.ini", "windows", "winnt/", "system32", "/root/", "/dev/", "autoexec.bat", "system.ini", "/.ssh", "id_",
              "ntuser.dat", "php.ini", "my.cnf", "httpd.conf", "/usr/", "sam", "/opt/lampp", "xampp"],
-        pattern r"etc(?:%[0-9a-z]{2}|[^a-z ]){1,8}(?:passwd|shadow|group|gshadow|hosts|hostname|issue|motd|fstab|crontab|sudoers|resolv\.conf|my\.cnf|ssh/|apache2?/|httpd/|nginx/|php[0-9]?|mysql/|security/|pam\.d|cron\.|init\.d|ssl/|environment|profile|inittab|mtab|networks|os-release|redhat-release|debian_version|lsb-release|vsftpd|ftp|proftpd|pure-ftpd|logrotate|samba/|sysconfig/|network/|exports|services|passwd)|/proc/(?:self|version|cpuinfo|mounts|net|sched_debug|\d+)\b|/var/(?:log|mail|spool|lib/(?:mysql|php|mlocate)|run/secrets|cpanel|www/logs|apache)/?|boot\.ini\b|\bwin\.ini\b|windows(?:%[0-9a-z]{2}|[^a-z]){1,6}(?:system32|repair|win\.ini|system\.ini|php\.ini|panther)|winnt/|system32/(?:config|drivers|cmd\.exe)|/root/\.|/dev/(?:tcp|udp|shm)/|autoexec\.bat|/\.ssh/|\bid_(?:rsa|dsa|ecdsa|ed25519)\b|ntuser\.dat|(?:/|^)php\.ini\b|(?:/|^)my\.cnf\b|(?:/|^)httpd\.conf\b|/usr/(?:local/(?:apache|etc|nginx|php|mysql|cpanel|pgsql|www)|pkgsrc/|s?bin/\w|etc/|apache|home/)|/opt/lampp/|\bxampp/",
-        hits ["/etc/passwd", "file=..\\..\\windows\\system32\\drivers\\etc\\hosts", "/proc/self/environ", "etc%bg%qfissue", "../var/log/exim_mainlog", "C:\\boot.ini"],
+        pattern r"etc(?:%[0-9a-z]{2}|[^a-z ]){1,8}(?:passwd|shadow|group|gshadow|hosts|hostname|issue|motd|fstab|crontab|sudoers|resolv\.conf|my\.cnf|ssh/|apache2?/|httpd/|nginx/|php[0-9]?|mysql/|security/|pam\.d|cron\.|init\.d|ssl/|environment|profile|inittab|mtab|networks|os-release|redhat-release|debian_version|lsb-release|vsftpd|ftp|proftpd|pure-ftpd|logrotate|samba/|sysconfig/|network/|exports|services|passwd)|/proc/(?:self|version|cpuinfo|mounts|net|sched_debug|\d+)\b|/var/(?:log|mail|spool|lib/(?:mysql|php|mlocate)|run/secrets|cpanel|www/logs|apache)/?|^/?sys/(?:class|kernel|devices|module|block)\b|[ =]/sys/(?:class|kernel|devices|module|block)\b|wp-content/(?:debug|errors?)\.log|boot\.ini\b|\bwin\.ini\b|windows(?:%[0-9a-z]{2}|[^a-z]){1,6}(?:system32|repair|win\.ini|system\.ini|php\.ini|panther)|winnt/|system32/(?:config|drivers|cmd\.exe)|/root/\.|/dev/(?:tcp|udp|shm)/|autoexec\.bat|/\.ssh/|\bid_(?:rsa|dsa|ecdsa|ed25519)\b|ntuser\.dat|(?:/|^)php\.ini\b|(?:/|^)my\.cnf\b|(?:/|^)httpd\.conf\b|/usr/(?:local/(?:apache|etc|nginx|php|mysql|cpanel|pgsql|www)|pkgsrc/|s?bin/\w|etc/|apache|home/)|/opt/lampp/|\bxampp/",
+        hits ["/sys/class/net", "/etc/passwd", "file=..\\..\\windows\\system32\\drivers\\etc\\hosts", "/proc/self/environ", "etc%bg%qfissue", "../var/log/exim_mainlog", "C:\\boot.ini"],
         misses ["fetch the hosts", "etc. and hosts", "/processing/self", "sketches/group", "/variety/log"];
 
     2005 Traversal Critical "file of the application's own" on VALUES, view Path,
@@ -52,8 +52,8 @@ pub const RULES: &[Rule] = rules! {
         hits ["\\\\::1\\c$\\users\\default", "\\\\evil.example\\share\\x.dll"], misses ["a\\\\b\\c", "\\\\n is a newline"];
 
     2008 Forgery Critical "cloud metadata or loopback in a disguise" on FIELDS.and(Places::of(&[Place::Body])), view Base,
-        any ["169.254.169.254", "metadata.google", "100.100.100.200", "://0x", "://2130706433", "://[::", "://0/", "://017700", "latest/meta-data", "a9fe", "fd00:ec2::254", "169.254.170.2"],
-        pattern r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google\.internal|100\.100\.100\.200/|://0x7f|://0xa9fe|://2130706433|://\[::(?:1|ffff:)|://0/|://017700|latest/meta-data|\[?fd00:ec2::254|a9fe:a9fe",
+        any ["169.254.169.254", "metadata.google", "100.100.100.200", "://0x", "://2130706433", "://[::", "://0/", "://017700", "latest/meta-data", "a9fe", "fd00:ec2::254", "169.254.170.2", "docker.internal", "containers.internal", "kubernetes.default"],
+        pattern r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google\.internal|100\.100\.100\.200/|://0x7f|://0xa9fe|://2130706433|://\[::(?:1|ffff:)|://0/|://017700|latest/meta-data|\[?fd00:ec2::254|a9fe:a9fe|\b(?:host|gateway)\.(?:docker|containers)\.internal\b|\bkubernetes\.default\b",
         hits ["http://169.254.169.254/latest/meta-data/", "http://2130706433/", "http://[::ffff:7f00:1]/x"],
         misses ["http://192.168.1.1/", "latest metadata", "https://example.com/0/"];
 
@@ -64,8 +64,8 @@ pub const RULES: &[Rule] = rules! {
         misses ["https://example.com/readme.txt", "https://example.com/a.php?x=1"];
 
     2010 Traversal Critical "server-side script as an upload" on FILES, view Base,
-        any [".php", ".phtml", ".phar", ".pht", ".jsp", ".asp", ".ashx", ".asmx", ".cer", ".htaccess", ".user.ini", ".cgi", ".war", ".cfm", ".shtml", ".asa"],
-        pattern r"\.(?:php\d?|phtml|phar|phps|pht|jspx?|jspf|aspx?|asax|ashx|asmx|cer|asa|cgi|war|cfm|shtml)(?:$|[.;:% /\\]|::\$data)|\.htaccess|\.user\.ini",
+        any ["php", "pht", "phar", "jsp", "asp", "asax", "ashx", "asmx", "cer", ".htaccess", ".user.ini", "cgi", "war", "cfm", "shtml", "asa"],
+        pattern r"\. ?(?:php\d?|phtml|phar|phps|pht|jspx?|jspf|aspx?|asax|ashx|asmx|cer|asa|cgi|war|cfm|shtml)(?:$|[.;:% /\\]|::\$data)|\.htaccess|\.user\.ini",
         hits ["shell.php", "shell.php.jpg", "x.asp;.jpg", "x.jsp%00.png"], misses ["photo.jpg", "my.php-notes.txt", "jasper.png"];
 
     2011 Traversal Critical "dot segments in the path, encoded" on PATH, view Plain,

@@ -1,7 +1,7 @@
 //! Cross-site scripting.
 
 use super::{Rule, rules};
-use crate::inputs::{Place, Places, VALUES};
+use crate::inputs::{EVERYWHERE, Place, Places, VALUES};
 
 const AND_AGENT: Places = VALUES.and(Places::of(&[Place::UserAgent]));
 const FIELDS: Places =
@@ -9,7 +9,7 @@ const FIELDS: Places =
 
 /// Rules 5000 to 5999.
 pub const RULES: &[Rule] = rules! {
-    5001 Xss Critical "script element" on AND_AGENT, view Base,
+    5001 Xss Critical "script element" on EVERYWHERE, view Base,
         any ["script"],
         pattern r"<[/!<\x80-\xff]*script[ />:=;(\x80-\xff]|<[a-z]+:script[ />]",
         hits ["<script>alert(1)</script>", "<SCRIPT SRC=//x>", "</script >", "<<script/src=x>"],
@@ -17,7 +17,7 @@ pub const RULES: &[Rule] = rules! {
 
     5002 Xss Critical "event handler attribute" on AND_AGENT, view Base,
         any ["on"],
-        pattern r#"(?:^|[ "'/;`,>)\x80-\xff(=])on(?:abort|activate|after(?:print|scriptexecute|update)|animation(?:start|end|iteration|cancel)|auxclick|before(?:copy|cut|paste|input|print|unload|scriptexecute|toggle|activate|deactivate|editfocus|update|match|xrselect)|begin|blur|bounce|cancel|canplay(?:through)?|cellchange|change|click|close|command|contextmenu|context(?:lost|restored)|controlselect|copy|cuechange|cut|dataavailable|dataset(?:changed|complete)|dblclick|deactivate|device(?:motion|orientation|light|proximity)|drag(?:end|enter|exit|leave|over|start|drop)?|drop|durationchange|emptied|end(?:ed)?|error(?:update)?|filterchange|finish|focus(?:in|out)?|formdata|form(?:change|input)|fullscreen(?:change|error)|gotpointercapture|hashchange|help|input|invalid|key(?:down|press|up)|languagechange|layoutcomplete|load(?:eddata|edmetadata|end|start)?|losecapture|lostpointercapture|message(?:error)?|mouse(?:down|enter|leave|move|out|over|up|wheel)|move(?:end|start)?|mozfullscreenchange|offline|online|open|page(?:hide|show|reveal|swap)|paste|pause|play(?:ing)?|pointer(?:cancel|down|enter|leave|move|out|over|rawupdate|up)|popstate|progress|propertychange|ratechange|readystatechange|repeat|reset|resize(?:end|start)?|resume|reverse|row(?:s(?:enter|delete|inserted)|exit|enter|delete|inserted)|scroll(?:end|snapchange|snapchanging)?|search|securitypolicyviolation|seek(?:ed|ing)?|select(?:ionchange|start)?|show|slotchange|stalled|start|stop|storage|submit|suspend|syncrestored|timeerror|timeupdate|toggle|touch(?:cancel|end|move|start)|trackchange|transition(?:cancel|end|run|start)|unhandledrejection|unload|urlflip|volumechange|waiting|webkit\w{5,40}|wheel|zoom|x|outofsync|mediacomplete|mediaerror|cachedelete|vibrate|rejectionhandled|beforeinstallprompt|cuechange|beforexrselect|encrypted|autocomplete(?:error)?) ?=[^=]"#,
+        pattern r#"(?:^|[ "'/;`,>)\x80-\xff(=])on(?:abort|activate|after(?:print|scriptexecute|update)|animation(?:start|end|iteration|cancel)|auxclick|before(?:copy|cut|paste|input|print|unload|scriptexecute|toggle|activate|deactivate|editfocus|update|match|xrselect)|begin|blur|bounce|cancel|canplay(?:through)?|cellchange|change|click|close|command|contextmenu|context(?:lost|restored)|controlselect|copy|cuechange|cut|dataavailable|dataset(?:changed|complete)|dblclick|deactivate|device(?:motion|orientation|light|proximity)|drag(?:end|enter|exit|leave|over|start|drop)?|drop|durationchange|emptied|end(?:ed)?|error(?:update)?|filterchange|finish|focus(?:in|out)?|formdata|form(?:change|input)|fullscreen(?:change|error)|gotpointercapture|hashchange|help|input|invalid|key(?:down|press|up)|languagechange|layoutcomplete|load(?:eddata|edmetadata|end|start)?|losecapture|lostpointercapture|message(?:error)?|mouse(?:down|enter|leave|move|out|over|up|wheel)|move(?:end|start)?|mozfullscreenchange|offline|online|open|page(?:hide|show|reveal|swap)|paste|pause|play(?:ing)?|pointer(?:cancel|down|enter|leave|move|out|over|rawupdate|up)|popstate|progress|propertychange|ratechange|readystatechange|repeat|reset|resize(?:end|start)?|resume|reverse|row(?:s(?:enter|delete|inserted)|exit|enter|delete|inserted)|scroll(?:end|snapchange|snapchanging)?|search|securitypolicyviolation|seek(?:ed|ing)?|select(?:ionchange|start)?|show|slotchange|stalled|start|stop|storage|submit|suspend|syncrestored|timeerror|timeupdate|toggle|touch(?:cancel|end|move|start)|trackchange|transition(?:cancel|end|run|start)|unhandledrejection|unload|urlflip|volumechange|waiting|webkit\w{5,40}|wheel|zoom|x|outofsync|mediacomplete|mediaerror|cachedelete|vibrate|rejectionhandled|beforeinstallprompt|cuechange|beforexrselect|encrypted|autocomplete(?:error)?) ?=(?:[^=]|$)"#,
         hits ["<img src=x onerror=alert(1)>", "\" onmouseover=\"x", "\"onwheel=ead(111)", "<svg/onload=confirm()//", "onpointerrawupdate=x", "onanimationstart=\"alert(1)\""],
         misses ["condition = 5", "once = more", "onboarding=1", "options=on", "son=x", "on = off"];
 
@@ -40,14 +40,14 @@ pub const RULES: &[Rule] = rules! {
         misses ["<p style=\"color:red\">text</p>", "facial expression (sad)", "good behavior", "autofocus the camera"];
 
     5006 Xss Critical "call of a dialog or of code" on AND_AGENT, view Script,
-        any ["alert", "confirm", "prompt", "eval", "settimeout", "setinterval", "function(", "fromcharcode", "atob", "setimmediate", "msgbox", "importscripts", "execscript", "print`", "print()"],
-        pattern r#"(?:^|[^a-z0-9_])(?:alert|confirm|prompt)\)?(?:\.(?:call|apply|bind))?(?:\(|`|\?\.\(|&lpar)(?:$|[^)`]{0,100}[)`;]|[\w'"/\[]|<)|\[[^\]]{0,40}(?:alert|confirm|prompt)[^\]]{0,20}\]\(|(?:^|[^a-z0-9_.-])(?:eval|setimmediate|execscript|importscripts)(?:\)?\(|`)['"`(\w\[/]|(?:settimeout|setinterval)[(`](?:['"`/]|alert|eval|\w+\()|(?:^|[^\w.])(?:new)?function\(["'`][^)]*\)(?:\(\)|`)|string\.fromcharcode|(?:^|[^\w])atob[(`]['"`\w]|msgbox\(|(?:alert|confirm|prompt)(?:=|\.constructor)|=(?:alert|confirm|prompt)(?:$|[;,})`'"&])|(?:\.|\?\.|\[['"])(?:map|foreach|find|filter|some|every|replace|then|sort|reduce)(?:['"]\])?\((?:alert|confirm|prompt|eval)\)|print`"#,
+        any ["alert", "confirm", "prompt", "eval", "settimeout", "setinterval", "function(", "fromcharcode", "atob", "setimmediate", "msgbox", "importscripts", "execscript", "].", "reflect.", "print`", "print()"],
+        pattern r#"(?:^|[^a-z0-9_])(?:alert|confirm|prompt)\)?(?:\.(?:call|apply|bind))?(?:\(|`|\?\.\(|&lpar)(?:$|[^)`]{0,100}[)`;]|[\w'"/\[]|<)|\[[^\]]{0,40}(?:alert|confirm|prompt)[^\]]{0,20}\]\(|(?:^|[^a-z0-9_.-])(?:eval|setimmediate|execscript|importscripts)(?:\)?\(|`)['"`(\w\[/]|(?:settimeout|setinterval)[(`](?:['"`/]|alert|eval|\w+\()|(?:^|[^\w.])(?:new)?function\(["'`][^)]*\)(?:\(\)|`)|string\.fromcharcode|(?:^|[^\w])atob[(`]['"`\w]|msgbox\(|(?:alert|confirm|prompt)(?:=|\.constructor)|=(?:alert|confirm|prompt)(?:$|[;,})`'"&])|(?:\.|\?\.|\[['"])(?:map|foreach|find|filter|some|every|replace|then|sort|reduce)(?:['"]\])?\((?:alert|confirm|prompt|eval)\)|print`|\]\.(?:map|sort|filter|find|some|every|reduce|foreach|flatmap|concat)\.(?:call|apply)(?:`|\()|\breflect\.\w+(?:\.(?:call|apply))?`"#,
         hits ["'-alert(1)//", "(alert)(1)", "confirm.call(null,1)", "eval(atob('x'))", "alert`1`", "setInterval('ale'+'rt(1)')", "top['al'+'ert'](1)"],
         misses ["prompt action is needed", "alert me please", "medieval (age)", "please confirm", "the alerts (3)"];
 
     5007 Xss Critical "access to the document or its cookies" on VALUES, view Script,
         any ["document", "window", "localstorage", "sessionstorage", ".innerhtml", "self[", "top[", "frames[", "parent[", "this[", "content[", "globalthis", "constructor", "__proto__", "location", ".outerhtml", "xmlhttprequest", "sendbeacon", "insertadjacenthtml"],
-        pattern r#"(?:^|[^a-z])document(?:\.|\[['"`/])(?:cookie|domain|write|location|body|createelement|getelement|queryselector|forms|documentelement|title|head|url|referrer|implementation|execcommand|all|scripts)|window(?:\.|\[['"`/])(?:location|open|name|onerror|eval|alert|document|top|atob|onload|cookie)\b|(?:local|session)storage\.(?:getitem|setitem|\w+=)|\.(?:inner|outer)html(?:=|\+=)|(?:^|[^a-z])(?:window|self|top|frames|parent|globalthis|this|content)\[[^\]]{1,60}\](?:\(|\[|`|=)|(?:^|[^\w])(?:constructor\.constructor|__proto__[.\[]|constructor\[)|\['?(?:constructor|__proto__)'?\]|constructor\(['"`]|(?:^|[^a-z.])location(?:\.(?:href|hash|search|replace|assign)(?:=|\()|=["'`/a-z])|newxmlhttprequest|navigator\.sendbeacon|insertadjacenthtml\("#,
+        pattern r#"(?:^|[^a-z])document\)?(?:\.|\[['"`/])(?:cookie|domain|write|location|body|createelement|getelement|queryselector|forms|documentelement|title|head|url|referrer|implementation|execcommand|all|scripts)|window(?:\.|\[['"`/])(?:location|open|name|onerror|eval|alert|document|top|atob|onload|cookie)\b|(?:local|session)storage\.(?:getitem|setitem|\w+=)|\.(?:inner|outer)html(?:=|\+=)|(?:^|[^a-z])(?:window|self|top|frames|parent|globalthis|this|content)\[[^\]]{1,60}\](?:\(|\[|`|=)|(?:^|[^\w])(?:constructor\.constructor|__proto__[.\[]|constructor\[)|\['?(?:constructor|__proto__)'?\]|constructor\(['"`]|(?:^|[^a-z.])location(?:\.(?:href|hash|search|replace|assign)(?:=|\()|=["'`/a-z])|newxmlhttprequest|navigator\.sendbeacon|insertadjacenthtml\("#,
         hits ["document.cookie", "document[\"cookie\"]", "window[/*a*/'alert'/*b*/](1)", "self['ale'+'rt'](1)", "x.innerHTML=y", "constructor.constructor('a')()"],
         misses ["a document about cookies", "the window location", "my location: here", "top[3] songs", "this[0] that"];
 
@@ -75,4 +75,9 @@ pub const RULES: &[Rule] = rules! {
         any ["<"],
         pattern r"<[/\x80-\xff]*(?:svg|math|meta|noscript|keygen|listing|marquee|xmp|animate|set|htmlxml)(?:$|[ />\x80-\xff])",
         hits ["<svg/onload=1", "<meta charset=x>"], misses ["<section>", "x < set y", "<xml>"];
+
+    5013 Xss Critical "markup in UTF-7" on VALUES, view Base,
+        any ["adw-"],
+        pattern r"(?:^|[^a-z0-9])[+ ]?adw-.{1,60}[+ ]ad4-",
+        hits ["+ADw-script+AD4-alert(1)", "x+ADw-/b+AD4-"], misses ["adw-2024", "roadwork ad4-b"];
 };
