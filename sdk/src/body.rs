@@ -1,8 +1,11 @@
 //! Waiting for a whole body, and replacing it.
 //!
+//! A new body takes the place of the first bytes of the old one, and what comes after them is thrown away as it comes. So nothing
+//! piles up, and it does not matter how the message ends: with a last piece, an empty one, or trailers.
+//!
 //! ```text
-//! Absent                                  the headers were the end
-//! Streaming(n) -> Streaming(m) -> Whole   n, m bytes are held by the host; it holds the headers as well
+//! Original --set_body, nothing is held yet--> Announced(bytes) --first piece, or the end--> Placed
+//!          --set_body---------------------------------------------------------------------> Placed
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -51,10 +54,23 @@ pub struct BodyTooLarge {
 pub(crate) struct Body {
     direction: Direction,
     callbacks: bool,
+    /// How many bytes the host holds.
     held: Cell<usize>,
+    /// How many of them, from the start, are the new body.
+    placed: Cell<usize>,
     end: Cell<bool>,
-    replacement: RefCell<Option<Vec<u8>>>,
+    content: RefCell<Content>,
     waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// The body as it was sent.
+    Original,
+    /// There will be a new one, but there is nothing yet that it could replace.
+    Announced(Vec<u8>),
+    /// The new one is in its place, or has gone on already.
+    Placed,
 }
 
 impl Body {
@@ -64,8 +80,9 @@ impl Body {
             direction,
             callbacks,
             held: Cell::new(0),
+            placed: Cell::new(0),
             end: Cell::new(false),
-            replacement: RefCell::default(),
+            content: RefCell::new(Content::Original),
             waker: RefCell::default(),
         }
     }
@@ -89,13 +106,25 @@ impl Body {
         }
     }
 
-    /// Puts the replacement where the host's bytes are; what comes before the end is thrown away, so nothing piles up.
-    pub(crate) fn replace_held(&self) {
-        let mut replacement = self.replacement.borrow_mut();
-        match &mut *replacement {
-            None => {}
-            Some(_) if !self.end.get() => self.write(&[]),
-            Some(_) => self.write(&replacement.take().unwrap_or_default()),
+    /// What was held has gone on.
+    pub(crate) fn released(&self) {
+        self.held.set(0);
+        self.placed.set(0);
+    }
+
+    /// Puts the new body in its place, or throws away what has come behind it.
+    pub(crate) fn settle(&self) {
+        let mut content = self.content.borrow_mut();
+        match &mut *content {
+            Content::Original => {}
+            Content::Announced(_) if self.held.get() == 0 && !self.end.get() => {}
+            Content::Announced(bytes) => {
+                self.place(bytes);
+                *content = Content::Placed;
+            }
+            Content::Placed => {
+                self.write(self.placed.get(), &[]);
+            }
         }
     }
 
@@ -107,25 +136,33 @@ impl Body {
         poll_fn(|context| self.poll(limit, context)).await
     }
 
-    /// Makes `bytes` the body: at once when all of the old one is here, else as it comes.
+    /// Makes `bytes` the body: at once when some or all of the old one is here, else as it comes.
     pub(crate) fn replace(&self, bytes: Vec<u8>) {
+        let length = bytes.len();
+        let content = if !self.end.get() && self.held.get() == 0 {
+            self.require_callbacks();
+            Content::Announced(bytes)
+        } else if self.place(&bytes) {
+            Content::Placed
+        } else {
+            // The message keeps its body, so it must keep its length.
+            return;
+        };
+        self.content.replace(content);
+        self.set_length(length);
+    }
+
+    fn set_length(&self, length: usize) {
         let map = self.direction.map();
         let current = host::current();
-        if let Err(status) = current.set_header(map, "content-length", bytes.len().to_string().as_bytes()) {
+        if let Err(status) = current.set_header(map, "content-length", length.to_string().as_bytes()) {
             log::warn!("content-length could not be set for the new body: {status}");
         }
         if current.header(map, "transfer-encoding").is_some() {
-            // A length and a transfer coding exclude each other (RFC 9112, 6.2); a failure leaves what was there.
+            // A length and a transfer coding exclude each other (RFC 9112, 6.2).
             current.remove_header(map, "transfer-encoding").unwrap_or_else(|status| {
                 log::warn!("transfer-encoding could not be removed for the new body: {status}");
             });
-        }
-
-        if self.end.get() {
-            self.write(&bytes);
-        } else {
-            self.require_callbacks();
-            *self.replacement.borrow_mut() = Some(bytes);
         }
     }
 
@@ -144,13 +181,28 @@ impl Body {
         Poll::Pending
     }
 
-    fn write(&self, bytes: &[u8]) {
-        if self.held.get() == 0 && bytes.is_empty() {
-            return;
+    /// `false`: the host did not take it.
+    fn place(&self, bytes: &[u8]) -> bool {
+        let taken = self.write(0, bytes);
+        self.placed.set(self.held.get());
+        taken
+    }
+
+    /// Makes `bytes` what the host holds from `start` on. `false`: it did not take them.
+    fn write(&self, start: usize, bytes: &[u8]) -> bool {
+        let size = self.held.get().saturating_sub(start);
+        if size == 0 && bytes.is_empty() {
+            return true;
         }
-        match host::current().set_buffer(self.direction.buffer(), 0, self.held.get(), bytes) {
-            Ok(()) => self.held.set(bytes.len()),
-            Err(status) => log::warn!("the host did not take the new body ({:?}): {status}", self.direction),
+        match host::current().set_buffer(self.direction.buffer(), start, size, bytes) {
+            Ok(()) => {
+                self.held.set(start + bytes.len());
+                true
+            }
+            Err(status) => {
+                log::warn!("the host did not take the new body ({:?}): {status}", self.direction);
+                false
+            }
         }
     }
 

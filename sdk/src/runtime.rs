@@ -147,6 +147,7 @@ impl<F: Filter> Stream<F> {
         for half in [&mut self.request, &mut self.response] {
             if half.poll() == Step::Next {
                 host::current().resume(half.body.direction());
+                half.body.released();
             }
         }
     }
@@ -221,13 +222,16 @@ impl Half {
         self.on_more()
     }
 
-    /// More of the message is here. A new body is put in before the poll, which may read it, and again after it, because the poll
+    /// More of the message is here. A new body is settled before the poll, which may read it, and again after it, because the poll
     /// may have set one.
     fn on_more(&mut self) -> Action {
-        self.body.replace_held();
+        self.body.settle();
         let action = self.advance();
         if !self.replied {
-            self.body.replace_held();
+            self.body.settle();
+        }
+        if action == Action::Continue {
+            self.body.released();
         }
         action
     }

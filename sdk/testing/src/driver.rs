@@ -10,13 +10,13 @@
 use selvedge_sdk::Reply;
 
 use crate::exchange::{Exchange, Side};
-use crate::{Outcome, Seen, Step, Stream, Tester};
+use crate::{Cut, Outcome, Seen, Step, Stream, Tester};
 
 pub(crate) struct Driver<'t, F> {
     tester: &'t Tester<F>,
     exchange: Exchange,
     stream: Box<dyn Stream>,
-    chunk: Option<usize>,
+    cut: Cut,
 }
 
 /// What a half came to.
@@ -28,8 +28,8 @@ enum Half {
 }
 
 impl<'t, F> Driver<'t, F> {
-    pub(crate) fn new(tester: &'t Tester<F>, exchange: Exchange, chunk: Option<usize>) -> Self {
-        Self { tester, exchange, stream: tester.guest().open(), chunk }
+    pub(crate) fn new(tester: &'t Tester<F>, exchange: Exchange, cut: Cut) -> Self {
+        Self { tester, exchange, stream: tester.guest().open(), cut }
     }
 
     pub(crate) fn run(mut self, body: Vec<u8>) -> Outcome {
@@ -77,7 +77,7 @@ impl<'t, F> Driver<'t, F> {
         }
 
         let mut sent = Vec::new();
-        for (piece, end) in pieces(&body, self.chunk) {
+        for (piece, end) in pieces(&body, self.cut) {
             let buffer = self.exchange.half_mut(side).held.get_or_insert_default();
             buffer.extend_from_slice(piece);
             let size = buffer.len();
@@ -89,14 +89,31 @@ impl<'t, F> Driver<'t, F> {
                 Ok(held) => held,
                 Err(reply) => return Half::Replied(reply),
             };
-            if !held {
-                let half = self.exchange.half_mut(side);
-                half.sent = true;
-                sent.append(half.held.as_mut().unwrap_or(&mut Vec::new()));
-            }
+            self.release(side, held, &mut sent);
+        }
+
+        if self.cut.trailers {
+            let step = match side {
+                Side::Request => self.stream.request_trailers(&mut self.exchange),
+                Side::Response => self.stream.response_trailers(&mut self.exchange),
+            };
+            held = match self.settle(side, step) {
+                Ok(held) => held,
+                Err(reply) => return Half::Replied(reply),
+            };
+            self.release(side, held, &mut sent);
         }
         assert!(!held, "the filter holds the whole {side:?} and waits for nothing that will come");
         self.sent(side, sent)
+    }
+
+    /// Lets go what is held of a body, unless it stays held.
+    fn release(&mut self, side: Side, held: bool, sent: &mut Vec<u8>) {
+        if !held {
+            let half = self.exchange.half_mut(side);
+            half.sent = true;
+            sent.append(half.held.get_or_insert_default());
+        }
     }
 
     /// Answers the callouts, and those that the answers lead to. `true`: the message is held.
@@ -141,10 +158,13 @@ fn response_headers(reply: &Reply) -> Vec<(String, Vec<u8>)> {
     headers
 }
 
-/// The pieces of a body and which is the end: an empty one, when the body comes in pieces.
-fn pieces(body: &[u8], chunk: Option<usize>) -> Vec<(&[u8], bool)> {
-    match chunk {
-        None => vec![(body, true)],
-        Some(size) => body.chunks(size).map(|piece| (piece, false)).chain([(&[][..], true)]).collect(),
+/// The pieces of a body and which is the end: an empty one when the body comes in pieces, none when trailers follow.
+fn pieces(body: &[u8], cut: Cut) -> Vec<(&[u8], bool)> {
+    match cut.chunk {
+        None => vec![(body, !cut.trailers)],
+        Some(size) => {
+            let end = (!cut.trailers).then_some((&[][..], true));
+            body.chunks(size).map(|piece| (piece, false)).chain(end).collect()
+        }
     }
 }

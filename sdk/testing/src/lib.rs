@@ -118,6 +118,8 @@ trait Stream {
     fn request_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Step;
     fn response_headers(&mut self, exchange: &mut Exchange, end: bool) -> Step;
     fn response_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Step;
+    fn request_trailers(&mut self, exchange: &mut Exchange) -> Step;
+    fn response_trailers(&mut self, exchange: &mut Exchange) -> Step;
     fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Step;
     fn finish(&mut self, exchange: &mut Exchange);
     /// Whether the request's, the response's body callbacks are to be made.
@@ -237,7 +239,8 @@ impl<F> Tester<F> {
         self
     }
 
-    /// An upstream: what it answers to a callout, and to requests that the filter sends there.
+    /// An upstream: what it answers to a callout, and to requests that the filter sends there. A request that is sent to an
+    /// upstream of another name goes to the origin; a callout to one is refused.
     #[must_use]
     pub fn upstream(mut self, name: &str, answer: impl Fn(&Seen) -> Reply + 'static) -> Self {
         self.upstreams.insert(name.to_owned(), Box::new(answer));
@@ -293,7 +296,7 @@ impl<F> Tester<F> {
     pub fn request(&self, method: &str, path: &str) -> TestRequest<'_, F> {
         let headers = [(":authority", "example.com"), (":path", path), (":method", method), (":scheme", "http")]
             .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
-        TestRequest { tester: self, headers: headers.into(), body: Vec::new(), chunk: None }
+        TestRequest { tester: self, headers: headers.into(), body: Vec::new(), cut: Cut::default() }
     }
 
     /// How many callouts this upstream has been sent, failed ones included.
@@ -340,7 +343,15 @@ pub struct TestRequest<'t, F> {
     tester: &'t Tester<F>,
     headers: Vec<(String, Vec<u8>)>,
     body: Vec<u8>,
+    cut: Cut,
+}
+
+/// How bodies arrive.
+#[derive(Clone, Copy, Default)]
+struct Cut {
+    /// In pieces of at most so many bytes.
     chunk: Option<usize>,
+    trailers: bool,
 }
 
 impl<F> TestRequest<'_, F> {
@@ -371,7 +382,14 @@ impl<F> TestRequest<'_, F> {
     /// Delivers both bodies in pieces of at most `bytes`, and the end on its own after them, as a network might; the request's
     /// length is not announced then. Default: in one piece.
     pub fn chunked(mut self, bytes: usize) -> Self {
-        self.chunk = Some(bytes.max(1));
+        self.cut.chunk = Some(bytes.max(1));
+        self
+    }
+
+    /// Ends both bodies with trailers, as gRPC does: no piece of a body is marked as its last then. A message without a body has
+    /// none.
+    pub fn trailers(mut self) -> Self {
+        self.cut.trailers = true;
         self
     }
 
@@ -380,12 +398,12 @@ impl<F> TestRequest<'_, F> {
     /// # Panics
     /// When the filter does not start, traps, or holds a message for ever.
     pub fn send(mut self) -> Outcome {
-        if self.chunk.is_some() {
+        if self.cut.chunk.is_some() {
             self.headers.retain(|(name, _)| name != "content-length");
         }
         let logged = self.tester.shared.lines().len();
         let exchange = Exchange::new(self.headers, self.tester.properties.clone());
-        let mut outcome = driver::Driver::new(self.tester, exchange, self.chunk).run(self.body);
+        let mut outcome = driver::Driver::new(self.tester, exchange, self.cut).run(self.body);
         outcome.logs = self.tester.shared.lines().split_off(logged.min(self.tester.shared.lines().len()));
         outcome
     }

@@ -81,6 +81,14 @@ impl<F: Filter> Stream for NativeStream<F> {
         self.run(exchange, |stream| stream.on_response_body(held, end))
     }
 
+    fn request_trailers(&mut self, exchange: &mut Exchange) -> Step {
+        self.run(exchange, runtime::Stream::on_request_trailers)
+    }
+
+    fn response_trailers(&mut self, exchange: &mut Exchange) -> Step {
+        self.run(exchange, runtime::Stream::on_response_trailers)
+    }
+
     fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Step {
         let (headers, body) = answer.map_or((0, 0), |answer| (answer.headers().len() + 1, answer.bytes().len()));
         self.host.state.borrow_mut().answer = answer.cloned();

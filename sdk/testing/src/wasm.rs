@@ -109,6 +109,14 @@ impl Stream for WasmStream {
         self.run(exchange, |stream, lent| stream.on_response_body(lent, held, end))
     }
 
+    fn request_trailers(&mut self, exchange: &mut Exchange) -> Step {
+        self.run(exchange, |stream, lent| stream.on_request_trailers(lent))
+    }
+
+    fn response_trailers(&mut self, exchange: &mut Exchange) -> Step {
+        self.run(exchange, |stream, lent| stream.on_response_trailers(lent))
+    }
+
     fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Step {
         let result = answer.map(response).ok_or_else(|| CalloutFailure::Connect("the test has taken it down".into()));
         self.run(exchange, |stream, lent| stream.on_callout(lent, CalloutId(token), result))

@@ -103,6 +103,7 @@ claims!(
     a_callout_that_fails_denies,
     a_bad_configuration_names_the_field,
     a_body_is_read_whole_however_it_is_cut,
+    a_body_may_end_with_trailers,
     a_body_over_the_limit_is_413,
     a_body_is_replaced_unread,
     callouts_and_the_body_wait_in_any_order,
@@ -210,6 +211,17 @@ fn a_body_is_read_whole_however_it_is_cut<H: Host>(host: impl Fn() -> H) {
     assert_eq!(tester.get("/echo").send().text(), "");
     assert_eq!((tester.metric("tour_exchanges"), tester.metric("tour_waiting")), (5, 0));
     assert_eq!(tester.metric("tour_body_bytes"), 5, "values counted");
+}
+
+fn a_body_may_end_with_trailers<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour");
+    assert_eq!(tester.post("/echo").body("with trailers").chunked(3).trailers().send().text(), "with trailers");
+    assert_eq!(tester.post("/echo").body("with trailers").trailers().send().text(), "with trailers");
+    let outcome = tester.post("/replace").body("with trailers").chunked(3).trailers().send();
+    assert_eq!(outcome.upstream().unwrap().body(), b"another body");
+
+    let tester = host().tester::<Upper>("upper").origin(|_| Reply::new(200).text("good morning"));
+    assert_eq!(tester.get("/").chunked(5).trailers().send().text(), "GOOD MORNING\n");
 }
 
 fn a_body_over_the_limit_is_413<H: Host>(host: impl Fn() -> H) {

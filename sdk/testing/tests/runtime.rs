@@ -150,3 +150,29 @@ fn a_body_set_unread_is_what_is_read_later() {
         assert_eq!(outcome.upstream().unwrap().body(), b"new");
     }
 }
+
+filter!(Insert, |req, _seen| {
+    req.set_body("new");
+    Ok(Next)
+});
+
+#[test]
+fn a_message_without_a_body_keeps_its_length() {
+    let outcome = Tester::<Insert>::native().get("/").header("content-length", "0").send();
+    assert_eq!(outcome.upstream().unwrap().header("content-length"), Some("0"));
+    assert!(outcome.logs()[0].starts_with("WARN the host did not take the new body"), "{:?}", outcome.logs());
+}
+
+filter!(ReplaceMidway, |req, seen| {
+    let error = req.body(4).await.unwrap_err();
+    seen.push(error.to_string());
+    req.set_body("new");
+    Ok(Next)
+});
+
+#[test]
+fn a_body_found_too_long_can_still_be_replaced() {
+    let outcome = Tester::<ReplaceMidway>::native().post("/").body("0123456789").chunked(3).send();
+    let seen = outcome.upstream().unwrap();
+    assert_eq!((seen.body(), seen.header("content-length")), (&b"new"[..], Some("3")));
+}
