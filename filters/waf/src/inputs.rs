@@ -340,7 +340,13 @@ pub fn of_body(kind: &BodyKind, body: &[u8]) -> Vec<Input> {
                 inputs = vec![Input::new(Place::Body, "", body)];
             }
         }
-        BodyKind::Text => inputs.push(Input::new(Place::Body, "", body)),
+        BodyKind::Text => {
+            // JSON under another name: some origins parse it all the same.
+            let like_json = matches!(body.trim_ascii_start().first(), Some(b'{' | b'['));
+            if !like_json || !json(body, &mut inputs) {
+                inputs = vec![Input::new(Place::Body, "", body)];
+            }
+        }
         BodyKind::Binary => {}
     }
     inputs
@@ -604,6 +610,12 @@ mod tests {
                 "ARGS:json.a.b=y"
             ]
         );
+    }
+
+    #[test]
+    fn json_under_another_name_is_json() {
+        assert_eq!(shown(&of_body(&BodyKind::Text, b" [\"\\u003c\"]")), ["ARGS:json=<"]);
+        assert_eq!(shown(&of_body(&BodyKind::Text, b"[draft] text")), ["REQUEST_BODY:=[draft] text"]);
     }
 
     #[test]

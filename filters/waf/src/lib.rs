@@ -96,24 +96,16 @@ impl Waf {
         headers: &[(String, Vec<u8>)],
         verdict: &mut Verdict,
     ) -> Result<(), Reply> {
-        let text = |wanted: &str| {
-            let value = headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value)?;
-            Some(String::from_utf8_lossy(value).into_owned())
-        };
+        let mut types = headers.iter().filter(|(name, _)| name == "content-type");
+        let first = types.next().map(|(_, value)| String::from_utf8_lossy(value));
+        // With two content types nobody knows which one the origin believes.
+        let kind = if types.next().is_some() { BodyKind::Text } else { BodyKind::of(first.as_deref()) };
         let limit = self.config.body_limit.0;
-        let empty = match text("content-length") {
-            Some(length) => length.trim() == "0",
-            // Over HTTP/2 a body needs no announcement; methods that have none by custom are not made to wait.
-            None => {
-                text("transfer-encoding").is_none()
-                    && matches!(req.method(), Method::Get | Method::Head | Method::Options)
-            }
-        };
-        let kind = BodyKind::of(text("content-type").as_deref());
-        if limit == 0 || empty || kind == BodyKind::Binary {
+        if limit == 0 || kind == BodyKind::Binary {
             return Ok(());
         }
 
+        // Without a body this is there at once, and empty.
         let body = match req.body(limit).await {
             Ok(body) => body,
             Err(_) if self.config.body_over_limit == OverLimit::Deny => {

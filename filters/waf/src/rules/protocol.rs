@@ -16,10 +16,10 @@ pub const RULES: &[Rule] = rules! {
         hits ["image.php%00.png", "a\0b", "%2500"], misses ["%20", "100%", "\\0"];
 
     1002 Protocol Critical "line end followed by a response header" on VALUES, view Plain,
-        any ["set-cookie", "location", "content-type", "content-length", "transfer-encoding", "x-xss-protection", "access-control-"],
-        pattern r"[\r\n][ \t]*(?:set-cookie|location|content-type|content-length|transfer-encoding|x-xss-protection|access-control-[a-z-]+)[ \t]*:",
+        any ["set-cookie", "location", "content-type", "content-length", "x-xss-protection"],
+        pattern r"[\r\n][ \t]*(?:(?:set-cookie|location|x-xss-protection)[ \t]*:|content-type[ \t]*:[ \t]*text/html|content-length[ \t]*:[ \t]*0[ \t]*[\r\n])",
         hits ["x%0d%0aSet-Cookie: a=b", "%250d%250alocation:%20//evil", "a\nContent-Type: text/html"],
-        misses ["Set-Cookie: a=b", "first line\r\nsecond: line", "see location: here"];
+        misses ["Set-Cookie: a=b", "date: x\r\ncontent-length: 12\r\ncontent-type: application/json", "first line\r\nsecond: line", "see location: here"];
 
     1003 Protocol Critical "second request inside a value" on VALUES, view Plain,
         any ["http/1."],

@@ -46,7 +46,7 @@ pub const RULES: &[Rule] = rules! {
 
     4005 Sql Critical "condition after a closing quote" on LOOSE, view Sql,
         any ["'", "\"", "`"],
-        pattern r#"['"`] ?\)* ?(?:\b|\|\||&&)(?:or|and|xor|\|\||&&|having|where|not|div|like|rlike|regexp|between|is)\b?[ (+!~'"`@-]*[\w.@$`]*['"`)]* ?(?:=|<=>|<>|<|>|!=|>=|<=|:=|\bnot like\b|\blike\b|\bin ?\(|\brlike\b|\bregexp\b|\bis (?:not )?null|\bbetween\b|\bsounds like\b|\bexists ?\()|['"`] ?\)* ?(?:\|\||&&) ?['"`(\d]|['"`] ?\)* ?(?:or|and) ?(?:exists ?\(|not ?\(|\w+ ?\([^)]*\) ?[=<>]|\w+\([^)]*\) ?(?:--|#))|^[^'"]{0,40}['"] ?\)*(?:or|and|xor|\|\||&&) ?\(*['"][^'"]{0,40}$"#,
+        pattern r#"['"] ?\)* ?(?:\b|\|\||&&)(?:or|and|xor|\|\||&&|having|where|not|div|like|rlike|regexp|between|is)\b?[ (+!~'"`@-]*[\w.@$`]*['"`)]* ?(?:=|<=>|<>|<|>|!=|>=|<=|:=|\bnot like\b|\blike\b|\bin ?\(|\brlike\b|\bregexp\b|\bis (?:not )?null|\bbetween\b|\bsounds like\b|\bexists ?\()|['"] ?\)* ?(?:\|\||&&) ?['"`(\d]|['"] ?\)* ?(?:or|and) ?(?:exists ?\(|not ?\(|\w+ ?\([^)]*\) ?[=<>]|\w+\([^)]*\) ?(?:--|#))|^[^'"]{0,40}['"] ?\)*(?:or|and|xor|\|\||&&) ?\(*['"][^'"]{0,40}$"#,
         hits ["' or 'a'='a", "x' or uid like '%", "\") or (\"a\"=\"a", "'||'1'='1", "' and exists(select 1)", "' or sleep(5)#"],
         misses ["it's this or that", "'this' and 'that'", "O'Brien and sons", "say \"yes\" or \"no\"", "'a' & 'b'"];
 
