@@ -4,7 +4,7 @@
 //! a default or left out; nobody sees it, because a configuration with a fault is never handed out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -28,6 +28,10 @@ pub(crate) struct Cx<'l> {
     pub(crate) read_secret: fn(&Path) -> Result<String, String>,
     /// Whether a file could not be read: then a name that is not declared may be declared there, and nothing is said.
     pub(crate) incomplete: bool,
+    /// How many bytes of secret files may still be read.
+    pub(crate) secret_bytes_left: usize,
+    /// How many values may still be copied to where they are used.
+    pub(crate) copies_left: usize,
     /// Which keys were asked for, by the name of the type in the schema: a test holds the schema against it.
     #[cfg(test)]
     pub(crate) asked: BTreeMap<&'static str, std::collections::BTreeSet<&'static str>>,
@@ -37,6 +41,25 @@ impl Cx<'_> {
     pub(crate) fn report(&mut self, fault: Fault) {
         if self.faults.len() < MAX_FAULTS {
             self.faults.push(fault);
+        }
+    }
+
+    /// Whether more faults would only be thrown away.
+    pub(crate) fn is_full(&self) -> bool {
+        self.faults.len() >= MAX_FAULTS
+    }
+
+    /// Counts values that are copied to `at`. A short file could otherwise ask for more than the memory holds: a large
+    /// configuration, used by many routes.
+    pub(crate) fn spend_copies(&mut self, at: &At<'_>, values: usize) -> Option<()> {
+        match self.copies_left.checked_sub(values) {
+            Some(left) => {
+                self.copies_left = left;
+                Some(())
+            }
+            // Once is enough: what comes after has no room either.
+            None if std::mem::take(&mut self.copies_left) == 0 => None,
+            None => self.refuse(at.fault("filters and listeners add up to more than a million values over all routes")),
         }
     }
 
@@ -155,6 +178,9 @@ impl<'t> Fields<'t> {
     /// Reports the keys nobody asked for.
     pub(crate) fn close(self, cx: &mut Cx<'_>) {
         for entry in self.entries {
+            if cx.is_full() {
+                break;
+            }
             if !self.asked.contains(&entry.key.as_str()) {
                 let fault = Fault::at(&entry.key_position, format!("unknown key `{}`", brief(&entry.key)));
                 cx.report(fault.with_key(self.at.path_to(&entry.key)).with_help(suggest(
@@ -378,18 +404,12 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// A reference to something declared elsewhere.
-pub(crate) fn reference<'n>(
-    cx: &mut Cx<'_>,
-    at: &At<'_>,
-    what: &str,
-    known: impl Iterator<Item = &'n str>,
-) -> Option<String> {
+pub(crate) fn reference(cx: &mut Cx<'_>, at: &At<'_>, what: &str, known: &BTreeSet<&str>) -> Option<String> {
     let scalar = text_scalar(cx, at, &format!("the name of {}", article(what)))?;
-    let known: Vec<&str> = known.collect();
-    if known.contains(&scalar.text.as_str()) {
+    if known.contains(scalar.text.as_str()) {
         return Some(scalar.text.clone());
     }
-    unknown_name(cx, at, &at.node.position, what, scalar.shown(), &known)
+    unknown_name(cx, at, &at.node.position, what, scalar.shown(), known)
 }
 
 /// Reports that nothing of this name is declared.
@@ -399,14 +419,15 @@ pub(crate) fn unknown_name<T>(
     position: &Position,
     what: &str,
     shown: &str,
-    known: &[&str],
+    known: &BTreeSet<&str>,
 ) -> Option<T> {
-    if cx.incomplete {
+    if cx.incomplete || cx.is_full() {
         return None;
     }
     let fault = Fault::at(position, format!("there is no {what} `{}`", brief(shown))).with_key(at.path.clone());
+    let known: Vec<&str> = known.iter().copied().collect();
     let help =
-        if known.is_empty() { format!("no {what} is declared") } else { suggest(&format!("{what}s"), shown, known) };
+        if known.is_empty() { format!("no {what} is declared") } else { suggest(&format!("{what}s"), shown, &known) };
     cx.refuse(fault.with_help(help))
 }
 
@@ -443,12 +464,14 @@ fn json(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMap<Strin
         Data::Map(entries) => {
             let mut object = serde_json::Map::new();
             let mut whole = true;
+            let keys: HashSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
             for entry in entries {
                 let inner = at.entry(entry);
                 let from_file = entry.key.strip_suffix("_file").filter(|stem| !stem.is_empty());
                 let key = from_file.unwrap_or(&entry.key);
                 let inner_pointer = format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
                 if from_file.is_some()
+                    && keys.contains(key)
                     && let Some(other) = entries.iter().find(|other| other.key == key)
                 {
                     let fault = Fault::at(&entry.key_position, format!("`{}` and `{key}` are both written", entry.key));
@@ -475,6 +498,12 @@ fn secret_file(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMa
     let file = path(cx, at)?;
     let read = (cx.read_secret)(&file);
     cx.files.push(file);
+    let left =
+        read.as_ref().map_or(Some(cx.secret_bytes_left), |content| cx.secret_bytes_left.checked_sub(content.len() + 1));
+    let Some(left) = left else {
+        return cx.refuse(at.fault("all secret files together are larger than 32MiB"));
+    };
+    cx.secret_bytes_left = left;
     match read {
         Ok(mut content) => {
             if content.ends_with('\n') {

@@ -1,7 +1,7 @@
 //! `filters`: WebAssembly modules, declared once and used by name.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
     time::Duration,
@@ -148,6 +148,11 @@ impl FilterUse {
         Self { name, config: settings.value, places: settings.places, position }
     }
 
+    /// How many values its configuration has, itself counted.
+    pub(crate) fn weight(&self) -> usize {
+        self.places.len() + 1
+    }
+
     /// Where the value at a JSON pointer (RFC 6901) of [`FilterUse::config`] is written, which may be at this use or at the
     /// filter's declaration: that of the nearest value around it if it is not written itself, at last that of this use.
     #[must_use]
@@ -275,10 +280,10 @@ impl FilterLimits {
 impl FilterUse {
     /// Reads `name` or `name: settings`.
     pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>, declared: &Declared) -> Option<Self> {
-        let names = || declared.keys().map(String::as_str);
         if !matches!(at.node.data, Data::Map(_)) {
-            let name = reference(cx, at, "filter", names())?;
+            let name = reference(cx, at, "filter", &names(declared))?;
             let filter = declared.get(&name)?.as_ref()?;
+            cx.spend_copies(at, filter.places.len())?;
             let settings = Settings { value: filter.config.clone(), places: filter.places_below() };
             return Some(Self::new(name, settings, at.node.position.clone()));
         }
@@ -290,8 +295,7 @@ impl FilterUse {
         };
         let inner = at.entry(entry);
         if !declared.contains_key(&entry.key) {
-            let names: Vec<&str> = names().collect();
-            return unknown_name(cx, &inner, &entry.key_position, "filter", &entry.key, &names);
+            return unknown_name(cx, &inner, &entry.key_position, "filter", &entry.key, &names(declared));
         }
         mapping(cx, &inner)?;
         let own = settings(cx, &inner)?;
@@ -302,6 +306,7 @@ impl FilterUse {
             let fault = Fault::at(&entry.key_position, message).with_key(inner.path);
             return cx.refuse(fault.with_related("declared here", filter.position_of("")));
         }
+        cx.spend_copies(at, filter.places.len())?;
         Some(Self::new(entry.key.clone(), merge(filter, own), entry.key_position.clone()))
     }
 }
@@ -313,6 +318,10 @@ impl Filter {
         places.remove("");
         places
     }
+}
+
+fn names(declared: &Declared) -> BTreeSet<&str> {
+    declared.keys().map(String::as_str).collect()
 }
 
 /// The declared configuration with a use's settings over it: each top-level key is replaced as a whole.

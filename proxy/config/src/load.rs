@@ -34,6 +34,9 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// What all files together may hold.
 const MAX_TOTAL_BYTES: usize = 32 << 20;
 
+/// How many values may be copied to where they are used: a filter's configuration to each route.
+const MAX_COPIES: usize = 1_000_000;
+
 /// How many files make one configuration.
 const MAX_FILES: usize = 256;
 
@@ -169,6 +172,8 @@ impl Loader {
             builtin_filters: &self.builtin_filters,
             read_secret: |path| regular_file(path).and_then(|()| read_text(path)).map_err(|unreadable| unreadable.why),
             incomplete: false,
+            secret_bytes_left: MAX_TOTAL_BYTES,
+            copies_left: MAX_COPIES,
             #[cfg(test)]
             asked: BTreeMap::new(),
         }

@@ -44,7 +44,8 @@ pub struct Fault {
     pub help: Option<String>,
     /// A second place that has to do with it, and what it is: where a name was first declared, say.
     pub related: Option<(String, Position)>,
-    snippet: Option<Snippet>,
+    /// Where to find the line when it is shown.
+    position: Position,
 }
 
 /// Everything that is wrong with a configuration, in the order of files and lines.
@@ -61,7 +62,6 @@ pub struct Report {
 }
 
 /// A line, cut to a window around the part that is meant.
-#[derive(Clone)]
 struct Snippet {
     line: String,
     indent: usize,
@@ -93,7 +93,7 @@ impl Fault {
             message: message.into(),
             help: None,
             related: None,
-            snippet: Snippet::of(position),
+            position: position.clone(),
         }
     }
 
@@ -129,7 +129,7 @@ impl Position {
 impl Snippet {
     /// `None` if there is no such line, as in an empty file.
     fn of(position: &Position) -> Option<Self> {
-        let line = position.text.lines().nth(position.line.saturating_sub(1))?;
+        let line = lines_of(&position.text).nth(position.line.saturating_sub(1))?;
         let before = position.column.saturating_sub(1);
 
         // A minified file has its whole text in one line: show what is around.
@@ -151,6 +151,11 @@ impl Snippet {
     }
 }
 
+/// The lines of a text, as YAML counts them: a carriage return alone also ends one (YAML 1.2, 5.4).
+pub(crate) fn lines_of(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
@@ -162,7 +167,7 @@ impl fmt::Display for Fault {
         let gutter = " ".repeat(self.line.to_string().len());
         writeln!(f, "error: {}", self.message)?;
         writeln!(f, "{gutter}--> {}:{}:{}", self.file.display(), self.line, self.column)?;
-        if let Some(snippet) = &self.snippet {
+        if let Some(snippet) = Snippet::of(&self.position) {
             snippet.write(f, self.line)?;
         }
         if let Some((what, position)) = &self.related {

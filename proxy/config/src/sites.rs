@@ -311,7 +311,7 @@ impl Site {
         let listeners = fields.read(cx, "listeners", |cx, at| {
             let mut seen = BTreeSet::new();
             filled_list(cx, at, |cx, at| {
-                let name = reference(cx, at, "listener", names.listeners.iter().copied())?;
+                let name = reference(cx, at, "listener", &names.listeners)?;
                 if seen.insert(name.clone()) {
                     Some(name)
                 } else {
@@ -322,6 +322,7 @@ impl Site {
         let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
         let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, &filters));
         fields.close(cx);
+        cx.spend_copies(at, names.listeners.len())?;
         Some(Self {
             hosts: own_hosts?,
             listeners: listeners.unwrap_or_else(|| names.listeners.iter().map(|name| (*name).to_owned()).collect()),
@@ -397,6 +398,7 @@ fn read_routes(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>, site_filters: &[
                 seen_matches.insert(when.clone(), position.clone());
             }
         }
+        cx.spend_copies(at, site_filters.iter().map(FilterUse::weight).sum())?;
         Some(Route {
             name: draft.name?.0,
             when: draft.when?.0,
@@ -437,7 +439,7 @@ impl RouteDraft {
         let respond_at = fields.get("respond");
         let cache_at = fields.get("cache");
 
-        let to = to_at.as_ref().and_then(|at| reference(cx, at, "upstream", names.upstreams.iter().copied()));
+        let to = to_at.as_ref().and_then(|at| reference(cx, at, "upstream", &names.upstreams));
         let respond = respond_at.as_ref().and_then(|at| Respond::read(cx, at));
         let target = match (&to_at, &respond_at) {
             (Some(to_at), Some(respond_at)) => {

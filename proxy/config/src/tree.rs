@@ -12,7 +12,7 @@ use std::{
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use serde_json::{Number, Value};
 
-use crate::report::{Fault, Position};
+use crate::report::{Fault, MAX_FAULTS, Position, lines_of};
 
 /// How deep lists and mappings may stand in each other. What reads the tree is recursive.
 const MAX_DEPTH: usize = 64;
@@ -156,12 +156,15 @@ pub(crate) fn parse(
     nodes_left: &mut usize,
     faults: &mut Vec<Fault>,
 ) -> Option<Node> {
-    Builder { file, text, env, nodes_left, faults, anchors: HashMap::new(), open: Vec::new(), root: None }.build()
+    let lines = lines_of(text).collect();
+    Builder { file, text, lines, env, nodes_left, faults, anchors: HashMap::new(), open: Vec::new(), root: None }
+        .build()
 }
 
 struct Builder<'b> {
     file: &'b Arc<Path>,
     text: &'b Arc<str>,
+    lines: Vec<&'b str>,
     env: &'b dyn Fn(&str) -> Option<String>,
     nodes_left: &'b mut usize,
     faults: &'b mut Vec<Fault>,
@@ -199,12 +202,12 @@ impl Builder<'_> {
                     let marker = error.marker();
                     let position = self.position(Span::empty(*marker));
                     let mut fault = Fault::at(&position, format!("this is not YAML: {}", error.info()));
-                    if line_of(&text, marker.line()).contains("${") {
+                    if self.line(marker.line()).contains("${") {
                         fault = fault.with_help(
                             "inside { } and [ ], `${..}` is not YAML: write this part in block style, one key per line",
                         );
                     }
-                    self.faults.push(fault);
+                    report(self.faults, fault);
                     return None;
                 }
             };
@@ -212,12 +215,12 @@ impl Builder<'_> {
                 documents += 1;
                 if documents > 1 {
                     let position = self.position(span);
-                    self.faults.push(Fault::at(&position, "a second document begins here").with_help("one file holds one document: remove the `---`, or move what follows to a file of its own and `include` it"));
+                    report(self.faults, Fault::at(&position, "a second document begins here").with_help("one file holds one document: remove the `---`, or move what follows to a file of its own and `include` it"));
                     break;
                 }
             }
             if let Err(fault) = self.take(event, span) {
-                self.faults.push(*fault);
+                report(self.faults, *fault);
                 return None;
             }
         }
@@ -312,7 +315,7 @@ impl Builder<'_> {
                 Data::Scalar(scalar) if scalar.kind() != Kind::Null => Some(scalar.text),
                 Data::Broken => None,
                 _ => {
-                    self.faults.push(Fault::at(&position, "a key must be a word"));
+                    report(self.faults, Fault::at(&position, "a key must be a word"));
                     None
                 }
             };
@@ -325,7 +328,8 @@ impl Builder<'_> {
         let is_empty = matches!(&node.data, Data::Scalar(scalar) if scalar.plain && scalar.shown().is_empty());
         let value = if is_empty { Node { position: position.clone(), ..node } } else { node };
         if let Some(first) = index.get(&word).and_then(|first| entries.get(*first)) {
-            self.faults.push(
+            report(
+                self.faults,
                 Fault::at(&position, format!("`{word}` is written twice"))
                     .with_key(word)
                     .with_related("first here", &first.key_position),
@@ -356,17 +360,20 @@ impl Builder<'_> {
                     at.width = text[wrong.start..wrong.end].chars().count().max(1);
                 }
                 let fault = Fault::at(&at, wrong.message);
-                self.faults.push(match wrong.help {
-                    Some(help) => fault.with_help(help),
-                    None => fault,
-                });
+                report(
+                    self.faults,
+                    match wrong.help {
+                        Some(help) => fault.with_help(help),
+                        None => fault,
+                    },
+                );
                 Data::Broken
             }
         }
     }
 
     fn tag_fault(&mut self, position: &Position) -> Data {
-        self.faults.push(Fault::at(position, "tags are not part of this grammar").with_help("remove the `!..`"));
+        report(self.faults, Fault::at(position, "tags are not part of this grammar").with_help("remove the `!..`"));
         Data::Broken
     }
 
@@ -378,6 +385,10 @@ impl Builder<'_> {
             }
             None => Err(Box::new(Fault::at(position, format!("more than {MAX_NODES} values, aliases expanded")))),
         }
+    }
+
+    fn line(&self, line: usize) -> &str {
+        self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default()
     }
 
     fn position(&self, span: Span) -> Position {
@@ -399,7 +410,7 @@ impl Builder<'_> {
             ScalarStyle::DoubleQuoted => '"',
             _ => return position,
         };
-        let rest = line_of(self.text, position.line).chars().skip(position.column);
+        let rest = self.line(position.line).chars().skip(position.column);
         if let Some(end) = rest.take(span.len().max(1)).position(|c| c == quote) {
             position.width = end + 2;
         }
@@ -407,12 +418,15 @@ impl Builder<'_> {
     }
 }
 
-fn too_deep(position: &Position) -> Box<Fault> {
-    Box::new(Fault::at(position, format!("lists and mappings stand in each other more than {MAX_DEPTH} deep")))
+/// Keeps a fault, as long as it will be shown.
+fn report(faults: &mut Vec<Fault>, fault: Fault) {
+    if faults.len() < MAX_FAULTS {
+        faults.push(fault);
+    }
 }
 
-fn line_of(text: &str, line: usize) -> &str {
-    text.lines().nth(line.saturating_sub(1)).unwrap_or_default()
+fn too_deep(position: &Position) -> Box<Fault> {
+    Box::new(Fault::at(position, format!("lists and mappings stand in each other more than {MAX_DEPTH} deep")))
 }
 
 /// How many nodes there are in a node, itself included, and how deep they go.

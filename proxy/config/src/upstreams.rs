@@ -172,6 +172,9 @@ impl Default for Timeouts {
     }
 }
 
+/// How many upstreams `like` may lead over; nobody can follow more.
+const LONGEST_LIKE: usize = 16;
+
 /// An upstream as written, before `like` is followed.
 pub(crate) struct Draft {
     servers: Option<Servers>,
@@ -211,7 +214,7 @@ impl Draft {
             protocol_at.and_then(|at| choice(cx, &at, &[("h1", UpstreamProtocol::H1), ("h2", UpstreamProtocol::H2)]));
         let timeouts = fields.read(cx, "timeouts", Timeouts::read);
         let like = like_at.and_then(|at| {
-            let name = reference(cx, &at, "upstream", names.iter().copied())?;
+            let name = reference(cx, &at, "upstream", names)?;
             Some((name, at.fault("`like` goes in a circle")))
         });
         fields.close(cx);
@@ -235,6 +238,12 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
                     fault.message = format!("`like` goes in a circle: {} -> {other}", chain[start..].join(" -> "));
                     cx.report(fault);
                 }
+                break;
+            }
+            if chain.len() > LONGEST_LIKE {
+                let mut fault = circle_fault.clone();
+                fault.message = format!("`like` goes over more than {LONGEST_LIKE} upstreams");
+                cx.report(fault);
                 break;
             }
             // One with a fault of its own is not among the drafts.

@@ -553,6 +553,36 @@ fn hostile_files_are_bounded() {
 }
 
 #[test]
+fn what_a_short_file_asks_for_is_bounded() {
+    let settings: String = (0..2000).map(|i| format!("k{i}: {i}, ")).collect();
+    let routes: String =
+        (0..600).map(|i| format!("  - {{ match: {{ path: /{i} }}, filters: [auth], to: demo }}\n")).collect();
+    let text = FILTERED.replace("issuer: a,", &settings).replace("  - to: demo\n", &format!("{routes}  - to: demo\n"));
+    let report = loader().load_str("a.yaml", &text).unwrap_err();
+    let messages: Vec<&str> = report.faults.iter().map(|fault| fault.message.as_str()).collect();
+    assert_eq!(messages, ["filters and listeners add up to more than a million values over all routes"]);
+
+    let chain: String = (0..30).map(|i| format!("  u{i}: {{ endpoints: [a:1], like: u{} }}\n", i + 1)).collect();
+    let text = SMALL.replace("sites:", &format!("{chain}  u30: {{ builtin: demo }}\nsites:"));
+    let report = loader().load_str("a.yaml", &text).unwrap_err();
+    assert_eq!(report.faults[0].message, "`like` goes over more than 16 upstreams");
+}
+
+#[test]
+fn a_large_file_of_faults_takes_no_long_time() {
+    let keys: String = (0..100_000).map(|i| format!("k{i}: 'x'\n")).collect();
+    let names: String = (0..5000).map(|i| format!("  u{i}: {{ builtin: demo }}\n")).collect();
+    let routes: String = (0..5000).map(|i| format!("  - {{ match: {{ path: /{i} }}, to: v{i} }}\n")).collect();
+    let dangling = SMALL.replace("sites:", &format!("{names}sites:")).replace("  - to: demo\n", &routes);
+    let start = std::time::Instant::now();
+    for text in [keys, dangling] {
+        assert_eq!(loader().load_str("a.yaml", &text).unwrap_err().faults.len(), 200);
+    }
+    // Linear work takes a fraction of a second; the square of it took minutes.
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[test]
 fn a_file_that_is_no_file_is_not_opened() {
     let (_dir, loaded) = load_files(&[("a.yaml", &format!("include: [/dev/zero, d]\n{SMALL}")), ("d/x", "")]);
     let expected = [
