@@ -1,0 +1,138 @@
+//! HTTP callouts, mail between contexts, foreign functions.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+
+use super::fakes::*;
+use selvedge_wasm::*;
+
+fn paused(config: &str) -> (Rig, Stream, FakeExchange, Callout) {
+    let rig = guest("callout", config);
+    let (mut stream, mut x) = (rig.stream(), FakeExchange::get("/"));
+    let outcome = stream.on_request_headers(&mut x, true).unwrap();
+    assert_eq!(outcome.action, Action::Pause);
+    let [callout] = outcome.effects.callouts.try_into().unwrap();
+    (rig, stream, x, callout)
+}
+
+#[test]
+fn a_callout_pauses_and_its_answer_resumes() {
+    let (_rig, mut stream, mut x, callout) = paused("request_headers auth /check");
+    assert_eq!((&callout.upstream[..], callout.timeout), ("auth", Duration::from_secs(2)));
+    assert!(callout.headers.contains(&(":path".into(), "/check".into())));
+
+    let outcome = stream.on_callout(&mut x, callout.id, Ok(answer())).unwrap();
+    assert_eq!((outcome.action, outcome.effects.resume_request, outcome.effects.resume_response), (Action::Pause, true, false));
+    assert_eq!(x.text(HeaderMap::Request, "x-callout").as_deref(), Some("200:5"));
+
+    let again = stream.on_callout(&mut x, callout.id, Ok(answer())).unwrap();
+    assert!(again.effects.is_empty(), "an answer counts once");
+}
+
+#[test]
+fn a_failed_callout_reaches_the_guest_as_such() {
+    for failure in [CalloutFailure::Timeout, CalloutFailure::Connect("refused".into()), CalloutFailure::TooLarge] {
+        let (_rig, mut stream, mut x, callout) = paused("request_headers auth /check");
+        let outcome = stream.on_callout(&mut x, callout.id, Err(failure)).unwrap();
+        assert_eq!(outcome.effects.reply.unwrap().status, 503);
+    }
+}
+
+#[test]
+fn an_unknown_upstream_is_refused() {
+    let rig = guest("callout", "request_headers elsewhere /");
+    let outcome = rig.stream().on_request_headers(&mut FakeExchange::get("/"), true).unwrap();
+    assert_eq!(outcome.effects.reply.unwrap().body, "callout refused");
+}
+
+#[test]
+fn a_stream_that_ends_before_its_answer_leaves_a_healthy_vm() {
+    let (rig, stream, _, callout) = paused("request_headers auth /check");
+    drop(stream);
+    let (mut other, mut x) = (rig.stream(), FakeExchange::get("/"));
+    assert!(other.on_callout(&mut x, callout.id, Ok(answer())).unwrap().effects.is_empty(), "too late, and harmless");
+    assert_eq!(other.on_request_headers(&mut x, true).unwrap().effects.callouts.len(), 1);
+}
+
+const PSEUDO: &str = r#"(data (i32.const 0) "auth")
+    (data (i32.const 100) "\03\00\00\00\07\00\00\00\03\00\00\00\05\00\00\00\01\00\00\00\0a\00\00\00\01\00\00\00:method\00GET\00:path\00/\00:authority\00a\00")"#;
+const HTTP_CALL: &str = r#"(import "env" "proxy_http_call" (func $http (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#;
+const CALL: &str = "(call $http (i32.const 0) (i32.const 4) (i32.const 100) (i32.const 62) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 800))";
+
+#[test]
+fn callouts_are_bounded_per_call() {
+    let wasm = wat(
+        HTTP_CALL,
+        "i32.const 0",
+        &format!(
+            r#"{PSEUDO}
+            (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+              (loop (br_if 0 (i32.eqz {CALL})))
+              (i32.const 1))"#
+        ),
+    );
+    let rig = try_start(&wasm, options("")).unwrap();
+    let outcome = rig.stream().on_request_headers(&mut FakeExchange::get("/"), true).unwrap();
+    assert_eq!(outcome.effects.callouts.len(), 32);
+    assert_eq!(outcome.effects.callouts[0].timeout, Duration::from_secs(5), "0 is no endless wait");
+    assert!(outcome.effects.callouts.windows(2).all(|pair| pair[0].id != pair[1].id));
+}
+
+#[tokio::test]
+async fn a_call_made_while_ending_is_still_sent() {
+    let wasm = wat(
+        HTTP_CALL,
+        "i32.const 0",
+        &format!(
+            r#"{PSEUDO}
+            (func (export "proxy_on_log") (param i32) (if {CALL} (then unreachable)))"#
+        ),
+    );
+    let rig = try_start(&wasm, options("")).unwrap();
+    let _ticking = tokio::spawn(rig.plugin.tick_loop(0));
+    rig.stream().finish(&mut FakeExchange::get("/"));
+    eventually("the call", || rig.host.calls.lock().len() == 1).await;
+}
+
+/// Streams 2 and 3: a callback of stream 3 makes stream 2 its effective context.
+#[test]
+fn another_context_can_resume_and_answer_a_stream_by_mail_but_not_touch_its_neighbours_exchange() {
+    let wasm = wat(
+        r#"(import "env" "proxy_set_effective_context" (func $effective (param i32) (result i32)))
+           (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+           (import "env" "proxy_remove_header_map_value" (func $remove (param i32 i32 i32) (result i32)))"#,
+        "i32.const 0",
+        r#"(data (i32.const 0) "accept")
+           (func (export "proxy_on_request_headers") (param $id i32) (param i32 i32) (result i32)
+             (if (i32.eq (local.get $id) (i32.const 3)) (then
+               (if (call $effective (i32.const 2)) (then unreachable))
+               (if (call $continue (i32.const 0)) (then unreachable))
+               ;; the exchange at hand is stream 3's: writing it as stream 2 is refused
+               (if (i32.ne (call $remove (i32.const 0) (i32.const 0) (i32.const 6)) (i32.const 2)) (then unreachable))))
+             (i32.const 1))"#,
+    );
+    let rig = try_start(&wasm, options("")).unwrap();
+    let (mut two, mut three) = (rig.stream(), rig.stream());
+    assert_eq!(two.on_request_headers(&mut FakeExchange::get("/"), true).unwrap().action, Action::Pause);
+    assert!(two.mail().now_or_never().is_none());
+    assert!(three.on_request_headers(&mut FakeExchange::get("/"), true).unwrap().effects.is_empty());
+    assert!(two.mail().now_or_never().unwrap().resume_request);
+    assert!(two.mail().now_or_never().is_none(), "taken once");
+}
+
+#[test]
+fn foreign_functions_bring_results_and_failures() {
+    let wasm = wat(
+        r#"(import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))"#,
+        "i32.const 1000",
+        r#"(data (i32.const 0) "echofail")
+           (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+             (if (call $foreign (i32.const 0) (i32.const 4) (i32.const 2) (i32.const 3) (i32.const 800) (i32.const 804)) (then unreachable))
+             (if (i32.ne (i32.load (i32.const 804)) (i32.const 3)) (then unreachable))
+             (if (i32.ne (i32.load8_u (i32.const 1000)) (i32.const 104)) (then unreachable)) ;; "h"
+             (if (i32.ne (call $foreign (i32.const 4) (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 800) (i32.const 804)) (i32.const 10)) (then unreachable))
+             (i32.const 0))"#,
+    );
+    try_start(&wasm, options("")).unwrap().stream().on_request_headers(&mut FakeExchange::get("/"), true).unwrap();
+}
