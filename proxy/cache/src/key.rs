@@ -110,10 +110,18 @@ pub fn of_target(scope: KeyScope, scheme: Scheme, query: &QueryPolicy, authority
 
 /// The authority a request is for: from its target, else from `Host`, else empty.
 pub(crate) fn authority(request: &RequestHeader) -> Cow<'_, str> {
-    match request.uri.authority() {
-        Some(authority) => Cow::Borrowed(authority.as_str()),
-        None => request.headers.get(HOST).map_or(Cow::Borrowed(""), |host| String::from_utf8_lossy(host.as_bytes())),
+    if let Some(authority) = request.uri.authority() {
+        return Cow::Borrowed(authority.as_str());
     }
+    // Pingora leaves the authority of an absolute-form target (RFC 9112, 3.2.2) in the raw bytes only.
+    let target = request.raw_path();
+    let absolute = if target.starts_with(b"/") { None } else { target.windows(3).position(|at| at == b"://") };
+    if let Some(scheme_end) = absolute {
+        let rest = &target[scheme_end + 3..];
+        let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+        return String::from_utf8_lossy(&rest[..end]);
+    }
+    request.headers.get(HOST).map_or(Cow::Borrowed(""), |host| String::from_utf8_lossy(host.as_bytes()))
 }
 
 /// Where an object of this key is kept, its variant included.
@@ -229,7 +237,8 @@ mod tests {
         request.set_uri("http://a.example/p?q=1".parse().expect("a uri"));
         let other = slot(&of_request(KeyScope::new("site", "route"), Scheme::Http, &QueryPolicy::All, &request));
         assert_eq!(one, other);
-        assert_eq!(one, key("http://a.example/p?q=1", Some("ignored.example"), &QueryPolicy::All));
+        assert_eq!(one, key("http://a.example/p?q=1", Some("a.example"), &QueryPolicy::All));
+        assert_eq!(one, key("http://a.example/p?q=1", None, &QueryPolicy::All), "HTTP/1.0 needs no Host");
     }
 
     #[test]

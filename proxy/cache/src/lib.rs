@@ -365,8 +365,11 @@ impl Cache {
     pub fn serve_stale(&'static self, error: Option<&Error>, ctx: &mut CacheCtx) -> bool {
         let Some(error) = error else { return true };
         match error.etype() {
-            ErrorType::HTTPStatus(500 | 502 | 503 | 504) => ctx.stale_on_status,
-            ErrorType::HTTPStatus(_) => false,
+            ErrorType::HTTPStatus(code) => {
+                // Pingora asks here before upstream_response_filter, which then never sees the answer.
+                ctx.upstream_status = StatusCode::from_u16(*code).ok();
+                matches!(code, 500 | 502 | 503 | 504) && ctx.stale_on_status
+            }
             _ => *error.esource() == ErrorSource::Upstream,
         }
     }

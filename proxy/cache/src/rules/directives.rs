@@ -248,8 +248,11 @@ fn unquote(quoted: &str) -> (String, &str) {
             '"' => {
                 let after = &quoted[at + 1..];
                 let end = after.find(',').unwrap_or(after.len());
-                // `max-age="1"0` is not a quoted string: keep the tail so that it reads as invalid.
-                text.push_str(after[..end].trim());
+                // `max-age="1"0` is not a quoted string: keep the tail, apart, so that it reads as invalid.
+                let tail = after[..end].trim();
+                if !tail.is_empty() {
+                    text.extend([" ", tail]);
+                }
                 return (text, &after[end..]);
             }
             '\\' => text.extend(chars.next().map(|(_, escaped)| escaped)),

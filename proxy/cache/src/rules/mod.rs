@@ -66,3 +66,30 @@ pub enum QueryPolicy {
     /// every parameter that changes its answer, or one client's answer is served to others.
     Only(Vec<String>),
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Origins and clients send anything: the parsers give an answer, and never a panic.
+        #[test]
+        fn parsers_take_any_text(text in "\\PC{0,40}|[a-z0-9=,;\"\\\\ ?@%:().*-]{0,40}") {
+            let _ = directives::CacheControl::parse(&text);
+            let _ = structured::parse(&text);
+            let _ = date::parse(&text);
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                let mut headers = HeaderMap::new();
+                for name in ["vary", "location", "connection", "if-none-match", "etag", "x-a"] {
+                    headers.append(name, value.clone());
+                }
+                let _ = vary::variance(&headers, &headers);
+                let _ = invalidate::named_targets("a.example", "/a/b", &headers);
+                let _ = headers::hop_by_hop(http::StatusCode::OK, &headers);
+            }
+        }
+    }
+}
