@@ -27,11 +27,12 @@
 //! `iat`, `iss`, `aud`, required claims, and whether the claims to be forwarded can stand in headers. A key is used with the one
 //! algorithm of its type only, so a public key is never taken for a secret (RFC 8725, 3.1); keys in the token (`jwk`, `jku`, `x5c`) are
 //! ignored. Duplicate names in header or claims are refused. The signature is computed by the crate `jsonwebtoken` (pure Rust); reading
-//! tokens and deciding about them is done here, because that crate keeps the last of duplicate names, takes any JSON for claims and
-//! compares no `crit`.
+//! tokens and deciding about them is done here, because that crate leaves `crit` and duplicate claim names to its callers.
 //!
 //! **Cache.** Verified tokens are remembered by their SHA-256, per worker; times are checked on every request. A change of keys starts
 //! the filter anew and so forgets them.
+//! Refused tokens are not remembered, and each costs a verification (RS256: about a millisecond): put `rate-limit` before this filter
+//! where clients may send many.
 //!
 //! **Headers to the origin** come from verified claims alone: copies that a client sends, also spelt `x_user`, are removed first.
 
