@@ -47,9 +47,9 @@ impl Default for Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Answers it.
+    /// Answers it. Inspection ends where the threshold is reached, so the log names the rules up to there.
     Block,
-    /// Logs it and lets it pass; the origin sees the score in `x-waf-score`.
+    /// Logs every rule that matches and lets the request pass; the origin sees the score in `x-waf-score`.
     Detect,
 }
 
