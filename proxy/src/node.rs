@@ -61,6 +61,7 @@ pub enum StartError {
 /// A running node. Stop it with [`Node::shutdown`]; dropping it stops it without grace.
 pub struct Node {
     path: PathBuf,
+    name: String,
     loader: Loader,
     resources: Arc<Resources>,
     current: Arc<Current>,
@@ -104,6 +105,7 @@ impl Node {
 
         let mut node = Self {
             path: path.clone(),
+            name: config.node.name.clone(),
             loader,
             resources,
             current,
@@ -215,7 +217,7 @@ impl Node {
         let stop = self.stop.subscribe();
         let grace = self.grace;
         let access_log = self.access_log.sink();
-        let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
+        let thread = std::thread::Builder::new().name(format!("{}-{worker}", self.name));
         thread.spawn(move || {
             runtime.block_on(async move {
                 let conf = Arc::new(ServerConf { max_retries: 4, ..ServerConf::default() });

@@ -1,10 +1,15 @@
 //! Step 1: is the request one we take at all?
 
+use std::time::Duration;
+
 use http::header;
 use pingora_error::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use crate::listener::ListenerFacts;
+
+/// How long the rest of a request body is read after an answer that did not need it.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Refuses what the listener does not take, and gives the session its limits.
 pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<()> {
@@ -12,6 +17,8 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<(
     downstream.set_keepalive(Some(listener.idle_timeout.as_secs().max(1)));
     downstream.set_read_timeout(Some(listener.idle_timeout));
     downstream.set_write_timeout(Some(listener.idle_timeout));
+    // After an early answer the rest of an upload is read for this long, to keep the connection; then it is closed.
+    downstream.set_total_drain_timeout(Some(DRAIN));
     // A second request in the same packet waits for its turn instead of ending the connection (RFC 9112, 9.3.2).
     downstream.set_pipelining_enabled(true);
 

@@ -15,7 +15,7 @@ use crate::listener::ListenerFacts;
 pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &ListenerFacts) {
     let (Some(cache), Some(route)) = (ctx.plan.cache, &ctx.route) else { return };
     let Some(rule) = &route.cache else { return };
-    step!("lookup");
+    step!(ctx, "lookup");
     let scheme = if listener.tls { Scheme::Https } else { Scheme::Http };
     let request = session.downstream_session.req_header();
     cache.enable(&mut session.cache, request, rule.scope, scheme, &rule.policy, &mut ctx.cache);
@@ -42,7 +42,7 @@ pub(crate) fn hit(
     is_fresh: bool,
     ctx: &mut RequestCtx,
 ) -> Option<ForcedFreshness> {
-    step!("hit", fresh = is_fresh);
+    step!(ctx, "hit", fresh = is_fresh);
     let request = session.downstream_session.req_header();
     ctx.plan.cache?.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache)
 }
@@ -50,7 +50,7 @@ pub(crate) fn hit(
 /// A stale response and an error: serve it?
 pub(crate) fn serve_stale(ctx: &mut RequestCtx, error: Option<&Error>) -> bool {
     let stale = ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
-    step!("stale", served = stale);
+    step!(ctx, "stale", served = stale);
     stale
 }
 

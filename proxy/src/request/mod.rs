@@ -31,6 +31,7 @@ pub(crate) mod fail;
 
 pub(crate) mod finish;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,8 +54,8 @@ use crate::telemetry::AccessLogSink;
 
 /// Notes a step of the story, for the test that guards it; free unless somebody listens at trace level.
 macro_rules! step {
-    ($name:literal $(, $field:ident = $value:expr)*) => {
-        tracing::trace!(target: "selvedge::story", step = $name $(, $field = $value)*)
+    ($ctx:expr, $name:literal $(, $field:ident = $value:expr)*) => {
+        tracing::trace!(target: "selvedge::story", request = $ctx.number, step = $name $(, $field = $value)*)
     };
 }
 pub(crate) use step;
@@ -67,8 +68,14 @@ pub(crate) struct Edge {
     pub(crate) access_log: AccessLogSink,
 }
 
+thread_local! {
+    static REQUESTS: Cell<u64> = const { Cell::new(0) };
+}
+
 /// What one request carries through the hooks.
 pub(crate) struct RequestCtx {
+    /// Counts the requests of this worker; tells them apart in traces.
+    pub(crate) number: u64,
     /// The plan it arrived under, to its end.
     pub(crate) plan: Arc<Plan>,
     pub(crate) started: Instant,
@@ -108,6 +115,10 @@ impl ProxyHttp for Edge {
     fn new_ctx(&self) -> RequestCtx {
         crate::listener::header_is_read();
         RequestCtx {
+            number: REQUESTS.with(|requests| {
+                requests.set(requests.get() + 1);
+                requests.get()
+            }),
             plan: self.current.plan(),
             started: Instant::now(),
             route: None,
@@ -123,20 +134,20 @@ impl ProxyHttp for Edge {
         }
     }
 
-    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut RequestCtx) -> Result<()> {
-        step!("admit");
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+        step!(ctx, "admit");
         admit::check(session, &self.listener)
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
-        step!("select");
+        step!(ctx, "select");
         let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
         ctx.route = Some(Arc::clone(&route));
 
         // A background fill or revalidation stands for requests whose filters have run.
         let inside = session.subrequest_ctx.is_some();
         if !inside && !route.filters.is_empty() {
-            step!("filter", direction = "request");
+            step!(ctx, "filter", direction = "request");
             if filter::request(self, session, ctx).await? == filter::Answered::Yes {
                 return Ok(true);
             }
@@ -191,7 +202,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
-        step!("forward");
+        step!(ctx, "forward");
         forward::peer(ctx)
     }
 
@@ -229,7 +240,7 @@ impl ProxyHttp for Edge {
         response: &ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<RespCacheable> {
-        step!("store");
+        step!(ctx, "store");
         Ok(store::decide(session, response, ctx))
     }
 
@@ -248,12 +259,12 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        step!("respond", status = response.status.as_u16());
+        step!(ctx, "respond", status = response.status.as_u16());
         respond::header(session, response, ctx)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        step!("fail");
+        step!(ctx, "fail");
         fail::answer(session, error, ctx).await
     }
 
@@ -263,7 +274,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
-        step!("finish");
+        step!(ctx, "finish");
         finish::request(self, session, error, ctx);
     }
 }

@@ -1,0 +1,5 @@
+//! The suite: one binary, real sockets, real guests.
+
+mod first;
+
+mod story;
