@@ -43,6 +43,9 @@ const PURGES_REMEMBERED: u64 = 65_536;
 /// For how long: no fill that began before then should still be running.
 const PURGES_REMEMBERED_FOR: Duration = Duration::from_hours(1);
 
+/// The slots of each primary slot's variants, with the generation of their objects.
+type Variants = DashMap<Slot, Vec<(Slot, u64)>, SlotHash>;
+
 /// What a fill needs to know beyond the response, carried in the extensions of its [`CacheMeta`].
 #[derive(Debug, Clone, Default)]
 pub struct FillNotes {
@@ -78,8 +81,7 @@ pub struct Usage {
 pub struct MemoryTier {
     objects: moka::sync::Cache<Slot, Arc<Object>, SlotHash>,
     fills: DashMap<Slot, Vec<Arc<Fill>>, SlotHash>,
-    /// The slots of each primary slot's variants, with the generation of their objects.
-    variants: Arc<DashMap<Slot, Vec<(Slot, u64)>, SlotHash>>,
+    variants: Arc<Variants>,
     /// When a primary slot was last purged, by the purge clock.
     purged: moka::sync::Cache<Slot, u64, SlotHash>,
     purge_clock: AtomicU64,
@@ -100,7 +102,7 @@ impl fmt::Debug for MemoryTier {
 
 impl MemoryTier {
     pub(crate) fn new(options: CacheOptions, hit_for_miss: &'static HitForMiss) -> Self {
-        let variants: Arc<DashMap<Slot, Vec<(Slot, u64)>, SlotHash>> = Arc::default();
+        let variants: Arc<Variants> = Arc::default();
         let index = Arc::clone(&variants);
         let objects = moka::sync::Cache::builder()
             .max_capacity(options.memory_size)
@@ -285,7 +287,7 @@ impl MemoryTier {
     }
 }
 
-fn forget_variant(index: &DashMap<Slot, Vec<(Slot, u64)>, SlotHash>, primary: Slot, slot: Slot, generation: u64) {
+fn forget_variant(index: &Variants, primary: Slot, slot: Slot, generation: u64) {
     if slot != primary {
         index.remove_if_mut(&primary, |_, variants| {
             variants.retain(|variant| *variant != (slot, generation));

@@ -309,6 +309,8 @@ mod tests {
 
     use super::*;
 
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+
     /// Sun, 06 Nov 1994 08:49:37 GMT
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)
@@ -355,7 +357,7 @@ mod tests {
         const LATER: &str = "Sun, 06 Nov 1994 09:49:37 GMT";
         const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
         const EARLIER: &str = "Sun, 06 Nov 1994 06:02:57 GMT"; // 10,000 s ago
-        let cases: &[(u16, &[(&str, &str)], Result<u64, Reason>)] = &[
+        let cases: &[(u16, Fields<'_>, Result<u64, Reason>)] = &[
             (200, &[("cache-control", "max-age=60")], Ok(60)),
             (200, &[("cache-control", "max-age=60, s-maxage=5")], Ok(5)),
             (200, &[("cache-control", "s-maxage=60, max-age=5")], Ok(60)),
@@ -427,7 +429,7 @@ mod tests {
     fn a_route_fills_in_or_overrides_the_lifetime() {
         let fills = RoutePolicy { ttl: Some(Duration::from_secs(30)), ..RoutePolicy::default() };
         let overrides = RoutePolicy { override_origin: true, ..fills.clone() };
-        type Case<'a> = (u16, &'a [(&'a str, &'a str)], Result<u64, Reason>, Result<u64, Reason>);
+        type Case<'a> = (u16, Fields<'a>, Result<u64, Reason>, Result<u64, Reason>);
         let cases: &[Case<'_>] = &[
             (200, &[], Ok(30), Ok(30)),
             (200, &[("cache-control", "max-age=5")], Ok(5), Ok(30)),
@@ -473,7 +475,7 @@ mod tests {
         let slow = Exchange { sent: now() - Duration::from_secs(4), received: now() };
         let early = "Sun, 06 Nov 1994 08:49:07 GMT"; // 30 s ago
         let late = "Sun, 06 Nov 1994 08:50:37 GMT";
-        let cases: &[(&[(&str, &str)], Exchange, u64)] = &[
+        let cases: &[(Fields<'_>, Exchange, u64)] = &[
             (&[], at_once(), 0),
             (&[], slow, 4),
             (&[("age", "10")], at_once(), 10),
