@@ -106,11 +106,14 @@ pub(crate) struct Callbacks {
     pub(crate) response_headers: Option<TypedFunc<(u32, u32, u32), u32>>,
     pub(crate) response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     pub(crate) response_trailers: Option<TypedFunc<(u32, u32), u32>>,
-    pub(crate) http_call_response: Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>,
+    pub(crate) http_call_response: Option<TypedFunc<CalloutArguments, ()>>,
     pub(crate) done: Option<TypedFunc<u32, u32>>,
     pub(crate) log: Option<TypedFunc<u32, ()>>,
     pub(crate) delete: Option<TypedFunc<u32, ()>>,
 }
+
+/// Root context, callout, number of headers, bytes of body, number of trailers.
+type CalloutArguments = (u32, u32, u32, u32, u32);
 
 /// What hostcalls work on.
 pub(crate) struct State {

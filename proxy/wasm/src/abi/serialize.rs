@@ -16,6 +16,9 @@ pub enum DecodeError {
     Truncated,
 }
 
+/// A name and a value, borrowed from the bytes they were read from.
+pub type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Serializes pairs, as a guest gets them: for `Exchange::property` values that are maps.
 ///
 /// Lists are maps with empty values. No pairs give zero bytes.
@@ -38,7 +41,7 @@ pub fn encode_pairs<N: AsRef<[u8]>, V: AsRef<[u8]>>(pairs: &[(N, V)]) -> Vec<u8>
 ///
 /// # Errors
 /// [`DecodeError::TooLarge`] beyond 1024 pairs or 1 MiB, [`DecodeError::Truncated`] when a length points past the end.
-pub fn decode_pairs(bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, DecodeError> {
+pub fn decode_pairs(bytes: &[u8]) -> Result<Vec<Pair<'_>>, DecodeError> {
     if bytes.is_empty() || bytes == [0] {
         return Ok(Vec::new());
     }

@@ -14,6 +14,7 @@ use crate::limits::{DEFAULT_CALLOUT_TIMEOUT, MAX_CALLOUT_BODY};
 /// The status code guests know for "the call got no answer" (`BrokenConnection` of the C++ host).
 const CALL_FAILED: u32 = 11;
 
+#[allow(clippy::too_many_arguments, reason = "the ABI's parameters, in its order")]
 pub(super) fn http_call(
     guest: &mut Guest<'_>,
     upstream: u32,

@@ -11,6 +11,7 @@ use crate::abi::status::{Called, Fail, Status, bad};
 use crate::effects::LocalReply;
 use crate::vm::Audience;
 
+#[allow(clippy::too_many_arguments, reason = "the ABI's parameters, in its order")]
 pub(super) fn send_local_response(
     guest: &mut Guest<'_>,
     status: u32,

@@ -3,7 +3,8 @@
 use super::fakes::*;
 use selvedge_wasm::*;
 
-const REPLY: &str = r#"(import "env" "proxy_send_local_response" (func $reply (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#;
+const REPLY: &str =
+    r#"(import "env" "proxy_send_local_response" (func $reply (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#;
 
 /// An allocator that hands out the second quarter of the page.
 const GOOD: &str = "i32.const 16384";
@@ -205,13 +206,15 @@ const CALLS: &[(&str, &str, usize, bool)] = &[
 /// small numbers. Nothing to assert but that the host lives: no panic, and the guest returns.
 #[test]
 fn no_combination_of_edge_values_hurts_the_host() {
-    let edges: [u32; 16] = [0, 1, 2, 4, 8, 16, 100, 800, 4096, 65_520, 65_535, 65_536, 0x7fff_ffff, 0x8000_0000, 0xffff_fff0, u32::MAX];
+    let edges: [u32; 16] =
+        [0, 1, 2, 4, 8, 16, 100, 800, 4096, 65_520, 65_535, 65_536, 0x7fff_ffff, 0x8000_0000, 0xffff_fff0, u32::MAX];
     let table: String = edges.iter().flat_map(|edge| edge.to_le_bytes()).map(|byte| format!("\\{byte:02x}")).collect();
     let noise: String = (0..4000u32).map(|i| format!("\\{:02x}", (i * i) % 5)).collect();
     for (module, call, params, long) in CALLS {
         let types: String = (0..*params).map(|i| if *long && i + 1 == *params { "i64 " } else { "i32 " }).collect();
-        let picks: String =
-            (0..*params).map(|i| if *long && i + 1 == *params { "(i64.extend_i32_s (call $pick))" } else { "(call $pick)" }).collect();
+        let picks: String = (0..*params)
+            .map(|i| if *long && i + 1 == *params { "(i64.extend_i32_s (call $pick))" } else { "(call $pick)" })
+            .collect();
         let wasm = wat(
             &format!(r#"(import "{module}" "{call}" (func $call (param {types}) (result i32)))"#),
             "(call $pick)",
@@ -230,7 +233,14 @@ fn no_combination_of_edge_values_hurts_the_host() {
                   (i32.const 0))"#
             ),
         );
-        let rig = try_start(&wasm, PluginOptions { limits: Limits { deadline: std::time::Duration::from_secs(60), hostcalls: 0, ..Limits::default() }, ..options("config") }).unwrap();
+        let rig = try_start(
+            &wasm,
+            PluginOptions {
+                limits: Limits { deadline: std::time::Duration::from_secs(60), hostcalls: 0, ..Limits::default() },
+                ..options("config")
+            },
+        )
+        .unwrap();
         let mut x = FakeExchange::get("/");
         x.request_body = Some(Body::from(bytes::Bytes::from("body")));
         let outcome = rig.stream().on_request_headers(&mut x, true);

@@ -23,7 +23,10 @@ fn a_callout_pauses_and_its_answer_resumes() {
     assert!(callout.headers.contains(&(":path".into(), "/check".into())));
 
     let outcome = stream.on_callout(&mut x, callout.id, Ok(answer())).unwrap();
-    assert_eq!((outcome.action, outcome.effects.resume_request, outcome.effects.resume_response), (Action::Pause, true, false));
+    assert_eq!(
+        (outcome.action, outcome.effects.resume_request, outcome.effects.resume_response),
+        (Action::Pause, true, false)
+    );
     assert_eq!(x.text(HeaderMap::Request, "x-callout").as_deref(), Some("200:5"));
 
     let again = stream.on_callout(&mut x, callout.id, Ok(answer())).unwrap();
@@ -57,7 +60,8 @@ fn a_stream_that_ends_before_its_answer_leaves_a_healthy_vm() {
 
 const PSEUDO: &str = r#"(data (i32.const 0) "auth")
     (data (i32.const 100) "\03\00\00\00\07\00\00\00\03\00\00\00\05\00\00\00\01\00\00\00\0a\00\00\00\01\00\00\00:method\00GET\00:path\00/\00:authority\00a\00")"#;
-const HTTP_CALL: &str = r#"(import "env" "proxy_http_call" (func $http (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#;
+const HTTP_CALL: &str =
+    r#"(import "env" "proxy_http_call" (func $http (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#;
 const CALL: &str = "(call $http (i32.const 0) (i32.const 4) (i32.const 100) (i32.const 62) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 800))";
 
 #[test]

@@ -11,9 +11,11 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use selvedge_wasm::*;
 
+type Pairs = Vec<(String, Vec<u8>)>;
+
 #[derive(Default)]
 pub(crate) struct FakeExchange {
-    maps: [Option<Vec<(String, Vec<u8>)>>; 4],
+    maps: [Option<Pairs>; 4],
     pub(crate) request_body: Option<Body>,
     pub(crate) response_body: Option<Body>,
     pub(crate) properties: HashMap<String, Vec<u8>>,
@@ -22,7 +24,16 @@ pub(crate) struct FakeExchange {
 impl FakeExchange {
     pub(crate) fn get(path: &str) -> Self {
         let mut x = Self::default();
-        x.put(HeaderMap::Request, &[(":authority", "example.com"), (":path", path), (":method", "GET"), (":scheme", "https"), ("accept", "*/*")]);
+        x.put(
+            HeaderMap::Request,
+            &[
+                (":authority", "example.com"),
+                (":path", path),
+                (":method", "GET"),
+                (":scheme", "https"),
+                ("accept", "*/*"),
+            ],
+        );
         x
     }
 
@@ -71,7 +82,10 @@ impl Exchange for FakeExchange {
     }
 
     fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError> {
-        self.maps[map as usize].as_mut().ok_or(ExchangeError::Unavailable)?.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        self.maps[map as usize]
+            .as_mut()
+            .ok_or(ExchangeError::Unavailable)?
+            .retain(|(n, _)| !n.eq_ignore_ascii_case(name));
         Ok(())
     }
 
@@ -159,7 +173,11 @@ impl Host for FakeHost {
 
 pub(crate) fn answer() -> CalloutResponse {
     let pair = |n: &'static str, v: &'static str| (Bytes::from(n), Bytes::from(v));
-    CalloutResponse { headers: vec![pair(":status", "200"), pair("server", "auth")], body: Bytes::from("hello"), trailers: vec![] }
+    CalloutResponse {
+        headers: vec![pair(":status", "200"), pair("server", "auth")],
+        body: Bytes::from("hello"),
+        trailers: vec![],
+    }
 }
 
 /// A plugin under test with its host.

@@ -82,12 +82,18 @@ fn headers_are_edited_on_both_sides_and_properties_read() {
     x.properties.insert("response.code".into(), 200i64.to_le_bytes().to_vec());
     stream.on_request_headers(&mut x, true).unwrap();
     assert_eq!(x.text(HeaderMap::Request, ":path").as_deref(), Some("/new"));
-    assert_eq!((x.all(HeaderMap::Request, "x-one"), x.all(HeaderMap::Request, "x-two")), (vec!["1".into()], vec!["a".into(), "b".into()]));
+    assert_eq!(
+        (x.all(HeaderMap::Request, "x-one"), x.all(HeaderMap::Request, "x-two")),
+        (vec!["1".into()], vec!["a".into(), "b".into()])
+    );
     assert_eq!(x.text(HeaderMap::Request, "accept"), None);
 
     x.respond();
     stream.on_response_headers(&mut x, true).unwrap();
-    assert_eq!((x.text(HeaderMap::Response, "server"), x.text(HeaderMap::Response, "x-three").as_deref()), (None, Some("3")));
+    assert_eq!(
+        (x.text(HeaderMap::Response, "server"), x.text(HeaderMap::Response, "x-three").as_deref()),
+        (None, Some("3"))
+    );
     let properties: Vec<_> = (0..5).map(|i| x.text(HeaderMap::Response, &format!("x-prop-{i}")).unwrap()).collect();
     assert_eq!(properties, ["test", "root", "/old", "c800000000000000", "(none)"]);
 }

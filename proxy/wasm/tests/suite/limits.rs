@@ -29,7 +29,14 @@ fn whole_exchange(stream: &mut Stream) -> Result<(), CallError> {
 
 #[test]
 fn a_trap_in_any_callback_names_it_and_the_next_stream_gets_a_new_vm() {
-    for callback in ["request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers"] {
+    for callback in [
+        "request_headers",
+        "request_body",
+        "request_trailers",
+        "response_headers",
+        "response_body",
+        "response_trailers",
+    ] {
         let rig = guest("trap", callback);
         for round in 0..2 {
             match whole_exchange(&mut rig.stream()) {
@@ -141,7 +148,8 @@ fn a_guest_that_survives_a_refused_growth_goes_on() {
 
 #[test]
 fn a_module_larger_than_the_ceiling_does_not_start() {
-    let wasm = wat::parse_str(r#"(module (memory (export "memory") 17) (func (export "proxy_abi_version_0_2_1")))"#).unwrap();
+    let wasm =
+        wat::parse_str(r#"(module (memory (export "memory") 17) (func (export "proxy_abi_version_0_2_1")))"#).unwrap();
     let limits = Limits { memory: 1 << 20, ..Limits::default() };
     let error = try_start(&wasm, PluginOptions { limits, ..options("") }).err().unwrap();
     assert_eq!(error, StartError::Call(CallError::Memory { callback: "instantiation", limit: 1 << 20 }));
@@ -149,7 +157,10 @@ fn a_module_larger_than_the_ceiling_does_not_start() {
 
 #[test]
 fn a_table_larger_than_its_ceiling_does_not_start() {
-    let wasm = wat::parse_str(r#"(module (memory (export "memory") 1) (table 10001 funcref) (func (export "proxy_abi_version_0_2_1")))"#).unwrap();
+    let wasm = wat::parse_str(
+        r#"(module (memory (export "memory") 1) (table 10001 funcref) (func (export "proxy_abi_version_0_2_1")))"#,
+    )
+    .unwrap();
     let error = try_start(&wasm, options("")).err().unwrap();
     assert!(matches!(error, StartError::Call(CallError::Trap { callback: "instantiation", .. })), "{error:?}");
 }

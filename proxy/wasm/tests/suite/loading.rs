@@ -15,17 +15,26 @@ const ABI: &str = r#"(memory (export "memory") 1) (func (export "proxy_abi_versi
 #[test]
 fn modules_are_refused_with_a_reason() {
     let refused = |wasm: &str| load(wasm).unwrap_err().to_string();
-    assert!(Module::load(&engine(), "m", b"not wasm").unwrap_err().to_string().contains("not a valid WebAssembly module"));
+    assert!(
+        Module::load(&engine(), "m", b"not wasm").unwrap_err().to_string().contains("not a valid WebAssembly module")
+    );
     assert!(refused("(module)").contains("no proxy_abi_version export"));
     assert!(refused(r#"(module (func (export "proxy_abi_version_0_1_0")))"#).contains("0.1.0"));
     assert!(refused(r#"(module (func (export "proxy_abi_version_0_2_1")))"#).contains("exports no memory"));
-    let message = refused(&format!(r#"(module (import "env" "proxy_redis_call" (func)) (import "else" "f" (func)) {ABI})"#));
+    let message =
+        refused(&format!(r#"(module (import "env" "proxy_redis_call" (func)) (import "else" "f" (func)) {ABI})"#));
     assert!(message.contains("env.proxy_redis_call, else.f"), "{message}");
-    let message = refused(&format!(r#"(module (import "env" "memory" (memory 1)) (func (export "proxy_abi_version_0_2_0")) (export "memory" (memory 0)))"#));
+    let message = refused(
+        r#"(module (import "env" "memory" (memory 1)) (func (export "proxy_abi_version_0_2_0")) (export "memory" (memory 0)))"#,
+    );
     assert!(message.contains("env.memory"), "{message}");
-    let message = refused(&format!(r#"(module {ABI} (func (export "proxy_on_request_headers") (param i32 i32) (result i32) (i32.const 0)))"#));
+    let message = refused(&format!(
+        r#"(module {ABI} (func (export "proxy_on_request_headers") (param i32 i32) (result i32) (i32.const 0)))"#
+    ));
     assert!(message.contains("proxy_on_request_headers"), "{message}");
-    assert!(refused(&format!(r#"(module (import "env" "proxy_log" (func (param i64))) {ABI})"#)).contains("not a valid"));
+    assert!(
+        refused(&format!(r#"(module (import "env" "proxy_log" (func (param i64))) {ABI})"#)).contains("not a valid")
+    );
     let message = refused(&format!(r#"(module {ABI} (@custom "selvedge.phases" "request_header"))"#));
     assert!(message.contains("selvedge.phases"), "{message}");
 }
@@ -60,7 +69,8 @@ fn a_module_with_every_import_of_the_abi_and_of_wasi_loads() {
 }
 
 fn cached(folder: &std::path::Path, wasm: &[u8]) -> (std::sync::Arc<Module>, Vec<PathBuf>) {
-    let engine = Engine::new(EngineOptions { module_cache: Some(folder.to_owned()), ..EngineOptions::default() }).unwrap();
+    let engine =
+        Engine::new(EngineOptions { module_cache: Some(folder.to_owned()), ..EngineOptions::default() }).unwrap();
     let module = Module::load(&engine, "m", wasm).unwrap();
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     (module, files)
@@ -108,6 +118,7 @@ fn a_folder_that_everybody_may_write_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let error = Engine::new(EngineOptions { module_cache: Some(folder.path().to_owned()), ..EngineOptions::default() }).unwrap_err();
+    let error = Engine::new(EngineOptions { module_cache: Some(folder.path().to_owned()), ..EngineOptions::default() })
+        .unwrap_err();
     assert!(matches!(error, EngineError::ModuleCache { .. }), "{error}");
 }

@@ -1,5 +1,5 @@
 //! The host from outside: small text guests for the edges of the ABI, and the test guests for whole filters.
-#![allow(missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are test code too")]
 
 mod fakes;
 
