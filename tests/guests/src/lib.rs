@@ -14,6 +14,9 @@
 //! | `shared` | – | counts requests by compare-and-swap, response header `x-count` |
 //! | `tick` | milliseconds, and an upstream to call at each tick | counter `guest_ticks`, counter `guest_tick_answers`, response header `x-ticks` |
 //! | `trailers` | – | adds the response trailer `x-trailer-filtered: yes` |
+//! | `judge` | `request` or `response` | holds the headers until the whole body is there; answers 403 when the body contains `evil` |
+//! | `stuck` | phase | pauses in it and never resumes: `request_headers`, `request_body`, `response_headers`, `response_body` |
+//! | `ledger` | – | counts streams opened and done, response headers `x-opened` and `x-done` |
 
 use std::rc::Rc;
 
