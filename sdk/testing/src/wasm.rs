@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::mem;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -24,7 +24,7 @@ pub(crate) struct WasmGuest {
 impl WasmGuest {
     pub(crate) fn start(module: &[u8], config: &[u8], world: &World) -> Result<Self, String> {
         let host = Arc::new(TestHost { world: world.clone(), shared: SharedData::new(), metrics: Metrics::new() });
-        let module = Module::load(&engine()?, "filter", module).map_err(|error| error.to_string())?;
+        let module = compiled(module)?;
         let options = PluginOptions {
             name: "filter".into(),
             root_id: String::new(),
@@ -40,10 +40,20 @@ impl WasmGuest {
     }
 }
 
-/// One engine for all tests of a process: it owns a ticker thread, and nothing in it depends on a test.
-fn engine() -> Result<Arc<Engine>, String> {
-    static ENGINE: OnceLock<Result<Arc<Engine>, String>> = OnceLock::new();
-    ENGINE.get_or_init(|| Engine::new(EngineOptions::default()).map_err(|error| error.to_string())).clone()
+/// Compiles a module once per process, as a node does: it takes longer than most tests.
+fn compiled(bytes: &[u8]) -> Result<Arc<Module>, String> {
+    /// One engine for all tests of a process: it owns a ticker thread, and nothing in it depends on a test.
+    static ENGINE: LazyLock<Result<Arc<Engine>, String>> =
+        LazyLock::new(|| Engine::new(EngineOptions::default()).map_err(|error| error.to_string()));
+    static MODULES: Mutex<Vec<(Vec<u8>, Arc<Module>)>> = Mutex::new(Vec::new());
+
+    let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, module)) = modules.iter().find(|(known, _)| known == bytes) {
+        return Ok(module.clone());
+    }
+    let module = Module::load(&ENGINE.clone()?, "filter", bytes).map_err(|error| error.to_string())?;
+    modules.push((bytes.to_vec(), module.clone()));
+    Ok(module)
 }
 
 impl Guest for WasmGuest {
