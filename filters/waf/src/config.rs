@@ -60,7 +60,7 @@ pub enum OverLimit {
     /// Lets it through uninspected; path, query and headers have been inspected. Large uploads work, and so does an attack
     /// that is padded to this size.
     Pass,
-    /// Answers 413.
+    /// Answers 413; in `detect` mode lets it through as `pass` does.
     Deny,
 }
 
