@@ -48,6 +48,6 @@ filters: setup ## Builds the bundled filters to wasm, for use in this or any oth
 	$(GUEST_BUILD) $(addprefix -p ,$(FILTERS))
 	@ls -l $(GUESTS)/wasm32-wasip1/wasm/*.wasm
 
-clean: ## Removes what was built and the .venv.
+clean: ## Removes what was built, compiled filters and the .venv.
 	cargo clean
-	rm -rf .venv
+	rm -rf .venv .selvedge-cache
