@@ -551,3 +551,52 @@ fn seconds(duration: Duration) -> u32 {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_init_adjusts_what_it_can() {
+        let first = Cache::init(CacheOptions::default());
+        let changed = CacheOptions {
+            memory_size: 1,
+            max_object: 7,
+            collapse_wait: Duration::from_secs(1),
+            ..CacheOptions::default()
+        };
+        let second = Cache::init(changed);
+        assert!(std::ptr::eq(first, second));
+        assert_eq!(second.memory.max_object(), 7);
+        assert_eq!(second.collapse_wait_ms.load(Ordering::Relaxed), 1000);
+        assert_eq!(second.usage().capacity, CacheOptions::default().memory_size, "fixed until the next start");
+    }
+
+    /// RFC 9211, 2.4: negative once stale.
+    #[test]
+    fn ttl_counts_down_past_zero() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        for (until, expected) in [(10_500, -90), (99_500, -1), (100_000, 0), (100_900, 0), (101_000, 1)] {
+            assert_eq!(ttl(SystemTime::UNIX_EPOCH + Duration::from_millis(until), now), expected);
+        }
+    }
+
+    #[test]
+    fn which_requests_leave_the_cache_alone() {
+        for (method, field, value, expected) in [
+            ("GET", "accept", "*/*", None),
+            ("HEAD", "range", "bytes=0-1", None),
+            ("GET", "content-length", "0", None),
+            ("POST", "accept", "*/*", Some(Bypass::Method)),
+            ("GET", "content-length", "1", Some(Bypass::Request)),
+            ("GET", "transfer-encoding", "chunked", Some(Bypass::Request)),
+            ("GET", "if-match", "*", Some(Bypass::Request)),
+            ("GET", "if-unmodified-since", "now", Some(Bypass::Request)),
+            ("GET", "upgrade", "websocket", Some(Bypass::Request)),
+        ] {
+            let mut request = RequestHeader::build(method, b"/", None).expect("a request");
+            request.insert_header(field, value).expect("a field");
+            assert_eq!(bypass(&request), expected, "{method} {field}: {value}");
+        }
+    }
+}

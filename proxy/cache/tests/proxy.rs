@@ -128,6 +128,8 @@ enum Step {
     Send(String),
     /// Wait until the test opens the gate.
     Gate,
+    /// Wait until the origin was asked this often.
+    Asked(usize),
 }
 
 fn send(text: &str) -> Step {
@@ -178,6 +180,7 @@ impl Origin {
                                 }
                             }
                             Step::Gate => drop(gate.acquire().await),
+                            Step::Asked(times) => drop(count.subscribe().wait_for(|count| *count >= times).await),
                         }
                     }
                     let _closed_either_way = stream.shutdown().await;
@@ -583,6 +586,27 @@ async fn what_cannot_be_stored_is_remembered_and_not_queued() {
     node.get("/a").await.is("public", "edge; fwd=uri-miss; fwd-status=200; ttl=59; stored");
     node.get("/a").await.is("public", "edge; hit");
     assert_eq!(node.origin.asked(), 4);
+}
+
+/// Those who waited for an answer that turns out not to be storable go to the origin all at once, not one after the other.
+#[tokio::test]
+async fn waiters_for_what_cannot_be_stored_are_released_together() {
+    let origin = Origin::start(|_, number| {
+        let mut steps = vec![if number == 0 { Step::Gate } else { Step::Asked(6) }];
+        steps.extend(whole("cache-control: private\r\n", "yours"));
+        steps
+    });
+    let node = Node::start(origin.await).await;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(node.open("GET", "/a", "").await);
+    }
+    node.origin.asked_times(1).await;
+    node.origin.open_gate();
+    for client in clients {
+        client.finish().await.is("yours", "edge; ");
+    }
+    node.get("/a").await.is("yours", "edge; fwd=uri-miss; fwd-status=200; detail=private");
 }
 
 /// Always-stale responses are validated by each request for itself: behind one lock they would queue up.

@@ -9,12 +9,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora_error::{Error, ErrorType, Result};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::object::{StoredMeta, cut};
 use crate::key::Slot;
 
 /// How far a reader of a detached fill may lag behind the writer before it is cut off. Bounds the memory one slow client can hold.
 const LAG_LIMIT: u64 = 64 << 20;
+
+/// A fill that brought nothing for this long takes no new readers: its own client may have stopped reading, and with it the fill. The
+/// next request for the key then starts a fill of its own, instead of getting stuck behind somebody else's client.
+const JOIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The chunks of a body as they came.
 pub(crate) type Chunks = VecDeque<Bytes>;
@@ -50,6 +55,8 @@ pub(crate) struct Fill {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    /// When the last bytes came.
+    moved: Instant,
     /// The chunks that are held, each with where it starts.
     chunks: VecDeque<(u64, Bytes)>,
     /// How many bytes came in so far.
@@ -86,6 +93,7 @@ impl Fill {
     ) -> Self {
         let state = State {
             phase: Phase::Filling,
+            moved: Instant::now(),
             chunks: VecDeque::new(),
             end: 0,
             held: 0,
@@ -115,6 +123,7 @@ impl Fill {
         let outcome = {
             let mut state = self.state.lock();
             let start = state.end;
+            state.moved = Instant::now();
             state.end += data.len() as u64;
             state.held += data.len() as u64;
             self.total.fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -218,12 +227,19 @@ impl std::fmt::Debug for FillReader {
 }
 
 impl FillReader {
-    /// Join, unless the fill was detached or has failed.
+    /// Join, unless the fill was detached, has failed, or does not move.
     pub(crate) fn new(fill: &Arc<Fill>) -> Option<Self> {
         let reader = Self::attach(fill);
         // Registered first: from here on nothing is trimmed away, so a look at the flag settles whether it all is still there.
-        let intact = fill.is_joinable() && fill.state.lock().phase != Phase::Failed;
-        intact.then_some(reader)
+        let promising = {
+            let state = fill.state.lock();
+            match state.phase {
+                Phase::Complete => true,
+                Phase::Filling => state.moved.elapsed() < JOIN_WITHIN,
+                Phase::Failed => false,
+            }
+        };
+        (fill.is_joinable() && promising).then_some(reader)
     }
 
     /// Follow, as the fill's own request does, which is there from the first byte.

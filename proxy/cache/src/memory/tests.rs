@@ -184,6 +184,21 @@ async fn a_fill_that_stalls_is_given_up_by_its_readers() {
     drop(writer);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nobody_joins_a_fill_that_does_not_move() {
+    let tier = tier(MIB, MIB);
+    let mut writer = tier.get_miss_handler(&key("/a"), &meta(), &span()).await.expect("a writer");
+    tokio::time::advance(Duration::from_secs(4)).await;
+    assert!(open(tier, &key("/a")).await.is_some());
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(open(tier, &key("/a")).await.is_none());
+
+    writer.write_body(Bytes::from_static(b"body"), false).await.expect("written");
+    assert!(open(tier, &key("/a")).await.is_some(), "it moves again");
+    writer.finish().await.expect("finished");
+    assert_eq!(body(tier, &key("/a")).await.as_deref(), Some("body"));
+}
+
 #[tokio::test]
 async fn an_object_past_the_limit_reaches_its_readers_and_is_not_stored() {
     let tier = tier(MIB, 8);
