@@ -30,7 +30,7 @@ pub const RULES: &[Rule] = rules! {
     1004 Protocol Critical "mail command after a line end" on FIELDS, view Plain,
         any ["rcpt to", "mail from", "bcc", "quit", "data", "capability", "fetch", "starttls"],
         pattern r"[\r\n][ \t]*(?:rcpt to[ \t]*:|mail from[ \t]*:|bcc[ \t]*:[^\r\n]*@|quit[ \t]*(?:\r|\n)|data[ \t]*\r?\n[^\r\n]*:|starttls|[a-z]\d{1,5} (?:capability|fetch))",
-        hits ["\r\nQUIT\r\n", "%0aRCPT TO: a@b.example", "x@y.example%0d%0aBcc: z@y.example", "\r\nV100 CAPABILITY\r\nV101 FETCH 4791"],
+        hits ["bye\r\nQUIT\r\n", "%0aRCPT TO: a@b.example", "x@y.example%0d%0aBcc: z@y.example", "\r\nA1 CAPABILITY\r\nA2 FETCH 7"],
         misses ["to quit smoking\nread on", "mail from: my aunt", "the data\nfollows here"];
 
     1005 Protocol Critical "charset that hides text from filters" on Places::of(&[Place::Header]), view Base,
@@ -46,7 +46,7 @@ pub const RULES: &[Rule] = rules! {
              "morfeus", "bsqlbf", "pangolin", "webinspect", "grendel", "vega/", "nmap", "qualys", "burp", "w3c_css_injector", "webshag",
              "brutus", "sqlbrute", "absinthe", "whitehat", "gotestwaf", "fimap", "uniscan", "sysscan", "httpx", "projectdiscovery"],
         pattern r"sqlmap|nikto|nessus|acunetix|masscan|zgrab|w3af|havij|dirbuster|gobuster|fuzz faster|\bffuf|wfuzz|feroxbuster|dirsearch|wpscan|joomscan|nuclei|arachni|openvas|netsparker|invicti|appscan|paros/|owasp[ _-]?zap|skipfish|whatweb|jaeles|xsser|commix|sqlninja|thc-hydra|\(hydra\)|metasploit|zmeu|jorgee|morfeus|bsqlbf|pangolin|webinspect|grendel-scan|vega/|nmap scripting|nmap nse|qualys|burp ?(?:suite|collaborator)|w3c_css_injector|webshag|brutus/|sqlbrute|absinthe|whitehat security|gotestwaf|fimap|uniscan|sysscan|projectdiscovery|httpx - ",
-        hits ["sqlmap/1.7#stable (https://sqlmap.org)", "Mozilla/5.0 (compatible; Nmap Scripting Engine)", "Fuzz Faster U Fool v2.0.0"],
+        hits ["sqlmap/1.7#stable (https://sqlmap.org)", "Mozilla/5.0 (compatible; Nmap Scripting Engine)", "Fuzz Faster U Fool v9"],
         misses ["Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "curl/8.5.0", "python-httpx/0.27"];
 
     1102 Scanner Critical "address of an out-of-band test service" on EVERYWHERE, view Base,

@@ -18,20 +18,20 @@ pub const RULES: &[Rule] = rules! {
     5002 Xss Critical "event handler attribute" on AND_AGENT, view Base,
         any ["on"],
         pattern r#"(?:^|[ "'/;`,>)\x80-\xff(=])on(?:abort|activate|after(?:print|scriptexecute|update)|animation(?:start|end|iteration|cancel)|auxclick|before(?:copy|cut|paste|input|print|unload|scriptexecute|toggle|activate|deactivate|editfocus|update|match|xrselect)|begin|blur|bounce|cancel|canplay(?:through)?|cellchange|change|click|close|command|contextmenu|context(?:lost|restored)|controlselect|copy|cuechange|cut|dataavailable|dataset(?:changed|complete)|dblclick|deactivate|device(?:motion|orientation|light|proximity)|drag(?:end|enter|exit|leave|over|start|drop)?|drop|durationchange|emptied|end(?:ed)?|error(?:update)?|filterchange|finish|focus(?:in|out)?|formdata|form(?:change|input)|fullscreen(?:change|error)|gotpointercapture|hashchange|help|input|invalid|key(?:down|press|up)|languagechange|layoutcomplete|load(?:eddata|edmetadata|end|start)?|losecapture|lostpointercapture|message(?:error)?|mouse(?:down|enter|leave|move|out|over|up|wheel)|move(?:end|start)?|mozfullscreenchange|offline|online|open|page(?:hide|show|reveal|swap)|paste|pause|play(?:ing)?|pointer(?:cancel|down|enter|leave|move|out|over|rawupdate|up)|popstate|progress|propertychange|ratechange|readystatechange|repeat|reset|resize(?:end|start)?|resume|reverse|row(?:s(?:enter|delete|inserted)|exit|enter|delete|inserted)|scroll(?:end|snapchange|snapchanging)?|search|securitypolicyviolation|seek(?:ed|ing)?|select(?:ionchange|start)?|show|slotchange|stalled|start|stop|storage|submit|suspend|syncrestored|timeerror|timeupdate|toggle|touch(?:cancel|end|move|start)|trackchange|transition(?:cancel|end|run|start)|unhandledrejection|unload|urlflip|volumechange|waiting|webkit\w{5,40}|wheel|zoom|x|outofsync|mediacomplete|mediaerror|cachedelete|vibrate|rejectionhandled|beforeinstallprompt|cuechange|beforexrselect|encrypted|autocomplete(?:error)?) ?=(?:[^=]|$)"#,
-        hits ["<img src=x onerror=alert(1)>", "\" onmouseover=\"x", "\"onwheel=ead(111)", "<svg/onload=confirm()//", "onpointerrawupdate=x", "onanimationstart=\"alert(1)\""],
+        hits ["<img src=x onerror=alert(1)>", "\" onmouseover=\"x", "\"onwheel=run(7)", "<svg/onload=run()", "onpointerrawupdate=x", "onanimationstart=\"run()\""],
         misses ["condition = 5", "once = more", "onboarding=1", "options=on", "son=x", "on = off"];
 
     5003 Xss Critical "script URL" on AND_AGENT, view Script,
         any ["script:", "data:text/html", "data:text/xml", "data:image/svg", "data:application/x", "feed:java"],
         pattern r#"(?:java|vb|live)script:(?:[^v;"' ]|v[^o])[^ ]{0,60}(?:\(|`|=|//|\\|%|&)|(?:href|src|action|data|formaction|background|url|lowsrc|dynsrc|to|from|values|content|code)(?:=|\()["'`]?[^a-z"']{0,6}(?:java|vb|live)script:(?:[^v;"' ]|v[^o])|data:(?:text/html|text/xml|image/svg\+xml|application/x(?:html\+xml|ml))[,;]"#,
-        hits ["javascript:alert(1)", "<a href=\"java\tscript:x\">", "data:text/html,<b>", "vbscript:msgbox(1)"],
-        misses ["javascript:void(0);", "<a href=\"javascript:;\">x</a>", "JavaScript: Basics of JavaScript Language", "typescript: the manual", "data:image/png;base64,AA="];
+        hits ["javascript:run(7)", "<a href=\"java\tscript:x\">", "data:text/html,<b>", "vbscript:msgbox(1)"],
+        misses ["javascript:void(0);", "<a href=\"javascript:;\">x</a>", "JavaScript: a first course", "typescript: the manual", "data:image/png;base64,AA="];
 
     5004 Xss Critical "element that runs or embeds things" on AND_AGENT, view Base,
         any ["<"],
         pattern r"<[/\x80-\xff]*(?:iframe|frame|frameset|object|embed|applet|base|bgsound|isindex|layer|ilayer|xss|x|foreignobject|animate(?:transform|motion|color)|portal|plaintext|import|vmlframe|handler)(?:$|[ />\x80-\xff])[^<]{0,60}",
         hits ["<iframe src=x>", "<object data=x>", "<base href=//x>"],
-        misses ["a <b> c", "<basement>", "x < set y", "<p>metadata</p>", "h2<h1"];
+        misses ["a <b> c", "<basement>", "x < set y", "<p>metadata</p>", "3<b4"];
 
     5005 Xss Critical "element with a dangerous attribute" on VALUES, view Base,
         any ["srcdoc", "formaction", "expression", "-moz-binding", "behavior", "@import", "xlink:href", "http-equiv", "contenteditable", "autofocus", "v-on", "v-html", "ng-", "x-on", "x-html", "x-init", "v-if", "attributename", "style", "<link"],
@@ -42,13 +42,13 @@ pub const RULES: &[Rule] = rules! {
     5006 Xss Critical "call of a dialog or of code" on AND_AGENT, view Script,
         any ["alert", "confirm", "prompt", "eval", "settimeout", "setinterval", "function(", "fromcharcode", "atob", "setimmediate", "msgbox", "importscripts", "execscript", "].", "reflect.", "print`", "print()"],
         pattern r#"(?:^|[^a-z0-9_])(?:alert|confirm|prompt)\)?(?:\.(?:call|apply|bind))?(?:\(|`|\?\.\(|&lpar)(?:$|[^)`]*[)`;]|[\w'"/\[]|<)|\[[^\]]*(?:alert|confirm|prompt)[^\]]*\]\(|(?:^|[^a-z0-9_.-])(?:eval|setimmediate|execscript|importscripts)(?:\)?\(|`)['"`(\w\[/]|(?:settimeout|setinterval)[(`](?:['"`/]|alert|eval|\w+\()|(?:^|[^\w.])(?:new)?function\(["'`][^)]*\)(?:\(\)|`)|string\.fromcharcode|(?:^|[^\w])atob[(`]['"`\w]|msgbox\(|(?:alert|confirm|prompt)\.constructor|=(?:alert|confirm|prompt)[;)}`]|(?:\.|\?\.|\[['"])(?:map|foreach|find|filter|some|every|replace|then|sort|reduce)(?:['"]\])?\((?:alert|confirm|prompt|eval)\)|print`|\]\.(?:map|sort|filter|find|some|every|reduce|foreach|flatmap|concat)\.(?:call|apply)(?:`|\()|\breflect\.\w+(?:\.(?:call|apply))?`"#,
-        hits ["'-alert(1)//", "(alert)(1)", "confirm.call(null,1)", "eval(atob('x'))", "alert`1`", "setInterval('ale'+'rt(1)')", "top['al'+'ert'](1)"],
-        misses ["prompt action is needed", "?login_hint=&prompt=select_account", "/x?type=alert&y=1", "alert me please", "medieval (age)", "please confirm", "the alerts (3)"];
+        hits ["'-alert(7)-'", "(alert)(7)", "confirm.call(a,7)", "eval(atob('x'))", "alert`1`", "setInterval('al'+'ert(7)')", "top['al'+'ert'](1)"],
+        misses ["a prompt answer helps", "?login_hint=&prompt=select_account", "/x?type=alert&y=1", "alert me please", "medieval (age)", "please confirm", "the alerts (3)"];
 
     5007 Xss Critical "access to the document or its cookies" on VALUES, view Script,
         any ["document", "window", "localstorage", "sessionstorage", ".innerhtml", "self[", "top[", "frames[", "parent[", "this[", "content[", "globalthis", "constructor", "__proto__", "location", ".outerhtml", "xmlhttprequest", "sendbeacon", "insertadjacenthtml"],
         pattern r#"(?:^|[^a-z])document\)?(?:\.|\[['"`/])(?:cookie|domain|write|location|body|createelement|getelement|queryselector|forms|documentelement|title|head|url|referrer|implementation|execcommand|all|scripts)|window(?:\.|\[['"`/])(?:location|open|name|onerror|eval|alert|document|top|atob|onload|cookie)\b|(?:local|session)storage\.(?:getitem|setitem|\w+=)|\.(?:inner|outer)html(?:=|\+=)|(?:^|[^a-z])(?:window|self|top|frames|parent|globalthis|this|content)\[[^\]]{1,60}\](?:\(|\[|`|=)|(?:^|[^\w])(?:constructor\.(?:constructor|prototype|fromcharcode)|__proto__[.\[]|constructor\[)|\['?(?:constructor|__proto__)'?\]|constructor\(['"`]|(?:^|[^a-z.])location(?:\.(?:href|hash|search|replace|assign)(?:=|\()|=["'`/a-z])|newxmlhttprequest|navigator\.sendbeacon|insertadjacenthtml\("#,
-        hits ["document.cookie", "document[\"cookie\"]", "window[/*a*/'alert'/*b*/](1)", "self['ale'+'rt'](1)", "x.innerHTML=y", "constructor.constructor('a')()", "toString().constructor.prototype.charAt=[].join"],
+        hits ["document.cookie", "document[\"domain\"]", "window[/*a*/'alert'/*b*/](1)", "self['ale'+'rt'](1)", "x.innerHTML=y", "constructor.constructor('a')()", "toString().constructor.prototype.charAt=[].join"],
         misses ["a document about cookies", "the window location", "my location: here", "top[3] songs", "this[0] that"];
 
     5008 Xss Critical "script without letters" on FIELDS, view Script,
