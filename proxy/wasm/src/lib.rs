@@ -45,6 +45,7 @@ pub use host::{ForeignError, Host, LogLevel};
 pub use limits::Limits;
 pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics};
 pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
+pub use module_cache::CacheDirError;
 pub use plugin::{Plugin, PluginOptions, StartError};
 pub use shared_data::{SharedData, SharedDataError};
 pub use stream::Stream;

@@ -78,11 +78,10 @@ impl SharedData {
         if key.len() > MAX_KEY || value.len() > MAX_VALUE {
             return Err(SharedDataError::TooLarge);
         }
-        if !self.spaces.contains_key(vm_id) {
-            self.spaces.entry(vm_id.into()).or_default();
+        if let Some(space) = self.spaces.get(vm_id) {
+            return space.lock().set(key, value, cas);
         }
-        let Some(space) = self.spaces.get(vm_id) else { return Ok(()) }; // key spaces are never removed
-        space.lock().set(key, value, cas)
+        self.spaces.entry(vm_id.into()).or_default().lock().set(key, value, cas)
     }
 
     /// How many keys the key space of `vm_id` holds.
