@@ -1,5 +1,7 @@
 //! The suite: one binary, real sockets, real guests.
 
+mod door;
+
 mod first;
 
 mod story;
