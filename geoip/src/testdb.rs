@@ -25,12 +25,16 @@ pub const BUILTIN_TYPE: &str = "Selvedge-Test-Country";
 /// When [`builtin`] says it was built: 2026-01-01T00:00:00Z, in seconds since 1970. Fixed, so that its bytes never change.
 pub const BUILTIN_EPOCH: u64 = 1_767_225_600;
 
-/// The networks of [`builtin`]: documentation ranges only (RFC 5737, RFC 3849), which no real client can have.
-const BUILTIN: [(&str, &str, &str, f64, f64, u32); 4] = [
+/// The networks of [`builtin`]: documentation ranges (RFC 5737, RFC 3849) and corners of loopback, which no client from outside can
+/// have.
+const BUILTIN: [(&str, &str, &str, f64, f64, u32); 7] = [
     ("192.0.2.0/24", "DE", "Berlin", 52.5200, 13.4050, 64496),
     ("198.51.100.0/24", "US", "Washington", 38.9072, -77.0369, 64497),
     ("203.0.113.0/24", "JP", "Tokyo", 35.6895, 139.6917, 64498),
     ("2001:db8:1::/48", "FR", "Paris", 48.8566, 2.3522, 64499),
+    ("127.64.0.0/16", "DE", "Berlin", 52.5200, 13.4050, 64496),
+    ("127.65.0.0/16", "US", "Washington", 38.9072, -77.0369, 64497),
+    ("127.66.0.0/16", "JP", "Tokyo", 35.6895, 139.6917, 64498),
 ];
 
 /// The built-in test database.
@@ -42,7 +46,12 @@ const BUILTIN: [(&str, &str, &str, f64, f64, u32); 4] = [
 /// | `203.0.113.0/24` | JP | AS | Tokyo | 64498 |
 /// | `2001:db8:1::/48` | FR | EU | Paris | 64499 |
 ///
-/// Each has its city's coordinates. Nothing else is in it; loopback (`127.0.0.0/8`, `::1`) is not, because it is in no country.
+/// | `127.64.0.0/16` | DE | EU | Berlin | 64496 |
+/// | `127.65.0.0/16` | US | NA | Washington | 64497 |
+/// | `127.66.0.0/16` | JP | AS | Tokyo | 64498 |
+///
+/// Each has its city's coordinates. The three loopback networks make it possible to come from somewhere on one machine
+/// (`curl --interface 127.64.0.1`). Nothing else is in it; the rest of loopback is in no country.
 #[must_use]
 pub fn builtin() -> Vec<u8> {
     let mut writer = Writer::new(BUILTIN_TYPE).build_epoch(BUILTIN_EPOCH);
@@ -57,7 +66,7 @@ pub fn builtin() -> Vec<u8> {
         };
         writer = writer.network(network, location).expect("the table above has well-formed networks");
     }
-    writer.to_bytes().expect("four networks fit any record size")
+    writer.to_bytes().expect("seven networks fit any record size")
 }
 
 /// Which addresses the tree is over.

@@ -1,6 +1,6 @@
 //! Logs for the operator: what happens, through `tracing` on stderr, and one access-log line per request.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -23,7 +23,7 @@ pub fn init() {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE)
         .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=error,pingora_cache=warn"));
     // The subscriber also takes over the `log` records of Pingora.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).try_init();
 }
 
 /// Lines that may wait for the writer; beyond that they are dropped and counted, because a slow disk must not slow requests.
@@ -132,7 +132,7 @@ impl<'r> AccessLine<'r> {
         let request = session.req_header();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         Self {
-            time: httpdate::fmt_http_date(SystemTime::now()),
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             client: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_string()),
             method: request.method.as_str(),
             host: std::str::from_utf8(crate::chain::exchange::authority(request)).unwrap_or_default(),

@@ -4,12 +4,14 @@
 mod client;
 mod edge;
 mod origin;
+mod process;
 
 pub mod h2;
 
 pub use client::{Client, Response};
 pub use edge::{Edge, guest};
 pub use origin::{Origin, Request, Served};
+pub use process::Process;
 
 use std::time::Duration;
 

@@ -5,3 +5,7 @@ mod door;
 mod first;
 
 mod story;
+
+mod cli;
+
+mod tour;

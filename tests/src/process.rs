@@ -1,0 +1,98 @@
+//! The proxy as a process, as users start it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::until;
+
+/// A running `selvedge run`; killed when dropped.
+pub struct Process {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Process {
+    /// Starts `program run --config config` in `folder` and waits until `listeners` listeners are listening.
+    ///
+    /// # Panics
+    /// When it cannot be started, or ends instead of listening: its log is then the message.
+    pub async fn run(program: &str, folder: &Path, config: &Path, listeners: usize) -> Self {
+        let mut child = Command::new(program)
+            .args(["run", "--config"])
+            .arg(config)
+            .current_dir(folder)
+            .env_remove("SELVEDGE_LOG")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let lines = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                lines.lock().push(line);
+            }
+        });
+        let mut process = Self { child, log };
+        until("the process listens", || {
+            assert!(process.child.try_wait().ok().flatten().is_none(), "it ended:\n{}", process.log().join("\n"));
+            process.addresses().len() >= listeners
+        })
+        .await;
+        process
+    }
+
+    /// What it has written to stderr.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().clone()
+    }
+
+    /// The addresses of its listeners, as it says in its log.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeMap<String, SocketAddr> {
+        let word = |line: &str, name: &str| {
+            line.split_whitespace().find_map(|part| part.strip_prefix(name)?.strip_prefix('=').map(String::from))
+        };
+        self.log
+            .lock()
+            .iter()
+            .filter(|line| line.contains(" listening "))
+            .filter_map(|line| Some((word(line, "listener")?, word(line, "address")?.parse().ok()?)))
+            .collect()
+    }
+
+    /// Sends it a signal (`HUP`, `TERM`).
+    ///
+    /// # Panics
+    /// When there is no `kill` program.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().expect("kill");
+        assert!(sent.success());
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the process ends", || {
+            status = self.child.try_wait().ok().flatten();
+            status.is_some()
+        })
+        .await;
+        status.expect("ended")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
