@@ -9,3 +9,7 @@ mod story;
 mod cli;
 
 mod tour;
+
+mod http;
+
+mod misbehave;

@@ -1,0 +1,1 @@
+//! Filters that trap, spin and hoard: what it costs the exchange at hand, and nobody else.
