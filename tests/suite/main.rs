@@ -13,3 +13,7 @@ mod tour;
 mod http;
 
 mod misbehave;
+
+mod cache;
+
+mod bundled;
