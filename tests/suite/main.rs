@@ -4,6 +4,8 @@ mod door;
 
 mod first;
 
+mod pause;
+
 mod story;
 
 mod cli;
