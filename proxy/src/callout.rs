@@ -77,7 +77,9 @@ async fn converse(
 
     let mut answer = CalloutResponse::default();
     if let Some(header) = session.response_header() {
-        answer.headers.push((Bytes::from_static(b":status"), Bytes::copy_from_slice(header.status.as_str().as_bytes())));
+        answer
+            .headers
+            .push((Bytes::from_static(b":status"), Bytes::copy_from_slice(header.status.as_str().as_bytes())));
         for (name, value) in &header.headers {
             let name = Bytes::copy_from_slice(name.as_str().as_bytes());
             answer.headers.push((name, Bytes::copy_from_slice(value.as_bytes())));
@@ -98,15 +100,15 @@ async fn converse(
 /// The request a guest described by header pairs. `:method`, `:path` and `:authority` are there: the host has checked.
 fn request(callout: &Callout) -> Result<RequestHeader, CalloutFailure> {
     let bad = |what: &str| CalloutFailure::Reset(format!("the filter's callout has a bad {what}"));
-    let pseudo = |name: &[u8]| callout.headers.iter().find(|(known, _)| known.as_ref() == name).map(|(_, value)| value.as_ref());
+    let pseudo =
+        |name: &[u8]| callout.headers.iter().find(|(known, _)| known.as_ref() == name).map(|(_, value)| value.as_ref());
 
     let method = Method::from_bytes(pseudo(b":method").unwrap_or(b"GET")).map_err(|_| bad(":method"))?;
     let path = pseudo(b":path").unwrap_or(b"/");
     if !path.starts_with(b"/") {
         return Err(bad(":path"));
     }
-    let mut request =
-        RequestHeader::build(method, path, Some(callout.headers.len())).map_err(|_| bad(":path"))?;
+    let mut request = RequestHeader::build(method, path, Some(callout.headers.len())).map_err(|_| bad(":path"))?;
     let authority = pseudo(b":authority").unwrap_or(callout.upstream.as_bytes());
     let host = HeaderValue::from_bytes(authority).map_err(|_| bad(":authority"))?;
     request.insert_header(http::header::HOST, host).map_err(|_| bad(":authority"))?;
@@ -116,7 +118,8 @@ fn request(callout: &Callout) -> Result<RequestHeader, CalloutFailure> {
             continue;
         }
         let name = HeaderName::from_bytes(name).map_err(|_| bad("header name"))?;
-        if name == http::header::CONTENT_LENGTH || name == http::header::TRANSFER_ENCODING || name == http::header::HOST {
+        if name == http::header::CONTENT_LENGTH || name == http::header::TRANSFER_ENCODING || name == http::header::HOST
+        {
             continue; // Framing and authority are ours.
         }
         let value = HeaderValue::from_bytes(value).map_err(|_| bad("header value"))?;

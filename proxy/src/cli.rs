@@ -158,7 +158,8 @@ fn check(path: &Path) -> ExitCode {
 
 fn token(args: &TokenArgs) -> anyhow::Result<String> {
     let loaded = node::loader().load(&args.config.config).map_err(|report| anyhow::anyhow!("{report}"))?;
-    let filter = loaded.config.filters.get(&args.filter).with_context(|| format!("no filter is called {}", args.filter))?;
+    let filter =
+        loaded.config.filters.get(&args.filter).with_context(|| format!("no filter is called {}", args.filter))?;
     let Some(secret) = filter.config.get("secret").and_then(Value::as_str) else {
         bail!("filter {} has no `secret`: only HS256 tokens can be minted", args.filter);
     };

@@ -8,10 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
-use pingora_core::protocols::{GetSocketDigest, SocketDigest};
 use pingora_core::protocols::http::server::Session as HttpSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::protocols::l4::stream::Stream as TcpStream;
+use pingora_core::protocols::{GetSocketDigest, SocketDigest};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use std::os::fd::AsRawFd;
@@ -163,19 +163,17 @@ pub(crate) async fn accept(
             let stream = prepare(stream, peer);
             let mut reused = match acceptor {
                 None => door.process_new(Box::new(stream), &shutdown).await,
-                Some(acceptor) => {
-                    match tokio::time::timeout(handshake_timeout, acceptor.tls_handshake(stream)).await {
-                        Ok(Ok(stream)) => door.process_new(Box::new(stream), &shutdown).await,
-                        Ok(Err(error)) => {
-                            debug!(%peer, %error, "TLS handshake failed");
-                            return;
-                        }
-                        Err(_) => {
-                            debug!(%peer, "TLS handshake took too long");
-                            return;
-                        }
+                Some(acceptor) => match tokio::time::timeout(handshake_timeout, acceptor.tls_handshake(stream)).await {
+                    Ok(Ok(stream)) => door.process_new(Box::new(stream), &shutdown).await,
+                    Ok(Err(error)) => {
+                        debug!(%peer, %error, "TLS handshake failed");
+                        return;
                     }
-                }
+                    Err(_) => {
+                        debug!(%peer, "TLS handshake took too long");
+                        return;
+                    }
+                },
             };
             while let Some(stream) = reused {
                 reused = door.process_new(stream, &shutdown).await;

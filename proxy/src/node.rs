@@ -121,7 +121,9 @@ impl Node {
         };
         let bound = Arc::new(bound);
         for worker in 0..workers {
-            let thread = node.spawn_worker(worker, Arc::clone(&bound)).map_err(|source| StartError::Worker { worker, source })?;
+            let thread = node
+                .spawn_worker(worker, Arc::clone(&bound))
+                .map_err(|source| StartError::Worker { worker, source })?;
             node.threads.push(thread);
         }
         for (name, address) in &node.addresses {
@@ -316,7 +318,8 @@ fn bind_one(
         Some(tls) => {
             let store = CertificateStore::load(&tls.certificates, names).map_err(|error| crate::error_chain(&error))?;
             stores.insert(name.to_owned(), Arc::clone(&store));
-            let config = tls::server_config(tls, &listener.protocols, store).map_err(|error| crate::error_chain(&error))?;
+            let config =
+                tls::server_config(tls, &listener.protocols, store).map_err(|error| crate::error_chain(&error))?;
             Some(config)
         }
     };
@@ -374,7 +377,9 @@ fn restart_needed(node: &Node, config: &Config) -> Vec<Fault> {
     if node.workers_setting != config.node.workers {
         // The key has no position of its own; the first listener's file is the one that is read.
         if let Some(listener) = config.listeners.values().next() {
-            faults.push(Fault::at(&listener.position, "node.workers has changed: it needs a restart").with_key("node.workers"));
+            faults.push(
+                Fault::at(&listener.position, "node.workers has changed: it needs a restart").with_key("node.workers"),
+            );
         }
     }
     faults

@@ -44,7 +44,8 @@ impl FileWatch {
     /// Watches exactly these files from now on.
     pub fn set(&mut self, files: &[PathBuf]) {
         self.files = files.iter().map(|file| absolute(file)).collect();
-        let folders: HashSet<PathBuf> = self.files.iter().filter_map(|file| file.parent().map(Path::to_owned)).collect();
+        let folders: HashSet<PathBuf> =
+            self.files.iter().filter_map(|file| file.parent().map(Path::to_owned)).collect();
         for gone in self.folders.difference(&folders) {
             let _ = self.watcher.unwatch(gone);
         }

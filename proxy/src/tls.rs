@@ -141,10 +141,8 @@ fn from_files(cert: &Path, key: &Path) -> Result<CertifiedKey, CertificateError>
         let path = path.to_owned();
         move |source| CertificateError::Read { path, source }
     };
-    let chain = CertificateDer::pem_file_iter(cert)
-        .map_err(read(cert))?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(read(cert))?;
+    let chain =
+        CertificateDer::pem_file_iter(cert).map_err(read(cert))?.collect::<Result<Vec<_>, _>>().map_err(read(cert))?;
     if chain.is_empty() {
         return Err(CertificateError::Empty(cert.to_owned()));
     }

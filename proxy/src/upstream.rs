@@ -94,7 +94,9 @@ fn interleave(endpoints: &[(SocketAddr, u16)]) -> Vec<SocketAddr> {
         for (slot, (_, weight)) in current.iter_mut().zip(endpoints) {
             *slot += i64::from(*weight);
         }
-        let Some(best) = (0..current.len()).max_by_key(|index| (current[*index], std::cmp::Reverse(*index))) else { break };
+        let Some(best) = (0..current.len()).max_by_key(|index| (current[*index], std::cmp::Reverse(*index))) else {
+            break;
+        };
         current[best] -= total;
         schedule.push(endpoints[best].0);
     }

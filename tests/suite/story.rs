@@ -67,7 +67,8 @@ fn recorder() -> Steps {
     let steps = STEPS.get_or_init(|| {
         let steps = Steps::default();
         let layer = Recorder(Arc::clone(&steps));
-        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).expect("the only subscriber");
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))
+            .expect("the only subscriber");
         steps
     });
     Arc::clone(steps)
@@ -154,7 +155,10 @@ sites:
     let first = tokio::spawn(Client::get(web, "/cached/held"));
     until("the first is being fetched", || origin.started() == 5).await;
     let second = tokio::spawn(Client::get(web, "/cached/held"));
-    until("the second waits", || steps.lock().len() == 2 && steps.lock().values().all(|lines| lines.iter().any(|line| line == "lookup"))).await;
+    until("the second waits", || {
+        steps.lock().len() == 2 && steps.lock().values().all(|lines| lines.iter().any(|line| line == "lookup"))
+    })
+    .await;
     gate.add_permits(8);
     assert_eq!((first.await.unwrap().text(), second.await.unwrap().text()), ("held".into(), "held".into()));
     tell("collapsed", told(&steps).await);

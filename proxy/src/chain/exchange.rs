@@ -17,6 +17,8 @@ use crate::plan::Route;
 
 /// What an exchange carries from its first filter to its last, besides the two headers.
 pub(crate) struct ExchangeState {
+    /// The request's number, for traces.
+    pub(crate) number: u64,
     /// The route that was selected; fixed for the life of the exchange.
     pub(crate) route: Arc<Route>,
     /// `http` or `https`, as the client spoke to us.
@@ -116,9 +118,7 @@ impl View<'_> {
 
     fn append(&mut self, map: HeaderMap, name: HeaderName, value: HeaderValue) -> Result<(), ExchangeError> {
         match map {
-            HeaderMap::Request => {
-                self.request.append_header(name, value).map(drop).map_err(|_| ExchangeError::Invalid)
-            }
+            HeaderMap::Request => self.request.append_header(name, value).map(drop).map_err(|_| ExchangeError::Invalid),
             HeaderMap::Response => {
                 let response = self.state.response.as_mut().ok_or(ExchangeError::Unavailable)?;
                 response.append_header(name, value).map(drop).map_err(|_| ExchangeError::Invalid)

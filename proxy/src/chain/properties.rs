@@ -108,7 +108,6 @@ fn joined(view: &View<'_>, map: HeaderMap, name: &str) -> Option<Vec<u8>> {
 
 fn serialized(view: &View<'_>, map: HeaderMap) -> Option<Vec<u8>> {
     let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    view.visit(map, &mut |name, value| pairs.push((name.to_vec(), value.to_vec()))).then(|| {
-        selvedge_wasm::abi::serialize::encode_pairs(&pairs)
-    })
+    view.visit(map, &mut |name, value| pairs.push((name.to_vec(), value.to_vec())))
+        .then(|| selvedge_wasm::abi::serialize::encode_pairs(&pairs))
 }

@@ -26,6 +26,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use selvedge_wasm::LocalReply;
 
 use super::{Chain, ChainError, Event, Passage};
+use crate::request::step;
 
 /// What the filtered session shares with the request's own context while it stands in Pingora's place.
 #[derive(Default)]
@@ -180,6 +181,7 @@ impl FilteredSession {
                 HttpTask::Header(header, end) => {
                     // A 101 has no body: what follows is another protocol.
                     let end = end || header.status == StatusCode::SWITCHING_PROTOCOLS;
+                    step!(chain.state, "filter", direction = "response");
                     chain.state.response = Some(header);
                     self.pass(chain, Event::Headers { end }, &mut out).await?;
                 }
@@ -497,10 +499,11 @@ pub(crate) fn reply_message(reply: LocalReply) -> (Box<ResponseHeader>, Bytes) {
         .ok()
         .filter(|status| !status.is_informational())
         .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut header = Box::new(ResponseHeader::build_no_case(status, Some(reply.headers.len() + 2)).unwrap_or_else(|_| {
-        // A status code of the http crate is always accepted.
-        unreachable!("status {status} is valid")
-    }));
+    let mut header =
+        Box::new(ResponseHeader::build_no_case(status, Some(reply.headers.len() + 2)).unwrap_or_else(|_| {
+            // A status code of the http crate is always accepted.
+            unreachable!("status {status} is valid")
+        }));
     for (name, value) in reply.headers {
         if name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING || name == header::CONNECTION {
             continue; // Framing is ours.
@@ -511,7 +514,8 @@ pub(crate) fn reply_message(reply: LocalReply) -> (Box<ResponseHeader>, Bytes) {
         let _ = header.insert_header("grpc-status", code.to_string());
     }
 
-    let body = if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED { Bytes::new() } else { reply.body };
+    let body =
+        if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED { Bytes::new() } else { reply.body };
     if status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
         let _ = header.set_content_length(body.len());
     }

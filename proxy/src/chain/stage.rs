@@ -134,7 +134,10 @@ impl Stage {
                 }
                 self.buffer(direction, data)?;
                 if !self.wants_body(direction) {
-                    (Ok(Outcome { action: Action::Pause, effects: Effects::default() }), Event::Body { data: Bytes::new(), end })
+                    (
+                        Ok(Outcome { action: Action::Pause, effects: Effects::default() }),
+                        Event::Body { data: Bytes::new(), end },
+                    )
                 } else {
                     let length = self.side(direction).body.len();
                     let outcome = self.call(state, io, |stream, view| body(stream, view, direction, length, end));
@@ -142,7 +145,10 @@ impl Stage {
                 }
             }
             Event::Trailers => {
-                if !self.wants_trailers(direction) && !self.side(direction).headers && self.side(direction).body.is_empty() {
+                if !self.wants_trailers(direction)
+                    && !self.side(direction).headers
+                    && self.side(direction).body.is_empty()
+                {
                     return Ok(Step::Emit(smallvec![event]));
                 }
                 (self.call(state, io, |stream, view| trailers(stream, view, direction)), event)
@@ -219,7 +225,9 @@ impl Stage {
                     if let Some(callouts) = &mut self.callouts {
                         callouts.outstanding -= 1;
                     }
-                    self.call(state, io, |stream, view| stream.on_callout(view, id, result)).map_err(Failure::Call)?.effects
+                    self.call(state, io, |stream, view| stream.on_callout(view, id, result))
+                        .map_err(Failure::Call)?
+                        .effects
                 }
                 Awaited::Mail(effects) => effects,
             };
@@ -283,9 +291,7 @@ impl Stage {
         };
         // Before the request body has been read, reading would eat it; then the deadline bounds the wait.
         let watch = io.is_body_done();
-        let gone = async {
-            if watch { io.read_body_or_idle(true).await } else { std::future::pending().await }
-        };
+        let gone = async { if watch { io.read_body_or_idle(true).await } else { std::future::pending().await } };
         tokio::select! {
             biased;
             Some((id, result)) = answers => Ok(Awaited::Callout(id, result)),

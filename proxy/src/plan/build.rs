@@ -18,8 +18,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use selvedge_cache::{Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
 use selvedge_config::{
-    CachePolicy, Config, EndpointAddr, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, Position, QueryKey,
-    Servers, Target as TargetConfig, UpstreamProtocol, WasmSource,
+    CachePolicy, Config, EndpointAddr, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, Servers,
+    Target as TargetConfig, UpstreamProtocol, WasmSource,
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
@@ -125,11 +125,8 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     let node = Identity::new(&config.node.name);
     let mut router = Router::default();
     for site in &config.sites {
-        let listeners: Vec<bool> = config
-            .listeners
-            .keys()
-            .map(|name| site.listeners.is_empty() || site.listeners.contains(name))
-            .collect();
+        let listeners: Vec<bool> =
+            config.listeners.keys().map(|name| site.listeners.is_empty() || site.listeners.contains(name)).collect();
         let index = router.add_site(&site.hosts, listeners);
         let label: Arc<str> = site.hosts.first().map(ToString::to_string).unwrap_or_default().into();
 
@@ -216,12 +213,7 @@ fn cache(config: &Config) -> Option<&'static Cache> {
     })
 }
 
-fn upstreams(
-    config: &Config,
-    resources: &Resources,
-    files: &mut Vec<PathBuf>,
-    faults: &mut Vec<Fault>,
-) -> Upstreams {
+fn upstreams(config: &Config, resources: &Resources, files: &mut Vec<PathBuf>, faults: &mut Vec<Fault>) -> Upstreams {
     let mut resolved = Upstreams::default();
     for (name, upstream) in &config.upstreams {
         let mut endpoints = Vec::new();
@@ -235,7 +227,9 @@ fn upstreams(
             Servers::Endpoints(written) => {
                 for endpoint in written {
                     match resolve(&endpoint.addr) {
-                        Ok(addresses) => endpoints.extend(addresses.into_iter().map(|address| (address, endpoint.weight))),
+                        Ok(addresses) => {
+                            endpoints.extend(addresses.into_iter().map(|address| (address, endpoint.weight)))
+                        }
                         Err(message) => faults.push(Fault::at(&endpoint.position, message)),
                     }
                 }
@@ -414,9 +408,10 @@ impl Plugins<'_> {
             root_id: String::new(),
             vm_id: used.name.clone(),
             vm_config: Bytes::new(),
-            // A filter without settings gets no configuration, as on other hosts, rather than the text `null`; text is given as it is.
+            // A filter without settings gets no configuration, as on other hosts, rather than the text `{}`; text is given as it is.
             config: match &used.config {
                 serde_json::Value::Null => Bytes::new(),
+                serde_json::Value::Object(settings) if settings.is_empty() => Bytes::new(),
                 serde_json::Value::String(text) => Bytes::copy_from_slice(text.as_bytes()),
                 _ => Bytes::copy_from_slice(config.as_bytes()),
             },
@@ -428,14 +423,39 @@ impl Plugins<'_> {
             workers: self.resources.workers,
         };
         let host: Arc<dyn selvedge_wasm::Host> = Arc::clone(&self.host) as _;
-        Plugin::start(module, options, host)
-            .map_err(|error| faults.push(start_fault(&used.position, &used.name, &error)))
-            .ok()
+        Plugin::start(module, options, host).map_err(|error| faults.push(start_fault(used, &error))).ok()
     }
 }
 
-fn start_fault(position: &Position, name: &str, error: &selvedge_wasm::StartError) -> Fault {
-    Fault::at(position, format!("filter {name} does not start: {}", error_chain(error)))
+/// A filter's own words about its settings, at the setting it names, and without any secret it may have quoted.
+fn start_fault(used: &FilterUse, error: &selvedge_wasm::StartError) -> Fault {
+    let mut message = format!("filter {} does not start: {}", used.name, error_chain(error));
+    let quoted = message.split('`').skip(1).step_by(2);
+    let named = quoted.map(|word| format!("/{word}")).find(|pointer| used.config.pointer(pointer).is_some());
+    redact(used, &used.config, "", &mut message);
+    let position = named.as_deref().map_or(&used.position, |pointer| used.position_of(pointer));
+    Fault::at(position, message)
+}
+
+/// Takes secret settings out of a message.
+fn redact(used: &FilterUse, value: &serde_json::Value, pointer: &str, message: &mut String) {
+    match value {
+        serde_json::Value::Object(map) => {
+            for (name, value) in map {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                redact(used, value, &format!("{pointer}/{name}"), message);
+            }
+        }
+        serde_json::Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                redact(used, item, &format!("{pointer}/{index}"), message);
+            }
+        }
+        serde_json::Value::String(text) if used.is_secret(pointer) && !text.is_empty() => {
+            *message = message.replace(text.as_str(), "<secret>");
+        }
+        _ => {}
+    }
 }
 
 fn rule(route: &selvedge_config::Route, faults: &mut Vec<Fault>) -> Rule {
@@ -459,7 +479,8 @@ fn rule(route: &selvedge_config::Route, faults: &mut Vec<Fault>) -> Rule {
 
 fn fixed_response(respond: &selvedge_config::Respond) -> Result<(Box<ResponseHeader>, Bytes), String> {
     let fault = |what: &str| format!("the fixed response has a bad {what}");
-    let mut header = ResponseHeader::build(respond.status, Some(respond.headers.len() + 1)).map_err(|_| fault("status"))?;
+    let mut header =
+        ResponseHeader::build(respond.status, Some(respond.headers.len() + 1)).map_err(|_| fault("status"))?;
     for (name, value) in &respond.headers {
         header.append_header(name.clone(), value.as_str()).map_err(|_| fault(name))?;
     }

@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn names_that_are_no_tokens_are_quoted() {
-        for (name, field) in [("edge-1", "edge-1"), ("1edge", "\"1edge\""), ("a b", "\"a b\""), ("a\"b", "\"a\\\"b\"")] {
+        for (name, field) in [("edge-1", "edge-1"), ("1edge", "\"1edge\""), ("a b", "\"a b\""), ("a\"b", "\"a\\\"b\"")]
+        {
             assert_eq!(structured(name), field);
         }
         assert_eq!(Identity::new("a b").via(Version::HTTP_2), "2 a-b");

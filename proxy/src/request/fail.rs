@@ -107,7 +107,10 @@ fn judge(error: &Error) -> Verdict {
         (Upstream, ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2) => (502, Some("http_protocol_error")),
         (Upstream, ErrorType::ConnectionClosed | ErrorType::ReadError) => (502, Some("http_response_incomplete")),
         (Upstream, _) => (502, Some("http_protocol_error")),
-        (Downstream, ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::H2Error) => (0, None),
+        (
+            Downstream,
+            ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::H2Error,
+        ) => (0, None),
         (Downstream, ErrorType::ReadTimedout) => (408, Some("http_request_error")),
         (Downstream, ErrorType::WriteTimedout) => (0, None),
         (Downstream, _) => (400, Some("http_request_error")),

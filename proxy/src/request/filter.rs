@@ -130,11 +130,20 @@ async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader, upg
 
     if !chain.holds_request() {
         let stream = chain.wants_body(Direction::Request) && !body.ended && !upgrade;
-        return Ok(Verdict::Forward(if stream { RequestBody::Streaming(Bytes::new()) } else { RequestBody::Untouched }));
+        return Ok(Verdict::Forward(if stream {
+            RequestBody::Streaming(Bytes::new())
+        } else {
+            RequestBody::Untouched
+        }));
     }
 
     // RFC 9110, 10.1.1: we are going to read the body, so we say so, and the origin need not.
-    if io.req_header().headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if io
+        .req_header()
+        .headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         io.write_continue_response().await?;
         io.req_header_mut().remove_header(&header::EXPECT);
     }
@@ -205,6 +214,7 @@ fn exchange_state(edge: &Edge, session: &Session, ctx: &RequestCtx) -> Result<Ex
     let geo = ctx.plan.geo.as_ref().zip(client).and_then(|(geo, client)| geo.lookup(client.ip()));
     let tls_version = session.digest().and_then(|digest| digest.ssl_digest.as_ref()).map(|tls| tls.version.clone());
     Ok(ExchangeState {
+        number: ctx.number,
         route: Arc::clone(ctx.route()?),
         scheme: edge.listener.scheme(),
         client,

@@ -104,7 +104,9 @@ pub(crate) struct RequestCtx {
 impl RequestCtx {
     /// The selected route; hooks after `select` only run when there is one.
     pub(crate) fn route(&self) -> Result<&Arc<Route>> {
-        self.route.as_ref().ok_or_else(|| Error::explain(pingora_error::ErrorType::InternalError, "no route was selected"))
+        self.route
+            .as_ref()
+            .ok_or_else(|| Error::explain(pingora_error::ErrorType::InternalError, "no route was selected"))
     }
 }
 

@@ -43,7 +43,8 @@ pub trait Host: Send + Sync + 'static {
             LevelFilter::INFO => LogLevel::Info,
             LevelFilter::WARN => LogLevel::Warn,
             LevelFilter::ERROR => LogLevel::Error,
-            _ => LogLevel::Critical,
+            // Even when nothing is logged, errors are wanted: the last one says why a filter refuses its configuration.
+            _ => LogLevel::Error,
         }
     }
 
