@@ -18,7 +18,8 @@ fn main() -> Result<(), String> {
     let built = Guests::packages(FILTERS.map(|name| format!("selvedge-filter-{name}"))).build(workspace)?;
 
     let out = env::var("OUT_DIR").map_err(|error| error.to_string())?;
-    let mut table = String::from("/// Name and module of every bundled filter.\nconst BUNDLED: &[(&str, &[u8])] = &[\n");
+    let mut table =
+        String::from("/// Name and module of every bundled filter.\nconst BUNDLED: &[(&str, &[u8])] = &[\n");
     for name in FILTERS {
         let file = format!("selvedge_filter_{}.wasm", name.replace('-', "_"));
         let copy = Path::new(&out).join(&file);

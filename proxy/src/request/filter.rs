@@ -25,6 +25,17 @@ pub(crate) enum Answered {
     No,
 }
 
+/// How the body gets from the client to the upstream, as `request_body_filter` has to treat it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BodyFlow {
+    /// No filter looks at it.
+    Untouched,
+    /// Chunk by chunk through the chain; `prefix` = the first one has been through it already.
+    Filtered { prefix: bool },
+    /// All of it has been through the chain, and is replayed.
+    Replayed,
+}
+
 /// Runs the chain over the request, and interposes the filtered session for the response half.
 ///
 /// # Errors
@@ -57,9 +68,11 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
             Ok(Answered::Yes)
         }
         Verdict::Forward(body) => {
-            ctx.streams_body = matches!(body, RequestBody::Streaming(_));
-            // A prefix, or a whole body, has been through the chain already; Pingora sends it first.
-            ctx.prefix_pending = matches!(&body, RequestBody::Streaming(prefix) if !prefix.is_empty());
+            ctx.body = match &body {
+                RequestBody::Untouched => BodyFlow::Untouched,
+                RequestBody::Whole(_) => BodyFlow::Replayed,
+                RequestBody::Streaming(prefix) => BodyFlow::Filtered { prefix: !prefix.is_empty() },
+            };
             ctx.upstream = chain.state.upstream.take();
             ctx.slot = Some(FilteredSession::interpose(downstream, chain, body));
             Ok(Answered::No)
@@ -81,16 +94,20 @@ pub(crate) async fn request_body(
     if session.was_upgraded() {
         return Ok(()); // Another protocol by now.
     }
-    if std::mem::take(&mut ctx.prefix_pending) {
-        return Ok(());
-    }
-    if ctx.slot.is_none() || ctx.streams_body {
-        ctx.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
-        if ctx.body_received > edge.listener.body_limit {
-            return Error::e_explain(ErrorType::HTTPStatus(413), "the body exceeds the listener's limit");
+    match ctx.body {
+        BodyFlow::Replayed => return Ok(()),
+        BodyFlow::Filtered { prefix: true } => {
+            ctx.body = BodyFlow::Filtered { prefix: false };
+            return Ok(());
         }
+        BodyFlow::Untouched | BodyFlow::Filtered { prefix: false } => {}
     }
-    if !ctx.streams_body {
+
+    ctx.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
+    if ctx.body_received > edge.listener.body_limit {
+        return Error::e_explain(ErrorType::HTTPStatus(413), "the body exceeds the listener's limit");
+    }
+    if ctx.body == BodyFlow::Untouched {
         return Ok(());
     }
     let Some(slot) = ctx.slot.clone() else { return Ok(()) };

@@ -8,6 +8,7 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::RequestCtx;
+use super::filter::BodyFlow;
 use crate::chain::exchange::authority;
 use crate::listener::ListenerFacts;
 
@@ -20,6 +21,9 @@ const CONNECT_ATTEMPTS: u32 = 3;
 /// A filter sent a request of a fixed-response route to no upstream.
 pub(crate) fn peer(ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     ctx.attempts += 1;
+    if ctx.body == BodyFlow::Untouched {
+        ctx.body_received = 0; // Pingora sends what it has read once more, through the same hook.
+    }
     let route = ctx.route()?;
     let upstream = route
         .upstream(ctx.upstream.as_deref())

@@ -85,10 +85,8 @@ pub(crate) struct RequestCtx {
     pub(crate) slot: Option<Arc<Slot>>,
     /// Set by `filter`: a filter's choice of upstream.
     pub(crate) upstream: Option<String>,
-    /// The filters see the request body as it is forwarded.
-    pub(crate) streams_body: bool,
-    /// The next body chunk is what the filters have already let through.
-    pub(crate) prefix_pending: bool,
+    /// Set by `filter`: how the request body is treated on its way.
+    pub(crate) body: filter::BodyFlow,
     /// Body bytes received so far, against the listener's limit.
     pub(crate) body_received: u64,
     /// Set by `lookup` and `store`.
@@ -126,8 +124,7 @@ impl ProxyHttp for Edge {
             route: None,
             slot: None,
             upstream: None,
-            streams_body: false,
-            prefix_pending: false,
+            body: filter::BodyFlow::Untouched,
             body_received: 0,
             cache: CacheCtx::default(),
             attempts: 0,
