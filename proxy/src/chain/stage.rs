@@ -212,6 +212,10 @@ impl Stage {
             return Ok(settled);
         }
 
+        // One chunk may be larger than the limit, as long as it goes on at once.
+        if self.side(direction).body.len() > self.filter.body_limit {
+            return Err(Failure::Chain(self.too_large(direction)));
+        }
         let deadline = tokio::time::Instant::now() + self.filter.wait;
         loop {
             let outstanding = self.callouts.as_ref().is_some_and(|callouts| callouts.outstanding > 0);
@@ -323,10 +327,14 @@ impl Stage {
         let limit = self.filter.body_limit;
         let side = self.side_mut(direction);
         if side.body.len() + data.len() > limit && !(side.body.is_empty() && !side.headers) {
-            return Err(ChainError::TooLarge { filter: Arc::clone(&self.filter.name), direction, limit });
+            return Err(self.too_large(direction));
         }
         side.body.push(data);
         Ok(())
+    }
+
+    fn too_large(&self, direction: Direction) -> ChainError {
+        ChainError::TooLarge { filter: Arc::clone(&self.filter.name), direction, limit: self.filter.body_limit }
     }
 
     fn hold(&mut self, direction: Direction, event: &Event) {

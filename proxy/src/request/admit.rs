@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use http::header;
-use pingora_error::{Error, ErrorType, Result};
+use http::{HeaderValue, Method, header};
+use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
+use pingora_error::{Error, ErrorType, OrErr, Result};
+use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use crate::listener::ListenerFacts;
@@ -14,11 +16,19 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Refuses what the listener does not take, and gives the session its limits.
 pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<()> {
     let downstream = &mut session.downstream_session;
-    downstream.set_keepalive(Some(listener.idle_timeout.as_secs().max(1)));
+    // Not for a client that did not ask for it (HTTP/1.0), and not while the node is stopping.
+    if downstream.get_keepalive().is_some() {
+        downstream.set_keepalive(Some(listener.idle_timeout.as_secs().max(1)));
+    }
     downstream.set_read_timeout(Some(listener.idle_timeout));
     downstream.set_write_timeout(Some(listener.idle_timeout));
     // After an early answer the rest of an upload is read for this long, to keep the connection; then it is closed.
     downstream.set_total_drain_timeout(Some(DRAIN));
+    // Pingora would close the connection under a client that is still uploading, and so might reset the answer away. A client that waits
+    // for a 100 may send its body or not after another answer (RFC 9110, 10.1.1): only then nobody can tell what comes next.
+    let expects = session.downstream_session.req_header().headers.contains_key(header::EXPECT);
+    let downstream = &mut session.downstream_session;
+    downstream.set_close_on_response_before_downstream_finish(expects);
     // A second request in the same packet waits for its turn instead of ending the connection (RFC 9112, 9.3.2).
     downstream.set_pipelining_enabled(true);
 
@@ -26,14 +36,31 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<(
         return Error::e_explain(ErrorType::HTTPStatus(413), "the announced body exceeds the listener's limit");
     }
 
-    // HTTP/2 names the authority in the URI; filters, cache keys and HTTP/1 upstreams look for Host.
     let request = session.req_header_mut();
+    to_origin_form(request)?;
+    // HTTP/2 names the authority in the URI; filters, cache keys and HTTP/1 upstreams look for Host.
     if !request.headers.contains_key(header::HOST)
         && let Some(authority) = request.uri.authority().map(|authority| authority.as_str().to_owned())
     {
         request.insert_header(header::HOST, authority)?;
     }
     Ok(())
+}
+
+/// Makes an absolute-form target (RFC 9112, 3.2.2) what it means: an origin-form target, and the authority in Host. Routes, filters and
+/// cache keys then see one form only, and so does the origin. Pingora has refused a Host that says something else.
+fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
+    let RawTargetAuthority::Absolute { authority, path_and_query, .. } = raw_target_authority(request.raw_path()) else {
+        return Ok(());
+    };
+    let authority = HeaderValue::from_bytes(authority).or_err(ErrorType::InvalidHTTPHeader, "the target's authority")?;
+    let target = match path_and_query {
+        [] if request.method == Method::OPTIONS => b"*".to_vec(), // RFC 9112, 3.2.4
+        [b'/', ..] => path_and_query.to_vec(),
+        query => [b"/", query].concat(),
+    };
+    request.insert_header(header::HOST, authority)?;
+    request.set_raw_path(&target)
 }
 
 /// `Content-Length`, when there is one; Pingora has refused malformed ones.
