@@ -39,6 +39,14 @@ impl Filter for Tour {
                 Err(Reply::new(200).header("content-type", "application/octet-stream").body(body))
             }
 
+            // Looks at the first bytes and lets the body go, however much follows.
+            "/start" => {
+                let start = request.body_prefix(4).await?;
+                request.set_header("x-start", start.bytes);
+                request.set_header("x-whole", start.whole.to_string());
+                Ok(Next)
+            }
+
             // Replaces the body unread: the old one is thrown away as it comes.
             "/replace" => {
                 request.set_body("another body");

@@ -1,4 +1,4 @@
-//! Waiting for a whole body, and replacing it.
+//! Waiting for a body or for its start, and replacing it.
 //!
 //! A new body takes the place of the first bytes of the old one, and what comes after them is thrown away as it comes. So nothing
 //! piles up, and it does not matter how the message ends: with a last piece, an empty one, or trailers.
@@ -47,6 +47,23 @@ pub struct BodyTooLarge {
     pub limit: usize,
     /// Whose body it is.
     pub direction: Direction,
+}
+
+/// The host does not give what it says it holds of the body. `?` makes it a reply: 500.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the host does not show the {direction:?} body")]
+pub struct BodyUnavailable {
+    /// Whose body it is.
+    pub direction: Direction,
+}
+
+/// The start of a body, from [`Message::body_prefix`](crate::Message::body_prefix).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// The bytes: as many as were asked for, or fewer when the body is shorter.
+    pub bytes: Vec<u8>,
+    /// The body is known to end with these bytes. `false`: more follows, or may follow.
+    pub whole: bool,
 }
 
 /// What the callbacks have said about the body of one message. Shared by the runtime, which writes it, and the message.
@@ -136,6 +153,11 @@ impl Body {
         poll_fn(|context| self.poll(limit, context)).await
     }
 
+    /// The first `limit` bytes, once they are there, or all of a shorter body.
+    pub(crate) async fn prefix(&self, limit: usize) -> Result<Prefix, BodyUnavailable> {
+        poll_fn(|context| self.poll_prefix(limit, context)).await
+    }
+
     /// Makes `bytes` the body: at once when some or all of the old one is here, else as it comes.
     pub(crate) fn replace(&self, bytes: Vec<u8>) {
         let length = bytes.len();
@@ -176,6 +198,38 @@ impl Body {
             return Poll::Ready(Ok(bytes.unwrap_or_default()));
         }
 
+        self.wait(context)
+    }
+
+    fn poll_prefix(&self, limit: usize, context: &Context<'_>) -> Poll<Result<Prefix, BodyUnavailable>> {
+        let complete = match &*self.content.borrow() {
+            Content::Announced(new) => {
+                let bytes = new[..new.len().min(limit)].to_vec();
+                return Poll::Ready(Ok(Prefix { bytes, whole: new.len() <= limit }));
+            }
+            // What comes behind the new body is thrown away.
+            Content::Placed => true,
+            Content::Original => self.end.get(),
+        };
+        let held = self.held.get();
+        if held < limit && !complete {
+            return self.wait(context);
+        }
+
+        // The host may hold more than the limit, a whole piece: only what was asked for is copied into the guest.
+        let length = held.min(limit);
+        let bytes = match length {
+            0 => Some(Vec::new()),
+            _ => host::current().buffer(self.direction.buffer(), 0, length).filter(|bytes| bytes.len() == length),
+        };
+        Poll::Ready(match bytes {
+            Some(bytes) => Ok(Prefix { bytes, whole: complete && held <= limit }),
+            None => Err(BodyUnavailable { direction: self.direction }),
+        })
+    }
+
+    /// Until the next callback of this body.
+    fn wait<T>(&self, context: &Context<'_>) -> Poll<T> {
         self.require_callbacks();
         self.waker.replace(Some(context.waker().clone()));
         Poll::Pending

@@ -97,10 +97,12 @@
 //! # Waiting
 //!
 //! A hook that waits holds its message: nothing of it, not even the headers, reaches the other side until the hook is done. There
-//! are two things to wait for. Any combination works ([`join`], or the `futures` crate):
+//! are three things to wait for. Any combination works ([`join`], or the `futures` crate):
 //!
 //! - **A body**, [`request.body(limit).await?`](Message::body). Over the limit the `?` answers 413 (502 for a response). A body that
 //!   you do not ask for streams past the filter and is never copied into it; [`set_body`](Message::set_body) replaces it.
+//! - **The start of a body**, [`request.body_prefix(limit).await?`](Message::body_prefix): the first bytes decide, and the rest streams
+//!   past, however long it is.
 //! - **A callout**, `upstream("authz").get("/check").send().await`, see [`upstream`](mod@upstream). The upstream is one of the proxy's
 //!   configuration, which also says how to reach it.
 //!
@@ -154,7 +156,7 @@ pub mod runtime;
 
 pub mod upstream;
 
-pub use body::BodyTooLarge;
+pub use body::{BodyTooLarge, BodyUnavailable, Prefix};
 pub use filter::{Continue, Filter, Flow, Hooks, OrDeny};
 pub use join::join;
 pub use log;
@@ -181,5 +183,5 @@ pub mod prelude {
     pub use crate::request::{Client, Method, Request};
     pub use crate::response::Response;
     pub use crate::upstream::{CallError, CallResponse, upstream};
-    pub use crate::{BodyTooLarge, HeaderValue, clock, kv, metrics};
+    pub use crate::{BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, kv, metrics};
 }

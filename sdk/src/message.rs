@@ -4,9 +4,9 @@ use std::fmt::{self, Debug, Formatter};
 use std::ops::Deref;
 use std::rc::Rc;
 
-use crate::BodyTooLarge;
 use crate::body::Body;
 use crate::host;
+use crate::{BodyTooLarge, BodyUnavailable, Prefix};
 
 /// A header value: bytes, mostly but not always UTF-8 (RFC 9110, 5.5).
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -135,6 +135,29 @@ impl Message {
     /// [`BodyTooLarge`] as soon as more than `limit` bytes are known to come. The message is intact and can be let pass.
     pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, BodyTooLarge> {
         self.body.whole(limit).await
+    }
+
+    /// Waits for the first `limit` bytes of the body, or for its end when that comes first, and copies at most that much into the
+    /// guest. Nothing reaches the other side meanwhile, not even the headers. When the hook is done the message goes on whole, and
+    /// the rest of the body streams past the filter unread: a body of any length costs no more than its first `limit` bytes.
+    ///
+    /// A message without a body has an empty one, and a `limit` of 0 waits for nothing. After [`set_body`](Message::set_body) this is
+    /// the start of the new body, without a wait. The bytes are still part of the message: `body` and `body_prefix` may follow, and
+    /// see them again.
+    ///
+    /// [`Prefix::whole`] says that the body ended within the limit. When `limit` bytes are here and the host has not said yet whether
+    /// they are all, it is `false`: ask for one byte more to tell a body of that very length from a longer one.
+    ///
+    /// The host must be ready to hold so much. In a node that is the filter's `limits.body` (1 MiB by default), counted with the piece
+    /// that has just arrived. With a `limit` above it, each body that outgrows `limits.body` fails there: 413 for a request, 502 for a
+    /// response. With a `limit` less than a piece (mostly up to 64 KiB) below it, some do. A hook that goes on waiting after this, for
+    /// a callout say, keeps holding the message, and what arrives meanwhile counts as well.
+    ///
+    /// # Errors
+    /// [`BodyUnavailable`] when the host does not give the bytes that it has announced. The message is intact and can be let pass, but
+    /// nobody has looked at it.
+    pub async fn body_prefix(&mut self, limit: usize) -> Result<Prefix, BodyUnavailable> {
+        self.body.prefix(limit).await
     }
 
     /// Makes `bytes` the body, and sets `content-length` to match. When the old body has not been read it is thrown away as it

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::BodyTooLarge;
 use crate::body::Direction;
 use crate::host;
+use crate::{BodyTooLarge, BodyUnavailable};
 
 /// A local reply: what a hook returns as `Err` to answer in place of the other side.
 ///
@@ -96,6 +96,16 @@ impl From<BodyTooLarge> for Reply {
             Direction::Request => Self::new(413).text("request body too large"),
             Direction::Response => Self::new(502).text("response body too large"),
         }
+    }
+}
+
+impl From<BodyUnavailable> for Reply {
+    fn from(error: BodyUnavailable) -> Self {
+        log::error!("{error}");
+        Self::new(500).text(match error.direction {
+            Direction::Request => "request body unavailable",
+            Direction::Response => "response body unavailable",
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use quote::ToTokens as _;
 use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, Pat};
 
 /// The methods of a request or response that need its body callbacks.
-const BODY_METHODS: [&str; 2] = ["body", "set_body"];
+const BODY_METHODS: [&str; 3] = ["body", "body_prefix", "set_body"];
 
 /// Whose body the filter reads or replaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,6 +132,19 @@ mod tests {
     }
 
     #[test]
+    fn the_start_of_a_body_needs_the_callbacks_of_the_whole() {
+        let item = parse_quote! {
+            impl Filter for Sniff {
+                async fn response(&self, res: &mut Response, _: &mut ()) -> Flow {
+                    let start = res.body_prefix(8).await?;
+                    Ok(Next)
+                }
+            }
+        };
+        assert_eq!(of(&item, None).phases(), "response_headers\nresponse_body\nresponse_trailers");
+    }
+
+    #[test]
     fn the_body_of_a_reply_or_a_callout_does_not_count() {
         let function = parse_quote! {
             async fn request(&self, req: &mut Request, _: &mut ()) -> Flow {
@@ -157,6 +170,7 @@ mod tests {
             ("{ self.check(&mut *req) }", true),
             ("{ self.check(&mut req) }", true),
             ("{ let body = &req.body(1).await?; }", true),
+            ("{ let prefix = &req.body_prefix(1).await?; }", true),
             ("{ let path = &req.path(); }", false),
         ];
         for (block, expected) in table {

@@ -105,6 +105,7 @@ claims!(
     a_body_is_read_whole_however_it_is_cut,
     a_body_may_end_with_trailers,
     a_body_over_the_limit_is_413,
+    the_start_of_a_body_is_read_and_the_rest_follows,
     a_body_is_replaced_unread,
     callouts_and_the_body_wait_in_any_order,
     a_callout_that_is_refused_or_fails_says_so,
@@ -229,6 +230,26 @@ fn a_body_over_the_limit_is_413<H: Host>(host: impl Fn() -> H) {
     assert_eq!(tester.post("/echo").body(vec![b'x'; 1000]).send().status(), 200);
     assert_eq!(tester.post("/echo").body(vec![b'x'; 1001]).send().status(), 413);
     assert_eq!(tester.post("/echo").body(vec![b'x'; 1001]).chunked(100).send().status(), 413);
+}
+
+fn the_start_of_a_body_is_read_and_the_rest_follows<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Tour>("tour");
+    let body: Vec<u8> = (0..100_000_u32).map(|at| b'a' + u8::try_from(at % 23).unwrap()).collect();
+    for length in [0, 1, 3, 4, 5, 100, 100_000] {
+        let body = &body[..length];
+        for (request, exact) in [
+            (tester.post("/start").body(body), length == 4),
+            (tester.post("/start").body(body).trailers(), length == 0),
+            (tester.post("/start").body(body).chunked(1 + length / 50), false),
+            (tester.post("/start").body(body).chunked(1 + length / 50).trailers(), false),
+        ] {
+            let outcome = request.send();
+            let seen = outcome.upstream().unwrap();
+            assert_eq!(seen.body(), body, "{length} bytes arrive whole");
+            assert_eq!(seen["x-start"].as_bytes(), &body[..length.min(4)]);
+            assert_eq!(seen["x-whole"], *(length < 4 || exact).to_string(), "{length} bytes");
+        }
+    }
 }
 
 fn a_body_is_replaced_unread<H: Host>(host: impl Fn() -> H) {
