@@ -14,9 +14,11 @@ pub struct Config {
     /// 0 is refused.
     pub threshold: u32,
     /// How much of a body is read and inspected, as `"128KiB"` or a number of bytes. The request waits until that much of
-    /// its body has arrived. Default: `"128KiB"`; 0 leaves bodies alone.
+    /// its body has arrived. More finds attacks that stand further back, and costs time and memory for each large body. Default:
+    /// `"128KiB"`; 0 leaves bodies alone. Keep it 64 KiB or more below what the node holds for this filter (the entry's
+    /// `limits.body`, 1 MiB by default): the node answers 413 to a body that outgrows its own limit before this one is reached.
     pub body_limit: ByteSize,
-    /// What happens to a body larger than `body_limit`. Default: `pass`.
+    /// What happens to a body larger than `body_limit`. Default: `inspect_prefix`.
     pub body_over_limit: OverLimit,
     /// Also inspects what base64 text inside a value decodes to. Default: true.
     pub decode_base64: bool,
@@ -34,7 +36,7 @@ impl Default for Config {
             mode: Mode::Block,
             threshold: 5,
             body_limit: ByteSize(128 * 1024),
-            body_over_limit: OverLimit::Pass,
+            body_over_limit: OverLimit::InspectPrefix,
             decode_base64: true,
             disabled_rules: Vec::new(),
             exclusions: Vec::new(),
@@ -57,6 +59,14 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OverLimit {
+    /// Inspects its first `body_limit` bytes and lets the rest stream to the origin. A field, a JSON document or a part that
+    /// the limit cuts is inspected as far as it goes. What follows is not inspected: large uploads work, and so does an attack
+    /// that stands behind the limit.
+    ///
+    /// Bytes that are not text look like an attack sooner or later. Media types, `application/octet-stream` and files in forms
+    /// are spared; long bodies that are compressed, or of no or an unknown content type, are not. Where clients send such, name
+    /// the path in `exclusions`.
+    InspectPrefix,
     /// Lets it through uninspected; path, query and headers have been inspected. Large uploads work, and so does an attack
     /// that is padded to this size.
     Pass,
@@ -180,7 +190,7 @@ mod tests {
     fn an_empty_configuration_blocks_at_five() {
         let config = parse("{}").unwrap();
         assert_eq!((config.mode, config.threshold, config.status), (Mode::Block, 5, 403));
-        assert_eq!((config.body_limit, config.body_over_limit), (ByteSize(131_072), OverLimit::Pass));
+        assert_eq!((config.body_limit, config.body_over_limit), (ByteSize(131_072), OverLimit::InspectPrefix));
         assert!(config.decode_base64);
     }
 
@@ -198,6 +208,15 @@ mod tests {
     }
 
     #[test]
+    fn a_body_over_the_limit_has_three_ways() {
+        for (name, over) in
+            [("inspect_prefix", OverLimit::InspectPrefix), ("pass", OverLimit::Pass), ("deny", OverLimit::Deny)]
+        {
+            assert_eq!(parse(&format!(r#"{{"body_over_limit": "{name}"}}"#)).unwrap().body_over_limit, over);
+        }
+    }
+
+    #[test]
     fn mistakes_name_their_key() {
         for (json, part) in [
             (r#"{"treshold": 5}"#, "treshold"),
@@ -206,6 +225,7 @@ mod tests {
             (r#"{"mode": "off"}"#, "off"),
             (r#"{"body_limit": "12 parsecs"}"#, "parsecs"),
             (r#"{"body_limit": -1}"#, "128KiB"),
+            (r#"{"body_over_limit": "drop"}"#, "inspect_prefix"),
             (r#"{"disabled_rules": [7]}"#, "disabled_rules: there is no rule 7"),
             (r#"{"exclusions": [{}]}"#, "exclusions[0]"),
             (r#"{"exclusions": [{"rules": [7]}]}"#, "exclusions: there is no rule 7"),

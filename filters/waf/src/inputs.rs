@@ -1,10 +1,12 @@
 //! Inputs: the values of a request that a rule may look at, and where each came from.
 //!
 //! Whatever cannot be parsed as what it claims to be (broken JSON, multipart without its boundary) is inspected as raw
-//! text: an attacker who confuses this parser must not get past it, since the origin's may be more forgiving.
+//! text: an attacker who confuses this parser must not get past it, since the origin's may be more forgiving. A body that
+//! the limit has cut is not broken: it is taken apart as far as it goes, its unfinished last value included.
 
 use std::fmt;
 
+use selvedge_sdk::Prefix;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::decode;
@@ -325,39 +327,85 @@ fn boundary(parameters: &str) -> Option<Vec<u8>> {
     })
 }
 
-/// Values of a body of this kind.
-pub fn of_body(kind: &BodyKind, body: &[u8]) -> Vec<Input> {
+/// Values of a body of this kind, or of its start when it is not whole.
+pub fn of_body(kind: &BodyKind, body: Prefix) -> Vec<Input> {
     let mut inputs = Vec::new();
-    match kind {
-        BodyKind::Form => pairs(body, Place::Arg, Place::ArgName, None, &mut inputs),
-        BodyKind::Json => {
-            if !json(body, &mut inputs) {
-                inputs = vec![Input::new(Place::Body, "", body)];
-            }
+    let parsed = match kind {
+        BodyKind::Form => {
+            pairs(&body.bytes, Place::Arg, Place::ArgName, None, &mut inputs);
+            true
         }
-        BodyKind::Multipart(boundary) => {
-            if !multipart(boundary, body, &mut inputs) {
-                inputs = vec![Input::new(Place::Body, "", body)];
-            }
-        }
+        BodyKind::Json => json(&body, &mut inputs),
+        BodyKind::Multipart(boundary) => multipart(boundary, &body, &mut inputs),
+        // JSON under another name: some origins parse it all the same.
         BodyKind::Text => {
-            // JSON under another name: some origins parse it all the same.
-            let like_json = matches!(body.trim_ascii_start().first(), Some(b'{' | b'['));
-            if !like_json || !json(body, &mut inputs) {
-                inputs = vec![Input::new(Place::Body, "", body)];
-            }
+            matches!(body.bytes.trim_ascii_start().first(), Some(b'{' | b'[')) && json(&body, &mut inputs)
         }
-        BodyKind::Binary => {}
-    }
-    inputs
+        BodyKind::Binary => true,
+    };
+    if parsed { inputs } else { vec![Input::new(Place::Body, "", body.bytes)] }
 }
 
-/// Every string and key of a JSON text; false when it is not JSON, or nests too deep, or holds too many values.
-fn json(body: &[u8], inputs: &mut Vec<Input>) -> bool {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
+/// Every string and key of a JSON text; false when it is not JSON, or nests too deep, or holds too many values. Of a text that
+/// is not whole, the string in which it ends counts as well.
+fn json(body: &Prefix, inputs: &mut Vec<Input>) -> bool {
+    let mut deserializer = serde_json::Deserializer::from_slice(&body.bytes);
     let mut path = String::from("json");
     let walked = Walk { path: &mut path, depth: 0, inputs }.deserialize(&mut deserializer);
-    walked.is_ok() && deserializer.end().is_ok()
+    match walked.and_then(|()| deserializer.end()) {
+        Ok(()) => true,
+        Err(error) if error.is_eof() && !body.whole => cut_string(&body.bytes, path, inputs),
+        Err(_) => false,
+    }
+}
+
+/// Adds the string in which a JSON text ends, if it does, without the escape or character that is cut. Nobody can tell a key from
+/// a value there, so it counts as a value of what stood around it. False when it is not text or one value too many.
+fn cut_string(text: &[u8], path: String, inputs: &mut Vec<Input>) -> bool {
+    let Some(open) = open_string(text) else { return true };
+    let whole = match std::str::from_utf8(open) {
+        Err(error) if error.error_len().is_none() => &open[..error.valid_up_to()],
+        _ => open,
+    };
+    match serde_json::from_slice::<String>(&[b"\"", whole, b"\""].concat()) {
+        Ok(value) if inputs.len() < MAX_VALUES => {
+            inputs.push(Input::new(Place::Arg, path, value));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// What follows the last opening quote of a JSON text, up to an escape that is cut; `None` when that string is closed.
+fn open_string(text: &[u8]) -> Option<&[u8]> {
+    let mut start = None;
+    let mut at = 0;
+    while at < text.len() {
+        at += match (text[at], start) {
+            (b'"', None) => {
+                start = Some(at + 1);
+                1
+            }
+            (b'"', Some(_)) => {
+                start = None;
+                1
+            }
+            (b'\\', Some(_)) => {
+                let length = match &text[at + 1..] {
+                    // The first half of a surrogate pair (RFC 8259, 7).
+                    [b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'b' | b'A' | b'B', ..] => 12,
+                    [b'u', ..] => 6,
+                    _ => 2,
+                };
+                if at + length > text.len() {
+                    break;
+                }
+                length
+            }
+            _ => 1,
+        };
+    }
+    start.map(|start| &text[start..at])
 }
 
 /// Walks JSON without building it, so that duplicate keys are all seen.
@@ -446,8 +494,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
 /// The parts of a multipart body (RFC 7578); false when no part can be found or one has no header end.
 ///
-/// A body cut off at the limit still yields its last part as far as it goes.
-fn multipart(boundary: &[u8], body: &[u8], inputs: &mut Vec<Input>) -> bool {
+/// A body cut off at the limit still yields its last part as far as it goes; as raw text when not even its head is complete.
+fn multipart(boundary: &[u8], body: &Prefix, inputs: &mut Vec<Input>) -> bool {
+    let Prefix { bytes: body, whole } = body;
     let delimiter = [b"--", boundary].concat();
     let Some(start) = decode::find(body, &delimiter) else { return false };
     let mut rest = &body[start + delimiter.len()..];
@@ -458,7 +507,14 @@ fn multipart(boundary: &[u8], body: &[u8], inputs: &mut Vec<Input>) -> bool {
         }
         let end = decode::find(rest, &delimiter);
         let part = &rest[..end.unwrap_or(rest.len())];
-        if inputs.len() >= MAX_VALUES || !one_part(part, inputs) {
+        if inputs.len() >= MAX_VALUES {
+            return false;
+        }
+        if !one_part(part, inputs) {
+            if end.is_none() && !whole {
+                inputs.push(Input::new(Place::Body, "", part));
+                return true;
+            }
             return false;
         }
         parts += 1;
@@ -526,6 +582,14 @@ mod tests {
             .iter()
             .map(|input| format!("{}:{}={}", input.place, input.name, String::from_utf8_lossy(&input.value)))
             .collect()
+    }
+
+    fn whole(body: &[u8]) -> Prefix {
+        Prefix { bytes: body.to_vec(), whole: true }
+    }
+
+    fn cut(body: &[u8]) -> Prefix {
+        Prefix { bytes: body.to_vec(), whole: false }
     }
 
     #[test]
@@ -601,7 +665,7 @@ mod tests {
     fn json_strings_and_keys_are_seen_even_when_repeated() {
         let body = br#"{"a": "x\u003c", "a": {"b": ["y", 1, true, null]}}"#;
         assert_eq!(
-            shown(&of_body(&BodyKind::Json, body)),
+            shown(&of_body(&BodyKind::Json, whole(body))),
             [
                 "ARGS_NAMES:json.a=a",
                 "ARGS:json.a=x<",
@@ -614,8 +678,9 @@ mod tests {
 
     #[test]
     fn json_under_another_name_is_json() {
-        assert_eq!(shown(&of_body(&BodyKind::Text, b" [\"\\u003c\"]")), ["ARGS:json=<"]);
-        assert_eq!(shown(&of_body(&BodyKind::Text, b"[draft] text")), ["REQUEST_BODY:=[draft] text"]);
+        assert_eq!(shown(&of_body(&BodyKind::Text, whole(b" [\"\\u003c\"]"))), ["ARGS:json=<"]);
+        assert_eq!(shown(&of_body(&BodyKind::Text, whole(b"[draft] text"))), ["REQUEST_BODY:=[draft] text"]);
+        assert_eq!(shown(&of_body(&BodyKind::Text, cut(b"[draft] text"))), ["REQUEST_BODY:=[draft] text"]);
     }
 
     #[test]
@@ -629,7 +694,7 @@ mod tests {
             (BodyKind::Multipart(b"B".to_vec()), "--B\r\nno header end"),
             (BodyKind::Multipart(b"B".to_vec()), "--B--"),
         ] {
-            assert_eq!(shown(&of_body(&kind, body.as_bytes())), [format!("REQUEST_BODY:={body}")]);
+            assert_eq!(shown(&of_body(&kind, whole(body.as_bytes()))), [format!("REQUEST_BODY:={body}")]);
         }
     }
 
@@ -638,9 +703,93 @@ mod tests {
         let body = "preamble\r\n--B\r\nContent-Disposition: form-data; name=\"t\"\r\n\r\nhello\r\n--B\r\n\
                     content-disposition: form-data; filename=\"a;b.php\"; name=up\r\nContent-Type: text/plain\r\n\r\n<?php\r\n--B--\r\n";
         assert_eq!(
-            shown(&of_body(&BodyKind::Multipart(b"B".to_vec()), body.as_bytes())),
+            shown(&of_body(&BodyKind::Multipart(b"B".to_vec()), whole(body.as_bytes()))),
             ["ARGS_NAMES:t=t", "ARGS:t=hello", "ARGS_NAMES:up=up", "FILES:up=a;b.php", "FILES_CONTENT:up=<?php"]
         );
+    }
+
+    /// Wherever the limit falls, what has been shown so far stays, and each decoded character of a string is seen once it is
+    /// complete: escapes, surrogate pairs and UTF-8 are never left half.
+    #[test]
+    fn json_cut_at_every_byte_yields_what_is_there() {
+        let body = r#" {"k\u003c": "a\u0027\\\" é😀 \ud83d\uDE00z", "n": [1.5e3, true, null, "last"], "m": {}} "#;
+        let all = of_body(&BodyKind::Json, whole(body.as_bytes()));
+        assert_eq!(
+            shown(&all),
+            [
+                "ARGS_NAMES:json.k<=k<",
+                "ARGS:json.k<=a'\\\" é😀 😀z",
+                "ARGS_NAMES:json.n=n",
+                "ARGS:json.n=last",
+                "ARGS_NAMES:json.m=m",
+            ]
+        );
+        let mut known = 0;
+        for end in 1..body.len() {
+            let inputs = of_body(&BodyKind::Json, cut(&body.as_bytes()[..end]));
+            assert!(inputs.iter().all(|input| input.place != Place::Body), "{end}: {:?}", shown(&inputs));
+            let complete = inputs.iter().zip(&all).take_while(|(some, all)| some == all).count();
+            assert!(complete >= known && inputs.len() <= complete + 1, "{end}: {:?}", shown(&inputs));
+            if let Some(last) = inputs.get(complete) {
+                assert!(all[complete].value.starts_with(&last.value), "{end}: {:?}", shown(&inputs));
+                assert!(std::str::from_utf8(&last.value).is_ok());
+            }
+            known = complete;
+        }
+        assert_eq!(known, all.len());
+    }
+
+    #[test]
+    fn json_that_is_broken_before_the_cut_is_raw_text() {
+        let deep = "[".repeat(JSON_DEPTH + 2);
+        for body in [r#"{"a": x"#, r#"{"a": "\q"#, r#"{"a": "\ud83dx"#, r#"{"a": "x"} trailing"#, deep.as_str()] {
+            let inputs = of_body(&BodyKind::Json, cut(body.as_bytes()));
+            assert_eq!(shown(&inputs), [format!("REQUEST_BODY:={body}")]);
+        }
+        assert_eq!(of_body(&BodyKind::Json, cut(b"{\"a\": \"\xff\xffx"))[0].place, Place::Body);
+    }
+
+    #[test]
+    fn a_form_cut_at_every_byte_yields_what_is_there() {
+        let body = b"a=1&bc=%3Cscript&d";
+        for end in 1..=body.len() {
+            let raw: Vec<u8> =
+                of_body(&BodyKind::Form, cut(&body[..end])).iter().flat_map(|it| it.value.clone()).collect();
+            let shown = body[..end].iter().filter(|byte| !matches!(byte, b'&' | b'=')).count();
+            assert_eq!(raw.len(), shown, "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn multipart_cut_at_every_byte_yields_what_is_there() {
+        let body = "--B\r\ncontent-disposition: form-data; name=t\r\n\r\nhello\r\n--B\r\n\
+                    content-disposition: form-data; name=up; filename=f\r\n\r\n<?php 1\r\n--B--\r\n";
+        let kind = BodyKind::Multipart(b"B".to_vec());
+        let first = body.find("hello").unwrap();
+        let second = body.find("<?php").unwrap();
+        for end in 1..=body.len() {
+            let inputs = of_body(&kind, cut(&body.as_bytes()[..end]));
+            let places: Vec<Place> = inputs.iter().map(|input| input.place).collect();
+            let seen = |text: &str| inputs.iter().any(|it| String::from_utf8_lossy(&it.value).contains(text));
+            if end < first {
+                assert_eq!(places, [Place::Body], "{end} bytes");
+            } else if end < second {
+                assert_eq!(places[..2], [Place::ArgName, Place::Arg], "{end} bytes");
+                assert!(seen(&"hello"[..(end - first).min(5)]), "{end} bytes");
+            } else {
+                // What is there of the last delimiter may count as a part of its own.
+                assert_eq!(places[2..5], [Place::ArgName, Place::FileName, Place::Upload], "{end} bytes");
+                assert!(places.len() <= 6 && inputs.get(5).is_none_or(|rest| rest.value.len() < 2), "{end} bytes");
+                assert!(seen(&"<?php"[..(end - second).min(5)]), "{end} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn raw_text_is_moved_and_not_copied() {
+        let body = cut(&vec![b'x'; 1000]);
+        let place = body.bytes.as_ptr();
+        assert_eq!(of_body(&BodyKind::Text, body)[0].value.as_ptr(), place);
     }
 
     #[test]
@@ -655,14 +804,15 @@ mod tests {
         #[test]
         fn any_body_of_any_kind_is_taken_apart(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             for kind in [BodyKind::Form, BodyKind::Json, BodyKind::Multipart(b"-".to_vec()), BodyKind::Text, BodyKind::Binary] {
-                let _ = of_body(&kind, &body);
+                let _ = of_body(&kind, whole(&body));
+                let _ = of_body(&kind, cut(&body));
             }
             let _ = of_head("/", Some(&String::from_utf8_lossy(&body)), [("cookie", &body[..]), ("referer", &body[..])]);
         }
 
         #[test]
         fn broken_multipart_never_loses_its_text(body in "(--B|\r\n|: |name=|;|\"|x){0,40}") {
-            let inputs = of_body(&BodyKind::Multipart(b"B".to_vec()), body.as_bytes());
+            let inputs = of_body(&BodyKind::Multipart(b"B".to_vec()), whole(body.as_bytes()));
             prop_assert!(!inputs.is_empty());
         }
     }

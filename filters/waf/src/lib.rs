@@ -5,9 +5,11 @@
 //! in `block` mode; in `detect` mode the request passes and the origin sees the score in `x-waf-score`. A client's own
 //! `x-waf-score` never reaches the origin.
 //!
-//! Bodies: form, JSON, multipart and text bodies are inspected up to `body_limit`; media and archives are not. A
-//! compressed body is inspected as the bytes it is: decompression is the origin's. What cannot be parsed as the format it
-//! claims is inspected as raw text. Each match is one log line: `[id "5001"] [msg ".."] [severity ".."] [tag ".."] [matched in ARGS:name]`.
+//! Bodies: form, JSON, multipart and text bodies are inspected up to `body_limit`; media and archives are not. Of a longer body
+//! the first `body_limit` bytes are inspected and **what follows them is not**: it streams to the origin. So padding in front of
+//! an attack hides it; where no request needs a long body, `body_over_limit: deny` refuses it with 413 instead. A compressed body
+//! is inspected as the bytes it is: decompression is the origin's. What cannot be parsed as the format it claims is inspected as
+//! raw text. Each match is one log line: `[id "5001"] [msg ".."] [severity ".."] [tag ".."] [matched in ARGS:name]`.
 //!
 //! Matching is linear in the length of a value, whatever it holds. Still, run this filter fail-closed: a host that lets requests
 //! pass when a guest call overruns its deadline lets attacks pass under load.
@@ -74,7 +76,7 @@ impl Filter for Waf {
         match self.config.mode {
             Mode::Block if self.blocks(&verdict) => {
                 self.blocked.inc(1);
-                Err(problem(self.config.status, "the request was refused by a security rule"))
+                Err(problem(self.config.status, "Request blocked", "the request was refused by a security rule"))
             }
             Mode::Block => Ok(Next),
             Mode::Detect => {
@@ -106,16 +108,35 @@ impl Waf {
             return Ok(());
         }
 
-        // Without a body this is there at once, and empty.
-        let body = match req.body(limit).await {
-            Ok(body) => body,
-            Err(_) if self.config.body_over_limit == OverLimit::Deny && self.config.mode == Mode::Block => {
-                return Err(problem(413, "the request body is larger than this server inspects"));
-            }
-            Err(_) => Vec::new(),
-        };
-        self.engine.inspect_more(req.path(), &inputs::of_body(&kind, &body), verdict);
+        if let Some(body) = self.read_body(req, limit).await? {
+            self.engine.inspect_more(req.path(), &inputs::of_body(&kind, body), verdict);
+        }
         Ok(())
+    }
+
+    /// What there is to inspect of the body; without a body it is there at once, and empty. `None`: the body passes unread.
+    async fn read_body(&self, req: &mut Request, limit: usize) -> Result<Option<Prefix>, Reply> {
+        let blocking = self.config.mode == Mode::Block;
+        match self.config.body_over_limit {
+            OverLimit::InspectPrefix => match req.body_prefix(limit).await {
+                Ok(body) => Ok(Some(body)),
+                Err(error) => {
+                    error!("waf: the body cannot be inspected: {error}");
+                    if !blocking {
+                        return Ok(None);
+                    }
+                    Err(problem(500, "Internal Server Error", "the request body could not be inspected"))
+                }
+            },
+            // Both know what to do as soon as a length is announced, and need not wait for the first bytes.
+            OverLimit::Pass | OverLimit::Deny => match req.body(limit).await {
+                Ok(bytes) => Ok(Some(Prefix { bytes, whole: true })),
+                Err(_) if blocking && self.config.body_over_limit == OverLimit::Deny => {
+                    Err(problem(413, "Content Too Large", "the request body is larger than this server inspects"))
+                }
+                Err(_) => Ok(None),
+            },
+        }
     }
 
     fn report(&self, verdict: &Verdict) {
@@ -130,14 +151,13 @@ impl Waf {
 }
 
 /// A reply in the form of RFC 9457. It says nothing of what was found: that is for the log.
-fn problem(status: u16, detail: &'static str) -> Reply {
+fn problem(status: u16, title: &'static str, detail: &'static str) -> Reply {
     #[derive(Serialize)]
     struct Problem {
         title: &'static str,
         status: u16,
         detail: &'static str,
     }
-    let title = if status == 413 { "Content Too Large" } else { "Request blocked" };
     let body = Problem { title, status, detail };
     match selvedge_sdk::serde_json::to_vec(&body) {
         Ok(json) => Reply::new(status).header("content-type", "application/problem+json").body(json),
@@ -218,12 +238,117 @@ mod tests {
     #[test]
     fn a_body_over_the_limit_passes_or_is_refused_as_configured() {
         let long = "a".repeat(200);
-        for (mode, over, status) in [("block", "pass", 200), ("block", "deny", 413), ("detect", "deny", 200)] {
+        for (mode, over, status) in [
+            ("block", "inspect_prefix", 200),
+            ("block", "pass", 200),
+            ("block", "deny", 413),
+            ("detect", "inspect_prefix", 200),
+            ("detect", "deny", 200),
+        ] {
             let config = json!({"mode": mode, "body_limit": 100, "body_over_limit": over});
             let waf = Tester::<Waf>::native().config(config);
             assert_eq!(waf.post("/").body(long.as_str()).send().status(), status);
             assert_eq!(waf.post("/").body(long.as_str()).chunked(30).send().status(), status);
             assert_eq!(waf.post("/").body("short").send().status(), 200);
+        }
+    }
+
+    const LIMIT: usize = 128 * 1024;
+    const LONG: usize = 1024 * 1024;
+
+    /// A form of 1 MiB with an attack at this place.
+    fn long_form(at: usize, attack: &str) -> Vec<u8> {
+        let mut body = vec![b'a'; LONG];
+        body[..2].copy_from_slice(b"a=");
+        body[at..at + attack.len()].copy_from_slice(attack.as_bytes());
+        body
+    }
+
+    #[test]
+    fn an_attack_at_the_start_of_a_long_body_is_blocked_and_one_behind_the_limit_is_not_seen() {
+        let attack = "&id=1%27+union+select+1,2--&";
+        for (at, seen) in [
+            (2, true),
+            (LIMIT - attack.len(), true),
+            // Cut behind what makes it one, and in front of it.
+            (LIMIT - attack.len() + 2, true),
+            (LIMIT - 6, false),
+            (LIMIT, false),
+            (LONG - attack.len(), false),
+        ] {
+            let body = long_form(at, attack);
+            let waf = Tester::<Waf>::native();
+            for chunk in [None, Some(65_536), Some(5000)] {
+                let request = waf.post("/").header("content-type", "application/x-www-form-urlencoded");
+                let request = request.body(body.as_slice());
+                let reply = match chunk {
+                    Some(bytes) => request.chunked(bytes).send(),
+                    None => request.send(),
+                };
+                assert_eq!(reply.status(), if seen { 403 } else { 200 }, "attack at {at}, in pieces of {chunk:?}");
+                match reply.upstream() {
+                    Some(upstream) => assert!(!seen && upstream.body() == body, "the origin gets every byte"),
+                    None => assert!(seen),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_escaped_attack_in_json_that_the_limit_cuts_is_blocked() {
+        let json =
+            [r#"{"pad": ""#, &"a".repeat(LIMIT - 100), r#"", "id": "1\u0027 union select 1,2-- "#, &"b".repeat(LONG)]
+                .concat();
+        let waf = Tester::<Waf>::native();
+        for content_type in ["application/json", "text/plain"] {
+            let reply = waf.post("/").header("content-type", content_type).body(json.as_str()).chunked(16_384).send();
+            assert_eq!(reply.status(), 403);
+            assert!(reply.logs()[0].contains("[matched in ARGS:json.id]"), "{:?}", reply.logs());
+        }
+    }
+
+    #[test]
+    fn with_pass_the_start_of_a_long_body_is_not_inspected() {
+        let waf = Tester::<Waf>::native().config(json!({"body_over_limit": "pass"}));
+        let body = long_form(2, "&id=1%27+union+select+1,2--&");
+        assert_eq!(waf.post("/").body(body.as_slice()).send().status(), 200);
+        assert_eq!(waf.post("/").body(body.as_slice()).chunked(65_536).send().status(), 200);
+    }
+
+    #[test]
+    fn detect_mode_scores_the_start_of_a_long_body() {
+        let waf = Tester::<Waf>::native().config(json!({"mode": "detect"}));
+        let reply = waf.post("/").body(long_form(2, "&id=1%27+union+select+1,2--&")).chunked(65_536).send();
+        let upstream = reply.upstream().unwrap();
+        assert!(upstream.header("x-waf-score").unwrap().parse::<u32>().unwrap() >= 5);
+        assert_eq!(upstream.body().len(), LONG);
+    }
+
+    /// Says that it holds a body and does not give it.
+    #[derive(Default)]
+    struct Blind {
+        replies: std::cell::RefCell<Vec<u16>>,
+    }
+
+    impl selvedge_sdk::host::Host for Blind {
+        fn reply(&self, status: u16, _: &[(&str, &[u8])], _: &[u8]) {
+            self.replies.borrow_mut().push(status);
+        }
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_read_does_not_pass_where_attacks_are_blocked() {
+        use selvedge_sdk::runtime::{Action, Root};
+
+        for (config, replies) in [("{}", vec![500]), (r#"{"mode": "detect"}"#, vec![])] {
+            let blind = std::rc::Rc::new(Blind::default());
+            let _installed = selvedge_sdk::host::install(blind.clone());
+            let mut root = Root::<Waf>::default();
+            assert!(root.configure(config.as_bytes()));
+            let mut stream = root.open().unwrap();
+            assert_eq!(stream.on_request_headers(false), Action::Pause);
+            let action = stream.on_request_body(10, true);
+            assert_eq!((action == Action::Pause, &*blind.replies.borrow()), (!replies.is_empty(), &replies));
         }
     }
 
