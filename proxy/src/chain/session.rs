@@ -169,6 +169,8 @@ impl FilteredSession {
             }
             match task {
                 HttpTask::Header(header, end) if is_interim(&header) => {
+                    // `store` says so to sessions that are not filtered.
+                    self.real_mut().set_close_on_response_before_downstream_finish(false);
                     if !std::mem::take(&mut self.early_informational) {
                         out.push(HttpTask::Header(header, end));
                     }

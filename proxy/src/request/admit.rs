@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, Method, Version, header};
 use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora_error::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
@@ -25,9 +25,9 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<(
     // After an early answer the rest of an upload is read for this long, to keep the connection; then it is closed.
     downstream.set_total_drain_timeout(Some(DRAIN));
     // Pingora would close the connection under a client that is still uploading, and so might reset the answer away. A client that waits
-    // for a 100 may send its body or not after another answer (RFC 9110, 10.1.1): only then nobody can tell what comes next.
-    let expects = session.downstream_session.req_header().headers.contains_key(header::EXPECT);
-    let downstream = &mut session.downstream_session;
+    // for a 100 may send its body or not after another answer (RFC 9110, 10.1.1): only then nobody can tell what comes next, until it has
+    // got its 100.
+    let expects = downstream.req_header().headers.contains_key(header::EXPECT);
     downstream.set_close_on_response_before_downstream_finish(expects);
     // A second request in the same packet waits for its turn instead of ending the connection (RFC 9112, 9.3.2).
     downstream.set_pipelining_enabled(true);
@@ -43,6 +43,9 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<(
         && let Some(authority) = request.uri.authority().map(|authority| authority.as_str().to_owned())
     {
         request.insert_header(header::HOST, authority)?;
+    }
+    if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
+        return Error::e_explain(ErrorType::HTTPStatus(400), "HTTP/1.1 without Host (RFC 9112, 3.2)");
     }
     Ok(())
 }

@@ -161,6 +161,7 @@ async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader, upg
         .get(header::EXPECT)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
+        io.set_close_on_response_before_downstream_finish(false);
         io.write_continue_response().await?;
         io.req_header_mut().remove_header(&header::EXPECT);
     }

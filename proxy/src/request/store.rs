@@ -15,6 +15,8 @@ use super::RequestCtx;
 /// An interim response cannot be written to the client.
 pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        // The client goes on with its body now, so there is no doubt about what comes next (see `admit`).
+        session.downstream_session.set_close_on_response_before_downstream_finish(false);
         // Pingora loses an interim response that arrives in one batch with a cacheable final one; written now, it cannot be lost, and
         // the filtered session drops the queued duplicate.
         if session.cache.enabled()
