@@ -251,22 +251,33 @@ async fn filters_see_one_form_of_target_and_cannot_remove_the_authority() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_client_gets_no_chunks_and_the_connection_ends() {
-    let origin = echo().await;
+    let origin = Origin::start(|request| {
+        let (body, served) = Origin::streaming(200, &[]);
+        let text = format!("GET {} ", request.target);
+        body.send(text.clone().into()).unwrap();
+        if request.target.ends_with("streamed") { served } else { Origin::reply(200, &[], text) }
+    })
+    .await;
     let edge = edge(
         origin.address(),
-        "{ name: plain, match: { path: /plain }, to: app }, { name: all, filters: [noop, append], to: app }",
+        "{ name: plain, match: { path: /plain/* }, to: app }, { name: all, filters: [noop, append], to: app }",
     );
-    for (path, text) in [("/plain", "GET /plain "), ("/filtered", "GET /filtered +app")] {
-        let mut client = Client::connect(edge.web()).await;
-        client.send(format!("GET {path} HTTP/1.0\r\nhost: test\r\n\r\n").as_bytes()).await;
-        let response = client.response("GET").await;
-        assert_eq!((response.status, response.text().as_str()), (200, text));
-        assert_eq!(
-            (response.header("transfer-encoding"), response.header("connection")),
-            (None, Some("close")),
-            "{path}"
-        );
-        assert!(client.is_closed().await, "{path}");
+    for (path, text) in [
+        ("/plain/a", "GET /plain/a "),
+        ("/plain/streamed", "GET /plain/streamed "),
+        ("/filtered", "GET /filtered +app"),
+        ("/filtered/streamed", "GET /filtered/streamed +app"),
+    ] {
+        for (more, kept) in [("", false), ("connection: keep-alive\r\n", path == "/plain/a")] {
+            let mut client = Client::connect(edge.web()).await;
+            client.send(format!("GET {path} HTTP/1.0\r\nhost: test\r\n{more}\r\n").as_bytes()).await;
+            let response = client.response("GET").await;
+            assert_eq!((response.status, response.text().as_str()), (200, text), "{more}");
+            assert_eq!(response.header("transfer-encoding"), None, "{path} {more}");
+            // Without chunks and without a length, the end of the connection is the end of the body.
+            assert_eq!(response.header("connection"), Some(if kept { "keep-alive" } else { "close" }), "{path} {more}");
+            assert!(kept || client.is_closed().await, "{path}");
+        }
     }
 }
 

@@ -466,7 +466,8 @@ async fn a_request_passes_forwards_and_a_response_backwards() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_in_chunks_of_one_byte_arrive_whole() {
-    let text: String = ('a'..='z').cycle().take(300).collect();
+    // Not more, because HTTP/2 ends connections that send many tiny frames.
+    let text: String = ('a'..='z').cycle().take(60).collect();
     let origin = {
         let text = text.clone();
         Origin::start(move |request| {

@@ -19,6 +19,8 @@ use crate::plan::Route;
 pub(crate) struct ExchangeState {
     /// The request's number, for traces.
     pub(crate) number: u64,
+    /// Our name as an item of a structured field, for `Proxy-Status`.
+    pub(crate) node: Arc<str>,
     /// The route that was selected; fixed for the life of the exchange.
     pub(crate) route: Arc<Route>,
     /// `http` or `https`, as the client spoke to us.

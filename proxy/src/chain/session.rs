@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use parking_lot::Mutex;
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::HttpTask;
@@ -21,11 +21,12 @@ use pingora_core::protocols::http::custom::server::Session as CustomSession;
 use pingora_core::protocols::http::server::Session as HttpSession;
 use pingora_core::protocols::http::v1::client::http_req_header_to_wire;
 use pingora_core::protocols::l4::socket::SocketAddr;
-use pingora_error::{Error, ErrorType, Result};
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use selvedge_wasm::LocalReply;
 
 use super::{Chain, ChainError, Event, Passage};
+use crate::request::fail;
 use crate::request::step;
 
 /// What the filtered session shares with the request's own context while it stands in Pingora's place.
@@ -37,6 +38,8 @@ pub(crate) struct Slot {
     chain: Mutex<Option<Box<Chain>>>,
     /// A reply a filter made when the exchange was already on its way upstream; written by the error path.
     reply: Mutex<Option<LocalReply>>,
+    /// Set when the session answered an error of the chain itself: the RFC 9209 error token, for the access log.
+    failure: Mutex<Option<&'static str>>,
     /// An error answer was made: the connection must not be kept alive.
     pub(crate) close: AtomicBool,
 }
@@ -56,6 +59,11 @@ impl Slot {
     /// The reply kept, once.
     pub(crate) fn parked_reply(&self) -> Option<LocalReply> {
         self.reply.lock().take()
+    }
+
+    /// The error token of the answer that the session made itself.
+    pub(crate) fn failure(&self) -> Option<&'static str> {
+        *self.failure.lock()
     }
 
     /// Gives the chain back.
@@ -151,9 +159,13 @@ impl FilteredSession {
             return Err(Error::explain(ErrorType::InternalError, "the filter chain of this exchange was lost"));
         };
         let out = self.filter(&mut chain, tasks).await;
+        let node = Arc::clone(&chain.state.node);
         self.slot.return_chain(chain);
 
-        let out = out?;
+        let out = match out {
+            Ok(out) => out,
+            Err(error) => return self.answer_failure(error, &node).await,
+        };
         if out.is_empty() {
             return Ok(self.response == Response::Ended);
         }
@@ -258,12 +270,13 @@ impl FilteredSession {
     }
 
     fn write_header(&mut self, out: &mut Vec<HttpTask>, mut header: Box<ResponseHeader>, end: bool) {
-        if self.slot.close.load(Ordering::Relaxed) {
-            self.real_mut().set_keepalive(None);
-        }
         let bodiless = is_bodiless(&header, self.real().req_header());
+        let mut until_close = false;
         if !end && !bodiless {
-            frame(&mut header);
+            until_close = frame(&mut header, self.real().req_header().version) == Framing::UntilClose;
+        }
+        if until_close || self.slot.close.load(Ordering::Relaxed) {
+            self.real_mut().set_keepalive(None);
         }
         let end = (end || bodiless) && header.status != StatusCode::SWITCHING_PROTOCOLS;
         self.response = if end { Response::Ended } else { Response::Sent };
@@ -276,13 +289,32 @@ impl FilteredSession {
         }
     }
 
+    /// Answers an error of the chain when the client has nothing yet. Here and not in `fail_to_proxy`, because Pingora does not call
+    /// that on cache hits, and on misses takes an error of this session for a client that has left, and only goes on to fill the cache.
+    async fn answer_failure(&mut self, error: Box<Error>, node: &str) -> Result<bool> {
+        let too_late = self.real().response_written().is_some_and(|written| !written.status.is_informational());
+        let ours = *error.esource() == ErrorSource::Internal;
+        let answer = fail::chain_answer(&error, node).filter(|_| ours && !too_late);
+        let Some((header, body, token)) = answer else { return Err(error) };
+
+        *self.slot.failure.lock() = token;
+        self.slot.close.store(true, Ordering::Relaxed);
+        self.abandon_body = true;
+        let mut out = Vec::with_capacity(2);
+        self.write_header(&mut out, header, body.is_empty());
+        if self.response != Response::Ended {
+            out.push(HttpTask::Body(Some(body), true));
+        }
+        self.response = Response::Ended;
+        self.forward(out).await
+    }
+
     async fn forward(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let ended = self.response == Response::Ended;
         let result = self.real_mut().response_duplex_vec(tasks).await;
-        match &result {
-            Ok(done) if *done => self.response = Response::Ended,
-            Ok(_) => {}
-            Err(_) => self.broken = true,
+        // That the client has all of an announced length does not mean that the filters have seen the end: `finish` shows it to them.
+        if result.is_err() {
+            self.broken = true;
         }
         result.map(|done| done || ended)
     }
@@ -295,7 +327,7 @@ impl FilteredSession {
         if self.response != Response::Open {
             self.broken = true;
         }
-        crate::request::fail::from_chain(error)
+        fail::from_chain(error)
     }
 }
 
@@ -546,14 +578,26 @@ fn fix_length(header: &mut ResponseHeader, length: usize, request: &RequestHeade
     let _ = header.set_content_length(length);
 }
 
-/// A body without a length is chunked on HTTP/1.1; on HTTP/2 Pingora drops the field again.
-fn frame(header: &mut ResponseHeader) {
-    if header.headers.contains_key(header::CONTENT_LENGTH)
-        || header.headers.contains_key(header::TRANSFER_ENCODING)
-        || header.status == StatusCode::SWITCHING_PROTOCOLS
-    {
-        return;
+/// How the client knows where a body ends.
+#[derive(PartialEq, Eq)]
+enum Framing {
+    /// The header says how.
+    Announced,
+    /// The connection ends with it.
+    UntilClose,
+}
+
+/// A body without a length is chunked on HTTP/1.1, and ends with the connection on HTTP/1.0; on HTTP/2 Pingora drops the field again.
+fn frame(header: &mut ResponseHeader, version: Version) -> Framing {
+    let framed =
+        header.headers.contains_key(header::CONTENT_LENGTH) || header.headers.contains_key(header::TRANSFER_ENCODING);
+    if framed || header.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Framing::Announced;
     }
-    header.set_version(http::Version::HTTP_11);
+    if version <= Version::HTTP_10 {
+        return Framing::UntilClose;
+    }
+    header.set_version(Version::HTTP_11);
     let _ = header.insert_header(header::TRANSFER_ENCODING, "chunked");
+    Framing::Announced
 }

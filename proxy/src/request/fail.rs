@@ -64,7 +64,7 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
 
     let (header, body) = match ctx.slot.as_ref().and_then(|slot| slot.parked_reply()) {
         Some(reply) => reply_message(reply),
-        None => match message(&verdict, ctx) {
+        None => match message(&verdict, &ctx.plan.node.structured) {
             Ok(message) => message,
             Err(_) => return gone,
         },
@@ -119,14 +119,25 @@ fn judge(error: &Error) -> Verdict {
     Verdict { status, token }
 }
 
-fn message(verdict: &Verdict, ctx: &RequestCtx) -> pingora_error::Result<(Box<ResponseHeader>, Bytes)> {
+/// The answer to an error of the chain, and its RFC 9209 error token; `None` when the stream is to end without one.
+pub(crate) fn chain_answer(error: &Error, node: &str) -> Option<(Box<ResponseHeader>, Bytes, Option<&'static str>)> {
+    let verdict = judge(error);
+    if verdict.status == 0 {
+        return None;
+    }
+    let (header, body) = message(&verdict, node).ok()?;
+    Some((header, body, verdict.token))
+}
+
+/// `node` is our name as an item of a structured field.
+fn message(verdict: &Verdict, node: &str) -> pingora_error::Result<(Box<ResponseHeader>, Bytes)> {
     let mut response = Box::new(ResponseHeader::build(verdict.status, Some(5))?);
     let reason = response.status.canonical_reason().unwrap_or("Error");
     let body = format!("{} {reason}\n", verdict.status);
     response.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     response.insert_header(header::CACHE_CONTROL, "no-store")?;
     if let Some(token) = verdict.token {
-        response.insert_header("proxy-status", format!("{}; error={token}", ctx.plan.node.structured))?;
+        response.insert_header("proxy-status", format!("{node}; error={token}"))?;
     }
     response.set_content_length(body.len())?;
     Ok((response, Bytes::from(body)))

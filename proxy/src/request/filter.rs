@@ -233,6 +233,7 @@ fn exchange_state(edge: &Edge, session: &Session, ctx: &RequestCtx) -> Result<Ex
     let tls_version = session.digest().and_then(|digest| digest.ssl_digest.as_ref()).map(|tls| tls.version.clone());
     Ok(ExchangeState {
         number: ctx.number,
+        node: Arc::clone(&ctx.plan.node.structured),
         route: Arc::clone(ctx.route()?),
         scheme: edge.listener.scheme(),
         client,

@@ -13,6 +13,7 @@ pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>,
         if let Some(mut chain) = slot.take_chain() {
             chain.finish(&mut session.downstream_session);
         }
+        ctx.failure = ctx.failure.or(slot.failure());
         FilteredSession::restore(&mut session.downstream_session, &slot);
     }
 

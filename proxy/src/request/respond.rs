@@ -1,6 +1,6 @@
 //! Step 9: what we add to a response, and responses of our own.
 
-use http::header;
+use http::{Version, header};
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -9,9 +9,14 @@ use super::{RequestCtx, lookup};
 use crate::plan::{Route, Target};
 
 /// Marks a response that came from an upstream or the cache.
-pub(crate) fn header(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
+pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
     if response.status.is_informational() {
         return Ok(());
+    }
+    // A client of HTTP/1.0 does not know chunks (RFC 9112, 6.1), which Pingora gives to every body without a length.
+    if session.req_header().version <= Version::HTTP_10 && response.headers.contains_key(header::TRANSFER_ENCODING) {
+        response.remove_header(&header::TRANSFER_ENCODING);
+        session.downstream_session.set_keepalive(None);
     }
     response.append_header(header::VIA, ctx.plan.node.via(response.version))?;
     lookup::status(session, response, ctx);
