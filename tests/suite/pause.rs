@@ -579,11 +579,15 @@ async fn responses_without_a_body_are_not_held() {
                 (response.header("x-seen"), response.header("x-held-len"), response.header("transfer-encoding"));
             assert_eq!(fields, (Some("yes"), None, None), "{transport:?} {method} {path}");
         }
-        // HEAD from the cache.
+        // HEAD and 304 from the cache.
         let path = format!("/cached/x/{transport:?}");
         assert_eq!(transport.get(&edge, &path).await.text(), "body[held]+app", "{transport:?}");
         let head = transport.ask(&edge, "HEAD", &path, None).await.unwrap();
         assert_eq!((head.status, head.text().as_str(), is_hit(&head)), (200, "", true), "{transport:?}");
+        if transport == Transport::H1 {
+            let same = Client::get_with(edge.web(), &path, "if-none-match: \"a\"\r\n").await;
+            assert_eq!((same.status, same.header("x-seen"), same.header("x-held-len")), (304, Some("yes"), None));
+        }
     }
 }
 
@@ -629,7 +633,11 @@ async fn a_filter_that_holds_more_than_its_limit_ends_the_exchange() {
         let response = transport.get(&edge, "/response/1025").await;
         assert_eq!((response.status, response.header("x-held-len")), (502, None), "{transport:?}");
         for _ in 0..2 {
-            assert_eq!(transport.get(&edge, "/cached/response/1025").await.status, 502, "{transport:?}");
+            let response = transport.get(&edge, "/cached/response/1025").await;
+            assert_eq!(response.status, 502, "{transport:?}");
+            assert!(response.header("proxy-status").is_some(), "{transport:?}");
+            let closes = matches!(transport, Transport::H1 | Transport::H1Tls).then_some("close");
+            assert_eq!(response.header("connection"), closes, "{transport:?}");
         }
         // What only streams through is not held, however large.
         assert_eq!(transport.get(&edge, "/append/100000").await.body.len(), 100_004, "{transport:?}");

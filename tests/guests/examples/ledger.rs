@@ -12,7 +12,9 @@ impl Ledger {
         loop {
             let (value, cas) = self.get_shared_data(key);
             let count = value.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes) + more;
-            if more == 0 || !matches!(self.set_shared_data(key, Some(&count.to_le_bytes()), cas), Err(Status::CasMismatch)) {
+            if more == 0
+                || !matches!(self.set_shared_data(key, Some(&count.to_le_bytes()), cas), Err(Status::CasMismatch))
+            {
                 return count;
             }
         }

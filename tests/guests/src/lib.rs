@@ -16,6 +16,7 @@
 //! | `trailers` | – | adds the response trailer `x-trailer-filtered: yes` |
 //! | `judge` | `request` or `response` | holds the headers until the whole body is there; answers 403 when the body contains `evil` |
 //! | `stuck` | phase | pauses in it and never resumes: `request_headers`, `request_body`, `response_headers`, `response_body` |
+//! | `peek` | – | holds the request's headers until the body has begun, sets `x-peeked` to its first 4 bytes, lets the rest stream |
 //! | `ledger` | – | counts streams opened and done, response headers `x-opened` and `x-done` |
 
 use std::rc::Rc;
