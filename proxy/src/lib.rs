@@ -11,6 +11,8 @@ pub mod reload;
 
 pub mod listener;
 
+mod transport;
+
 pub mod tls;
 
 pub mod plan;

@@ -3,22 +3,21 @@
 use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::http::server::Session as HttpSession;
 use pingora_core::protocols::http::v2::server::H2Options;
-use pingora_core::protocols::l4::stream::Stream as TcpStream;
-use pingora_core::protocols::{GetSocketDigest, SocketDigest};
+use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
-use std::os::fd::AsRawFd;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::request::Edge;
+use crate::transport::Transport;
 
 /// What a request needs to know about where it arrived.
 #[derive(Debug)]
@@ -62,13 +61,25 @@ pub struct Bound {
 }
 
 tokio::task_local! {
-    /// Set once the header of the request that this task reads is complete.
-    static HEADER_READ: Cell<bool>;
+    /// Since when this connection waits for a complete request header; `None` while a request is served.
+    static READING_SINCE: Cell<Option<Instant>>;
 }
 
 /// Says that the request header is complete: the deadline for reading it no longer applies.
 pub(crate) fn header_is_read() {
-    let _ = HEADER_READ.try_with(|read| read.set(true));
+    let _ = READING_SINCE.try_with(|since| since.set(None));
+}
+
+/// Ends when the connection has waited longer than `limit` for a request header. Looks rarely: a timer per connection and interval
+/// instead of one per request.
+async fn header_overdue(limit: Duration) {
+    loop {
+        // Pingora's coarse timer: thousands of connections share a few entries.
+        pingora_timeout::fast_timeout::fast_sleep(limit / 2).await;
+        if READING_SINCE.with(Cell::get).is_some_and(|since| since.elapsed() > limit) {
+            return;
+        }
+    }
 }
 
 /// Pingora's HTTP application behind a listener: the proxy, and a deadline on every request header.
@@ -94,25 +105,8 @@ impl HttpServerApp for Door {
             return None;
         }
         session.set_keepalive(Some(self.facts.idle_timeout.as_secs().max(1)));
-
-        let deadline = self.facts.idle_timeout + self.facts.header_timeout;
-        HEADER_READ
-            .scope(Cell::new(false), async {
-                let request = self.proxy.process_new_http(session, shutdown);
-                tokio::pin!(request);
-                tokio::select! {
-                    biased;
-                    reused = &mut request => return reused,
-                    // Pingora's coarse timer: thousands of connections share a few entries, and an unfired one costs next to nothing.
-                    () = pingora_timeout::fast_timeout::fast_sleep(deadline) => {}
-                }
-                if HEADER_READ.with(Cell::get) {
-                    return request.await;
-                }
-                debug!("request header not complete in time");
-                None
-            })
-            .await
+        let _ = READING_SINCE.try_with(|since| since.set(Some(Instant::now())));
+        self.proxy.process_new_http(session, shutdown).await
     }
 
     async fn http_cleanup(&self) {
@@ -136,7 +130,6 @@ pub(crate) async fn accept(
     mut shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
 ) {
-    let handshake_timeout = door.facts.header_timeout;
     let acceptor = tls.map(|config| Arc::new(Acceptor::from_server_config(config)));
     loop {
         let accepted = tokio::select! {
@@ -160,39 +153,40 @@ pub(crate) async fn accept(
         let alive = alive.clone();
         tokio::spawn(async move {
             let _alive = alive;
-            let stream = prepare(stream, peer);
-            let mut reused = match acceptor {
-                None => door.process_new(Box::new(stream), &shutdown).await,
-                Some(acceptor) => match tokio::time::timeout(handshake_timeout, acceptor.tls_handshake(stream)).await {
-                    Ok(Ok(stream)) => door.process_new(Box::new(stream), &shutdown).await,
-                    Ok(Err(error)) => {
-                        debug!(%peer, %error, "TLS handshake failed");
-                        return;
-                    }
-                    Err(_) => {
-                        debug!(%peer, "TLS handshake took too long");
-                        return;
-                    }
-                },
-            };
-            while let Some(stream) = reused {
-                reused = door.process_new(stream, &shutdown).await;
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%peer, %error, "TCP_NODELAY was refused");
             }
+            let stream = Transport::new(stream, peer);
+            let overdue = door.facts.idle_timeout + door.facts.header_timeout;
+            let served = READING_SINCE.scope(Cell::new(None), async {
+                tokio::select! {
+                    biased;
+                    () = serve(stream, &door, acceptor.as_deref(), &shutdown) => {}
+                    () = header_overdue(overdue) => debug!(%peer, "no complete request header in time"),
+                }
+            });
+            served.await;
         });
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve(stream: Transport, door: &Arc<Door>, tls: Option<&Acceptor>, shutdown: &ShutdownWatch) {
+    let stream: Stream = match tls {
+        None => Box::new(stream),
+        Some(acceptor) => {
+            match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
+                Ok(Ok(stream)) => Box::new(stream),
+                Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+                Err(_) => return debug!("TLS handshake took too long"),
+            }
+        }
+    };
+    let mut next = Some(stream);
+    while let Some(stream) = next {
+        next = door.process_new(stream, shutdown).await;
     }
 }
 
 /// How long accepting rests after it failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-fn prepare(stream: tokio::net::TcpStream, peer: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::from(stream);
-    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-    // The cell is new, so this cannot fail.
-    let _ = digest.peer_addr.set(Some(peer.into()));
-    stream.set_socket_digest(digest);
-    if let Err(error) = stream.set_nodelay() {
-        debug!(%peer, %error, "TCP_NODELAY was refused");
-    }
-    stream
-}

@@ -1,6 +1,6 @@
 //! Step 5: to an upstream.
 
-use http::header;
+use http::{HeaderName, HeaderValue, header};
 use pingora_core::protocols::http::authority::validate_request_authority;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorType, Result};
@@ -14,6 +14,10 @@ use crate::listener::ListenerFacts;
 
 /// How often a request is sent elsewhere when no connection can be made; nothing has been sent then, so any method may be.
 const CONNECT_ATTEMPTS: u32 = 3;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The endpoint to connect to.
 ///
@@ -55,12 +59,12 @@ pub(crate) fn request(
 
     if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
         // Nobody in front of us is trusted, so what the client sent about itself is replaced, not extended.
-        request.insert_header("x-forwarded-for", client.ip().to_string())?;
-        request.remove_header("forwarded");
+        request.insert_header(X_FORWARDED_FOR, client.ip().to_string())?;
+        request.remove_header(&header::FORWARDED);
     }
-    request.insert_header("x-forwarded-proto", listener.scheme())?;
+    request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(listener.scheme()))?;
     if let Some(host) = request.headers.get(header::HOST).cloned() {
-        request.insert_header("x-forwarded-host", host)?;
+        request.insert_header(X_FORWARDED_HOST, host)?;
     }
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
     Ok(())

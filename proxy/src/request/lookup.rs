@@ -1,5 +1,8 @@
 //! Step 4: the cache. Thin: the rules and tiers are in `selvedge-cache`.
 
+use std::sync::Arc;
+
+use http::Method;
 use pingora_cache::key::HashBinary;
 use pingora_cache::storage::HitHandler;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness};
@@ -10,15 +13,31 @@ use selvedge_cache::{Cache, Scheme};
 
 use super::{RequestCtx, respond, step};
 use crate::listener::ListenerFacts;
+use crate::plan::{Route, Selected};
 
-/// Turns the cache on, on routes that have one.
+/// Turns the cache on, on routes that have one, and where the request may put out of date what another route has stored.
 pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &ListenerFacts) {
     let (Some(cache), Some(route)) = (ctx.plan.cache, &ctx.route) else { return };
-    let Some(rule) = &route.cache else { return };
+    let request = session.downstream_session.req_header();
+    let stored_by = if route.cache.is_none() { route_of_get(request, ctx, listener) } else { None };
+    let Some(rule) = stored_by.as_ref().unwrap_or(route).cache.as_ref() else { return };
     step!(ctx, "lookup");
     let scheme = if listener.tls { Scheme::Https } else { Scheme::Http };
-    let request = session.downstream_session.req_header();
     cache.enable(&mut session.cache, request, rule.scope, scheme, &rule.policy, &mut ctx.cache);
+}
+
+/// The route that a `GET` of this URL takes, if the request's own method is unsafe. Routes tell methods apart and URLs do not: what
+/// that route has stored is out of date after this request (RFC 9111, 4.4), although its own route stores nothing.
+fn route_of_get(request: &RequestHeader, ctx: &RequestCtx, listener: &ListenerFacts) -> Option<Arc<Route>> {
+    if request.method.is_safe() {
+        return None;
+    }
+    let mut get = request.clone();
+    get.set_method(Method::GET);
+    match ctx.plan.select(listener.index, &get)? {
+        Selected::Route(route) => Some(Arc::clone(route)),
+        Selected::NoRoute => None,
+    }
 }
 
 /// The primary key of the request.
