@@ -255,6 +255,8 @@ async fn a_local_reply_takes_the_place_of_the_message() {
         .extend([filter("judge-request", "judge", "request", ""), filter("judge-response", "judge", "response", "")]);
     chains.extend([("judge-request", "judge-request"), ("judge-response", "judge-response")]);
     let edge = edge(&origin, None, &filters, &chains);
+    // Uploads that were cut off are noticed by the origin at some time or other: they do not count.
+    let forwarded = || origin.received().iter().filter(|request| request.target != "/request_body/x").count();
     for transport in TRANSPORTS {
         let denied = |response: &Response, phase: &str| {
             assert_eq!((response.status, response.text()), (403, format!("denied in {phase}\n")), "{transport:?}");
@@ -267,13 +269,13 @@ async fn a_local_reply_takes_the_place_of_the_message() {
         };
 
         // Before anything was forwarded: the origin hears nothing, and neither does the cache.
-        let forwarded = origin.started();
+        let before = forwarded();
         denied(&transport.get(&edge, "/request_headers/x").await, "request_headers");
         denied(&transport.post(&edge, "/request_headers/x", b"abc").await, "request_headers");
         denied(&transport.get(&edge, &format!("/cached/request_headers/{transport:?}")).await, "request_headers");
         judged(&transport.post(&edge, "/judge-request/x", b"is evil").await, "request");
         judged(&transport.ask(&edge, "POST", "/judge-request/x", Some(&[b"ev", b"i", b"l"])).await.unwrap(), "request");
-        assert_eq!(origin.started(), forwarded, "{transport:?}");
+        assert_eq!(forwarded(), before, "{transport:?}");
         assert_eq!(transport.post(&edge, "/judge-request/x", b"fine").await.text(), "POST /judge-request/x fine");
 
         // While the body is on its way: the origin does not get all of it.
@@ -286,15 +288,15 @@ async fn a_local_reply_takes_the_place_of_the_message() {
         );
 
         // In place of the origin's response, and of the stored one.
-        let forwarded = origin.started();
+        let before = forwarded();
         denied(&transport.post(&edge, "/response_headers/x", b"abc").await, "response_headers");
         judged(&transport.post(&edge, "/judge-response/x", b"is evil").await, "response");
-        assert_eq!(origin.started(), forwarded + 2);
+        assert_eq!(forwarded(), before + 2);
         for _ in 0..2 {
             denied(&transport.get(&edge, &format!("/cached/response_headers/{transport:?}")).await, "response_headers");
             judged(&transport.get(&edge, &format!("/cached/judge-response/{transport:?}/evil")).await, "response");
         }
-        assert_eq!(origin.started(), forwarded + 4, "{transport:?}: the second ones are hits");
+        assert_eq!(forwarded(), before + 4, "{transport:?}: the second ones are hits");
 
         // A reply to HEAD has the fields and no body.
         let head = transport.ask(&edge, "HEAD", "/request_headers/x", None).await.unwrap();
