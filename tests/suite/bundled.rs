@@ -293,17 +293,18 @@ async fn waf_attacks_are_refused_and_look_alikes_pass() {
     assert_eq!(refused.status, 403);
     assert_eq!(origin.started(), 0);
 
-    for (harmless, response) in [
+    let answers = [
         ("words of SQL", Client::get(web, "/search?q=select+a+union+representative+from+the+list+of+members").await),
         ("an apostrophe", Client::get(web, "/people?name=O%27Brien%20and%20sons").await),
-        ("mathematics", Client::post(web, "/comment", FORM, b"comment=I+%3C3+scripts%2C+and+5+%3C+7+%26+8+%3E+6").await),
+        ("mathematics", Client::post(web, "/comment", FORM, b"comment=5+%3C+7+%26+8+%3E+6").await),
+        ("a heart", Client::post(web, "/comment", FORM, b"comment=I+%3C3+scripts").await),
         ("dots", Client::get(web, "/files/report..2024/v1...v2.txt").await),
         ("prose", Client::post(web, "/note", JSON, br#"{"note": "My cat; she lists everything | and pings me & you."}"#).await),
         ("a browser", Client::get_with(web, "/", "user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n").await),
         ("a picture", Client::post(web, "/avatar", "content-type: image/png\r\n", b"\x89PNG <script>alert(1)</script>").await),
-    ] {
-        assert_eq!(response.status, 200, "{harmless}");
-    }
+    ];
+    let refused: Vec<_> = answers.iter().filter(|(_, response)| response.status != 200).map(|(harmless, _)| *harmless).collect();
+    assert!(refused.is_empty(), "{refused:?}");
     let note = br#"{"text": "Whatever it was, it arrived whole."}"#;
     assert_eq!(Client::post(web, "/note", JSON, note).await.body, note);
     assert_eq!(origin.last().body.as_ref(), note);

@@ -19,8 +19,7 @@ pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: 
         session.downstream_session.set_keepalive(None);
     }
     response.append_header(header::VIA, ctx.plan.node.via(response.version))?;
-    lookup::status(session, response, ctx);
-    Ok(())
+    lookup::status(session, response, ctx)
 }
 
 /// The fixed response of a route that has one; true when it was written.
