@@ -180,7 +180,8 @@ impl Client {
     /// The connection ends early, or the head is malformed.
     pub async fn head(&mut self) -> Result<(u16, Vec<(String, String)>), String> {
         let start = self.line().await?;
-        let status = start.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(format!("bad start {start:?}"))?;
+        let status =
+            start.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(format!("bad start {start:?}"))?;
         let mut headers = Vec::new();
         loop {
             let line = self.line().await?;
@@ -252,7 +253,9 @@ pub(crate) async fn tls(address: SocketAddr, name: &str, alpn: &[&str]) -> tokio
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     let stream = soon("connect", TcpStream::connect(address)).await.expect("connects");
     let name = ServerName::try_from(name.to_owned()).expect("a name");
-    soon("handshake", tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await.expect("handshake")
+    soon("handshake", tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream))
+        .await
+        .expect("handshake")
 }
 
 #[derive(Debug)]

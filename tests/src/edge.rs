@@ -61,7 +61,8 @@ impl Edge {
     pub fn try_start(yaml: &str, origins: &[(&str, SocketAddr)]) -> Result<Self, StartError> {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = TempDir::new().expect("a temporary folder");
-        let variables = origins.iter().map(|(name, address)| (format!("PORT_{name}"), address.port().to_string())).collect();
+        let variables =
+            origins.iter().map(|(name, address)| (format!("PORT_{name}"), address.port().to_string())).collect();
         let mut edge = Self { node: None, folder, id, variables };
         edge.write(yaml);
         edge.node = Some(Node::start(edge.path(), node::loader())?);

@@ -89,7 +89,8 @@ impl Origin {
                             Ok::<_, Infallible>(answer(request).await)
                         }
                     });
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ =
+                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
@@ -158,7 +159,9 @@ impl Origin {
     #[must_use]
     pub fn streaming(status: u16, headers: &[(&str, &str)]) -> (mpsc::UnboundedSender<Bytes>, Served) {
         let (sender, mut chunks) = mpsc::unbounded_channel::<Bytes>();
-        let stream = futures::stream::poll_fn(move |cx| chunks.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk)))));
+        let stream = futures::stream::poll_fn(move |cx| {
+            chunks.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+        });
         let body = BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(Box::pin(stream)))));
         (sender, build(status, headers).body(body).expect("a response"))
     }
@@ -168,7 +171,12 @@ impl Origin {
     /// # Panics
     /// When a field is invalid.
     #[must_use]
-    pub fn with_trailers(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>, trailers: &[(&str, &str)]) -> Served {
+    pub fn with_trailers(
+        status: u16,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+        trailers: &[(&str, &str)],
+    ) -> Served {
         let mut map = http::HeaderMap::new();
         for (name, value) in trailers {
             map.append(http::HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"));
@@ -206,7 +214,10 @@ async fn receive(request: http::Request<Incoming>) -> Request {
 }
 
 fn pairs(headers: &http::HeaderMap) -> Vec<(String, String)> {
-    headers.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect()
+    headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect()
 }
 
 type Frames = std::pin::Pin<Box<dyn futures::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>;

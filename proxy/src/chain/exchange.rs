@@ -75,7 +75,7 @@ impl View<'_> {
             (HeaderMap::Request, ":method") => Some(Cow::Borrowed(self.request.method.as_str().as_bytes())),
             (HeaderMap::Request, ":scheme") => Some(Cow::Borrowed(self.state.scheme.as_bytes())),
             (HeaderMap::Response, ":status") => {
-                self.state.response.as_ref().map(|response| Cow::Owned(response.status.as_str().as_bytes().to_vec()))
+                self.state.response.as_ref().map(|response| Cow::Borrowed(response.status.as_str().as_bytes()))
             }
             _ => None,
         }
