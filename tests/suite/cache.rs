@@ -22,7 +22,8 @@ static COLLAPSE_WAIT: RwLock<()> = RwLock::const_new(());
 
 /// The only value of `Cache-Status`, without `ttl`, which depends on when one looks.
 fn status(response: &Response) -> String {
-    let values: Vec<&str> = response.headers.iter().filter(|(name, _)| name == "cache-status").map(|(_, value)| value.as_str()).collect();
+    let values: Vec<&str> =
+        response.headers.iter().filter(|(name, _)| name == "cache-status").map(|(_, value)| value.as_str()).collect();
     assert_eq!(values.len(), 1, "{:?}", response.headers);
     without_ttl(values[0])
 }
@@ -33,7 +34,8 @@ fn without_ttl(status: &str) -> String {
 
 fn ttl(response: &Response) -> i64 {
     let value = response.header("cache-status").expect("cache-status");
-    let ttl = value.split("; ").find_map(|part| part.strip_prefix("ttl=")).unwrap_or_else(|| panic!("no ttl in {value}"));
+    let ttl =
+        value.split("; ").find_map(|part| part.strip_prefix("ttl=")).unwrap_or_else(|| panic!("no ttl in {value}"));
     ttl.parse().expect("a number")
 }
 
@@ -67,7 +69,8 @@ sites: [{{ hosts: [\"*\"], routes: [{{ name: \"{name}-${{ID}}\", filters: {filte
 /// An origin that says how often it was asked, in the body.
 async fn counting(headers: &'static [(&'static str, &'static str)]) -> Origin {
     let count = AtomicUsize::new(0);
-    Origin::start(move |_| Origin::reply(200, headers, format!("answer {}", count.fetch_add(1, Ordering::SeqCst) + 1))).await
+    Origin::start(move |_| Origin::reply(200, headers, format!("answer {}", count.fetch_add(1, Ordering::SeqCst) + 1)))
+        .await
 }
 
 /// An origin whose header waits for the gate, and whose body is sent by the test, through the sender that arrives with each answer.
@@ -157,7 +160,11 @@ impl Reader {
 /// Waits until all have this many bytes.
 async fn all_have(readers: &[Reader], length: usize) {
     let has = |reader: &Reader| {
-        assert!(reader.received() >= length || !reader.task.is_finished(), "ended after {} of {length} bytes", reader.received());
+        assert!(
+            reader.received() >= length || !reader.task.is_finished(),
+            "ended after {} of {length} bytes",
+            reader.received()
+        );
         reader.received() >= length
     };
     until("all have got that far", || readers.iter().all(has)).await;
@@ -208,7 +215,10 @@ async fn all_versions_of_http_share_and_the_schemes_do_not() {
     assert_eq!((h2c.text().as_str(), status(&h2c).as_str()), ("answer 1", "edge; hit"));
 
     let tls = H2Client::connect_tls(edge.secure(), "localhost").await.request("GET", "/page", &[], b"").await.unwrap();
-    assert_eq!((tls.text().as_str(), status(&tls).as_str()), ("answer 2", "edge; fwd=uri-miss; fwd-status=200; stored"));
+    assert_eq!(
+        (tls.text().as_str(), status(&tls).as_str()),
+        ("answer 2", "edge; fwd=uri-miss; fwd-status=200; stored")
+    );
     let tls = Client::connect_tls(edge.secure(), "localhost", &["http/1.1"]).await.request(get).await;
     assert_eq!((tls.text().as_str(), status(&tls).as_str()), ("answer 2", "edge; hit"));
 
@@ -251,7 +261,8 @@ async fn only_listed_parameters_are_part_of_the_key() {
 /// What the origin says about each path.
 fn by_path(request: &Request, table: &[(&str, u16, &[(&str, &str)])]) -> Served {
     let path = request.target.split('?').next().unwrap_or_default();
-    let (_, status, headers) = table.iter().find(|(known, ..)| *known == path).unwrap_or_else(|| panic!("{path} is not in the table"));
+    let (_, status, headers) =
+        table.iter().find(|(known, ..)| *known == path).unwrap_or_else(|| panic!("{path} is not in the table"));
     Origin::reply(*status, headers, "body")
 }
 
@@ -277,8 +288,14 @@ async fn a_route_gives_a_lifetime_where_the_origin_is_silent() {
     assert_eq!(status(&first), stored);
     assert!((500..600).contains(&ttl(&first)));
     assert_eq!(status(&Client::get(default.web(), "/gone").await), "edge; fwd=uri-miss; fwd-status=404; stored");
-    assert_eq!(status(&Client::get(default.web(), "/failed").await), "edge; fwd=uri-miss; fwd-status=500; detail=server-error");
-    assert_eq!(status(&Client::get(default.web(), "/forbids").await), "edge; fwd=uri-miss; fwd-status=200; detail=no-store");
+    assert_eq!(
+        status(&Client::get(default.web(), "/failed").await),
+        "edge; fwd=uri-miss; fwd-status=500; detail=server-error"
+    );
+    assert_eq!(
+        status(&Client::get(default.web(), "/forbids").await),
+        "edge; fwd=uri-miss; fwd-status=200; detail=no-store"
+    );
     assert!(ttl(&Client::get(default.web(), "/old").await) < 0, "the origin's word counts");
 
     let forced = node("{ ttl: 10m, override: true }", origin.address());
@@ -287,7 +304,11 @@ async fn a_route_gives_a_lifetime_where_the_origin_is_silent() {
         assert_eq!(status(&Client::get(forced.web(), path).await), "edge; hit", "{path}");
     }
     let cookie = Client::get(forced.web(), "/cookie").await;
-    assert_eq!(status(&cookie), "edge; fwd=uri-miss; fwd-status=200; detail=set-cookie", "one client's cookie is never everybody's");
+    assert_eq!(
+        status(&cookie),
+        "edge; fwd=uri-miss; fwd-status=200; detail=set-cookie",
+        "one client's cookie is never everybody's"
+    );
 }
 
 /// RFC 9111, 3: what a shared cache may store.
@@ -332,7 +353,11 @@ async fn what_the_origin_allows_is_kept() {
         let first = Client::get(edge.web(), path).await;
         assert_eq!(status(&first), format!("edge; fwd=uri-miss; fwd-status={code}; stored"), "{path}");
         let second = Client::get(edge.web(), path).await;
-        assert_eq!((second.status, second.text().as_str(), status(&second).as_str()), (*code, "body", "edge; hit"), "{path}");
+        assert_eq!(
+            (second.status, second.text().as_str(), status(&second).as_str()),
+            (*code, "body", "edge; hit"),
+            "{path}"
+        );
         for (name, value) in *headers {
             assert_eq!(second.header(name), Some(*value), "{path}");
         }
@@ -343,12 +368,20 @@ async fn what_the_origin_allows_is_kept() {
 /// RFC 9111, 5.2.2.7: fields that `private` names are for the client whose request fetched them.
 #[tokio::test(flavor = "multi_thread")]
 async fn private_fields_are_not_shared() {
-    let origin = counting(&[("cache-control", "max-age=60, private=\"set-cookie, x-secret\""), ("set-cookie", "id=1"), ("x-secret", "s")]).await;
+    let origin = counting(&[
+        ("cache-control", "max-age=60, private=\"set-cookie, x-secret\""),
+        ("set-cookie", "id=1"),
+        ("x-secret", "s"),
+    ])
+    .await;
     let edge = node("{}", origin.address());
     let first = Client::get(edge.web(), "/").await;
     assert_eq!((first.header("set-cookie"), first.header("x-secret")), (Some("id=1"), Some("s")));
     let second = Client::get(edge.web(), "/").await;
-    assert_eq!((status(&second).as_str(), second.header("set-cookie"), second.header("x-secret")), ("edge; hit", None, None));
+    assert_eq!(
+        (status(&second).as_str(), second.header("set-cookie"), second.header("x-secret")),
+        ("edge; hit", None, None)
+    );
 }
 
 /// RFC 9111, 3.5.
@@ -382,7 +415,8 @@ async fn clients_cannot_force_their_way_to_the_origin() {
     let origin = counting(&[("cache-control", "max-age=60")]).await;
     let edge = node("{}", origin.address());
     assert_eq!(Client::get(edge.web(), "/").await.text(), "answer 1");
-    for field in ["cache-control: no-cache", "cache-control: no-store", "cache-control: max-age=0", "pragma: no-cache"] {
+    for field in ["cache-control: no-cache", "cache-control: no-store", "cache-control: max-age=0", "pragma: no-cache"]
+    {
         let hit = Client::get_with(edge.web(), "/", &format!("{field}\r\n")).await;
         assert_eq!((hit.text().as_str(), status(&hit).as_str()), ("answer 1", "edge; hit"), "{field}");
     }
@@ -413,7 +447,8 @@ async fn three_languages_are_three_fetches() {
     })
     .await;
     let edge = node("{}", origin.address());
-    let ask = async |language: &str| Client::get_with(edge.web(), "/", &format!("accept-language: {language}\r\n")).await;
+    let ask =
+        async |language: &str| Client::get_with(edge.web(), "/", &format!("accept-language: {language}\r\n")).await;
 
     assert_eq!(status(&ask("en").await), "edge; fwd=uri-miss; fwd-status=200; stored");
     assert_eq!(status(&ask("de").await), "edge; fwd=vary-miss; fwd-status=200; stored");
@@ -429,7 +464,11 @@ async fn three_languages_are_three_fetches() {
 
     let post = Client::post(edge.web(), "/", "", b"x").await;
     assert_eq!(post.status, 200);
-    assert_eq!(status(&ask("de").await), "edge; fwd=uri-miss; fwd-status=200; stored", "all variants are out of date together");
+    assert_eq!(
+        status(&ask("de").await),
+        "edge; fwd=uri-miss; fwd-status=200; stored",
+        "all variants are out of date together"
+    );
 }
 
 // ---- conditions, validation, ranges ----
@@ -440,7 +479,11 @@ const DATED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_has_it_gets_304() {
     let origin = Origin::start(|_| {
-        Origin::reply(200, &[("cache-control", "max-age=60"), ("etag", "\"v1\""), ("last-modified", DATED), ("x-a", "b")], "page")
+        Origin::reply(
+            200,
+            &[("cache-control", "max-age=60"), ("etag", "\"v1\""), ("last-modified", DATED), ("x-a", "b")],
+            "page",
+        )
     })
     .await;
     let edge = node("{}", origin.address());
@@ -464,7 +507,8 @@ async fn a_client_that_has_it_gets_304() {
         assert_eq!(response.text(), if expected == 200 { "page" } else { "" }, "{field}");
         assert_eq!(response.header("etag"), Some("\"v1\""), "{field}");
     }
-    let h2 = H2Client::connect(edge.web()).await.request("GET", "/", &[("if-none-match", "\"v1\"")], b"").await.unwrap();
+    let h2 =
+        H2Client::connect(edge.web()).await.request("GET", "/", &[("if-none-match", "\"v1\"")], b"").await.unwrap();
     assert_eq!((h2.status, h2.body.len()), (304, 0));
     assert_eq!(origin.started(), 1);
 }
@@ -475,12 +519,21 @@ async fn a_stale_response_is_validated_and_its_header_renewed() {
     let origin = Origin::start(|request| match request.header("if-none-match") {
         None => Origin::reply(
             200,
-            &[("cache-control", "max-age=60"), ("age", "100"), ("etag", "\"v1\""), ("x-old", "kept"), ("x-both", "old"), ("content-type", "text/css")],
+            &[
+                ("cache-control", "max-age=60"),
+                ("age", "100"),
+                ("etag", "\"v1\""),
+                ("x-old", "kept"),
+                ("x-both", "old"),
+                ("content-type", "text/css"),
+            ],
             "page",
         ),
-        Some("\"v1\"") => {
-            Origin::reply(304, &[("cache-control", "max-age=600"), ("etag", "\"v1\""), ("x-both", "new"), ("x-new", "added")], "")
-        }
+        Some("\"v1\"") => Origin::reply(
+            304,
+            &[("cache-control", "max-age=600"), ("etag", "\"v1\""), ("x-both", "new"), ("x-new", "added")],
+            "",
+        ),
         Some(other) => panic!("{other}"),
     })
     .await;
@@ -512,10 +565,16 @@ async fn a_validation_may_bring_another_page() {
     let edge = node("{}", origin.address());
     assert_eq!(Client::get(edge.web(), "/").await.text(), "old");
     let second = Client::get(edge.web(), "/").await;
-    assert_eq!((second.text().as_str(), status(&second).as_str()), ("a newer page", "edge; fwd=stale; fwd-status=200; stored"));
+    assert_eq!(
+        (second.text().as_str(), status(&second).as_str()),
+        ("a newer page", "edge; fwd=stale; fwd-status=200; stored")
+    );
     assert_eq!(origin.last().header("if-modified-since"), Some(DATED));
     let third = Client::get(edge.web(), "/").await;
-    assert_eq!((third.text().as_str(), status(&third).as_str(), third.header("last-modified")), ("a newer page", "edge; hit", None));
+    assert_eq!(
+        (third.text().as_str(), status(&third).as_str(), third.header("last-modified")),
+        ("a newer page", "edge; hit", None)
+    );
 }
 
 /// RFC 9110, 14.
@@ -529,7 +588,11 @@ async fn ranges_of(edge: &Edge, path: &str) {
         ("bytes=12-100", "cdef", "bytes 12-15/16"),
     ] {
         let part = ask(range).await;
-        assert_eq!((part.status, part.text().as_str(), part.header("content-range")), (206, body, Some(content_range)), "{range}");
+        assert_eq!(
+            (part.status, part.text().as_str(), part.header("content-range")),
+            (206, body, Some(content_range)),
+            "{range}"
+        );
         assert_eq!(part.header("content-length"), Some(body.len().to_string().as_str()), "{range}");
     }
 
@@ -560,13 +623,19 @@ async fn ranges_are_cut_from_a_stored_page() {
         ranges_of(&edge, "/page").await;
 
         let range = async |condition: &str| {
-            let response = Client::get_with(edge.web(), "/page", &format!("range: bytes=0-1\r\nif-range: {condition}\r\n")).await;
+            let response =
+                Client::get_with(edge.web(), "/page", &format!("range: bytes=0-1\r\nif-range: {condition}\r\n")).await;
             (response.status, response.text())
         };
         assert_eq!(range("\"v1\"").await, (206, "01".into()));
-        assert_eq!(range("\"v2\"").await, (200, "0123456789abcdef".into()), "another page than the client's: all of it");
+        assert_eq!(
+            range("\"v2\"").await,
+            (200, "0123456789abcdef".into()),
+            "another page than the client's: all of it"
+        );
         assert_eq!(range(DATED).await, (206, "01".into()));
-        let h2 = H2Client::connect(edge.web()).await.request("GET", "/page", &[("range", "bytes=-1")], b"").await.unwrap();
+        let h2 =
+            H2Client::connect(edge.web()).await.request("GET", "/page", &[("range", "bytes=-1")], b"").await.unwrap();
         assert_eq!((h2.status, h2.text().as_str(), status(&h2).as_str()), (206, "f", "edge; hit"));
         assert_eq!(origin.started(), asked + 1);
     }
@@ -598,18 +667,27 @@ async fn head_and_get_share_what_is_stored() {
     })
     .await;
     let edge = node("{}", origin.address());
-    let head = async |path: &str| Client::connect(edge.web()).await.request(&format!("HEAD {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+    let head = async |path: &str| {
+        Client::connect(edge.web()).await.request(&format!("HEAD {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
+    };
 
     Client::get(edge.web(), "/a").await;
     let answer = head("/a").await;
-    assert_eq!((answer.status, status(&answer).as_str(), answer.header("content-length")), (200, "edge; hit", Some("16")));
+    assert_eq!(
+        (answer.status, status(&answer).as_str(), answer.header("content-length")),
+        (200, "edge; hit", Some("16"))
+    );
     let h2 = H2Client::connect(edge.web()).await.request("HEAD", "/a", &[], b"").await.unwrap();
     assert_eq!((h2.status, h2.body.len(), h2.header("content-length")), (200, 0, Some("16")));
 
     assert_eq!(head("/b").await.header("content-length"), Some("16"));
     until("the page is stored", || origin.started() == 2).await;
     let get = Client::get(edge.web(), "/b").await;
-    assert_eq!((get.text().as_str(), origin.started()), ("0123456789abcdef", 2), "a HEAD that misses fetches the page for all");
+    assert_eq!(
+        (get.text().as_str(), origin.started()),
+        ("0123456789abcdef", 2),
+        "a HEAD that misses fetches the page for all"
+    );
 
     let mut one = Client::connect(edge.web()).await;
     for method in ["HEAD", "GET", "HEAD", "GET"] {
@@ -623,7 +701,11 @@ async fn head_and_get_share_what_is_stored() {
 async fn unsafe_methods_invalidate() {
     let count = AtomicUsize::new(0);
     let origin = Origin::start(move |request| match (request.method.as_str(), request.target.as_str()) {
-        ("GET", _) => Origin::reply(200, &[("cache-control", "max-age=60")], format!("answer {}", count.fetch_add(1, Ordering::SeqCst) + 1)),
+        ("GET", _) => Origin::reply(
+            200,
+            &[("cache-control", "max-age=60")],
+            format!("answer {}", count.fetch_add(1, Ordering::SeqCst) + 1),
+        ),
         (_, "/refused") => Origin::reply(409, &[], "no"),
         (_, "/named") => Origin::reply(201, &[("location", "/list"), ("content-location", "/list?page=1")], "created"),
         _ => Origin::reply(204, &[], ""),
@@ -643,7 +725,10 @@ async fn unsafe_methods_invalidate() {
     assert_eq!(get("/refused").await, "answer 5");
     assert_eq!(Client::post(edge.web(), "/refused", "", b"").await.status, 409);
     assert_eq!(get("/refused").await, "answer 5", "nothing has changed at the origin");
-    assert_eq!(Client::connect(edge.web()).await.request("OPTIONS /refused HTTP/1.1\r\nhost: test\r\n\r\n").await.status, 409);
+    assert_eq!(
+        Client::connect(edge.web()).await.request("OPTIONS /refused HTTP/1.1\r\nhost: test\r\n\r\n").await.status,
+        409
+    );
     assert_eq!(get("/refused").await, "answer 5");
 
     assert_eq!((get("/list").await, get("/list?page=1").await), ("answer 6".into(), "answer 7".into()));
@@ -668,7 +753,11 @@ sites:
     assert_eq!(Client::get(edge.web(), "/pages/1?a").await.text(), "answer 1");
     assert_eq!(Client::get(edge.web(), "/pages/1").await.text(), "answer 1");
     let post = Client::post(edge.web(), "/pages/1", "", b"change").await;
-    assert_eq!((post.text().as_str(), post.header("cache-status")), ("answer 2", None), "the route of the POST does not cache");
+    assert_eq!(
+        (post.text().as_str(), post.header("cache-status")),
+        ("answer 2", None),
+        "the route of the POST does not cache"
+    );
     assert_eq!(Client::get(edge.web(), "/pages/1").await.text(), "answer 3");
     assert_eq!(Client::get(edge.web(), "/pages/1").await.text(), "answer 3");
 }
@@ -711,17 +800,17 @@ async fn stale_while_revalidate_answers_at_once() {
 
         for _ in 0..5 {
             let stale = Client::get(edge.web(), "/").await;
-            assert_eq!((stale.text().as_str(), status(&stale).as_str()), ("old+app", "edge; hit; detail=stale-while-revalidate"));
+            assert_eq!(
+                (stale.text().as_str(), status(&stale).as_str()),
+                ("old+app", "edge; hit; detail=stale-while-revalidate")
+            );
             assert!((-200..=-40).contains(&ttl(&stale)), "{}", ttl(&stale));
             assert!(age(&stale) >= 100);
         }
         until("the refresh", || origin.started() == 2).await;
         assert_eq!(Client::get(edge.web(), "/").await.text(), "old+app", "nobody waits for it");
         gate.add_permits(1);
-        soon("the new page", async {
-            while Client::get(edge.web(), "/").await.text() != "new+app" {}
-        })
-        .await;
+        soon("the new page", async { while Client::get(edge.web(), "/").await.text() != "new+app" {} }).await;
         let fresh = Client::get(edge.web(), "/").await;
         assert_eq!((fresh.text().as_str(), status(&fresh).as_str()), ("new+app", "edge; hit"), "filtered once");
         assert_eq!(origin.started(), 2, "one refresh for all");
@@ -755,7 +844,11 @@ async fn stale_answers_stand_in_for_an_origin_that_fails() {
     assert!(ttl(&stale) <= -40 && age(&stale) >= 100);
     for path in ["/over", "/silent", "/strict"] {
         let failed = ask(path).await;
-        assert_eq!((failed.status, failed.text().as_str()), (503, "down"), "{path}: an answer, and no word of the origin that an old one will do");
+        assert_eq!(
+            (failed.status, failed.text().as_str()),
+            (503, "down"),
+            "{path}: an answer, and no word of the origin that an old one will do"
+        );
     }
 
     drop(origin);
@@ -782,7 +875,10 @@ async fn filters_run_for_every_client_and_the_store_is_unfiltered() {
         assert_eq!(answer.text(), "answer 1+app");
         let chain: Vec<_> = answer.headers.iter().filter(|(name, _)| name == "x-chain").collect();
         assert_eq!(chain.len(), 1, "{:?}", answer.headers);
-        assert_eq!(status(&answer), if number == 0 { "edge; fwd=uri-miss; fwd-status=200; stored" } else { "edge; hit" });
+        assert_eq!(
+            status(&answer),
+            if number == 0 { "edge; fwd=uri-miss; fwd-status=200; stored" } else { "edge; hit" }
+        );
         ports.insert(answer.header("x-prop-0").expect("the property").to_owned());
     }
     assert_eq!(ports.len(), 4, "each client's own: {ports:?}");
@@ -798,7 +894,10 @@ async fn filters_run_for_every_client_and_the_store_is_unfiltered() {
     let mut edge = edge;
     edge.reload(&yaml("{}", "[]", "page")).unwrap();
     let plain = Client::get(edge.web(), "/").await;
-    assert_eq!((plain.text().as_str(), plain.header("x-chain"), status(&plain).as_str()), ("answer 1", None, "edge; hit"));
+    assert_eq!(
+        (plain.text().as_str(), plain.header("x-chain"), status(&plain).as_str()),
+        ("answer 1", None, "edge; hit")
+    );
 }
 
 /// The key is made of the request as the filters leave it.
@@ -882,7 +981,10 @@ async fn a_thousand_at_once_are_one_fetch() {
             assert_eq!(body.unwrap(), expected);
             *statuses.entry(status).or_default() += 1;
         }
-        let known = [("edge; fwd=uri-miss; collapsed", CONNECTIONS * STREAMS), ("edge; fwd=uri-miss; fwd-status=200; stored", 1)];
+        let known = [
+            ("edge; fwd=uri-miss; collapsed", CONNECTIONS * STREAMS),
+            ("edge; fwd=uri-miss; fwd-status=200; stored", 1),
+        ];
         assert_eq!(statuses, known.map(|(status, count)| (status.to_owned(), count)).into());
         for client in &mut plain {
             let mut tail = Vec::new();
@@ -912,7 +1014,9 @@ async fn the_start_of_a_slow_body_of_known_length_reaches_everybody() {
             async move {
                 while read_head(&mut stream).await.is_some() {
                     count.fetch_add(1, Ordering::SeqCst);
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 8\r\n\r\nhalf").await;
+                    let _ = stream
+                        .write_all(b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 8\r\n\r\nhalf")
+                        .await;
                     pass(&gate).await;
                     let _ = stream.write_all(b"half").await;
                 }
@@ -1019,6 +1123,43 @@ async fn when_the_first_client_leaves_the_others_get_all() {
     }
 }
 
+/// One connection that breaks is no answer for those who wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_first_fetch_fails_another_takes_its_place() {
+    let _wait = COLLAPSE_WAIT.read().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (opened, count) = (Arc::clone(&gate), Arc::clone(&asked));
+    let (origin, _serving) = Origin::raw(move |mut stream| {
+        let (gate, count) = (Arc::clone(&opened), Arc::clone(&count));
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                if count.fetch_add(1, Ordering::SeqCst) == 0 {
+                    return pass(&gate).await;
+                }
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 5\r\n\r\nwhole")
+                    .await;
+            }
+        }
+    })
+    .await;
+    let edge = node("{}", origin);
+    let first = tokio::spawn(Client::get(edge.web(), "/page"));
+    until("the first is forwarded", || asked.load(Ordering::SeqCst) == 1).await;
+    let connection = H2Client::connect(edge.web()).await;
+    let mut waiters = Vec::new();
+    for _ in 0..20 {
+        waiters.push(Reader::start(connection.open("GET", "/page", &[], true).await.unwrap().0));
+    }
+    gate.add_permits(1);
+    assert_eq!(first.await.unwrap().status, 502);
+    for waiter in waiters {
+        assert_eq!(waiter.finish().await.1.unwrap(), b"whole");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "one of those who waited asks for all of them");
+}
+
 /// A client that leaves before the header is there takes nobody along either.
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_first_client_leaves_early_the_others_are_served() {
@@ -1070,9 +1211,12 @@ async fn what_cannot_be_shared_releases_everybody() {
     .await;
     let edge = node("{}", origin.address());
     let connection = H2Client::connect(edge.web()).await;
-    let ask = async |user: &str| Reader::start(connection.open("GET", "/me", &[("x-user", user)], true).await.unwrap().0);
-    let (refused, released) =
-        ("edge; fwd=uri-miss; fwd-status=200; detail=private", "edge; fwd=uri-miss; fwd-status=200; detail=collapse-released");
+    let ask =
+        async |user: &str| Reader::start(connection.open("GET", "/me", &[("x-user", user)], true).await.unwrap().0);
+    let (refused, released) = (
+        "edge; fwd=uri-miss; fwd-status=200; detail=private",
+        "edge; fwd=uri-miss; fwd-status=200; detail=collapse-released",
+    );
 
     let first = ask("first").await;
     until("the first is forwarded", || origin.started() == 1).await;
@@ -1181,7 +1325,9 @@ async fn a_body_that_breaks_off_looks_complete_to_nobody() {
 async fn nobody_waits_longer_than_the_deadline() {
     let _wait = COLLAPSE_WAIT.write().await;
     let mut gated = Gated::start(&[("cache-control", "max-age=60")]).await;
-    let yaml = |wait: &str| yaml("{}", "[]", "page").replace("cache: {}\n", &format!("cache: {{ collapse: {{ wait: {wait} }} }}\n"));
+    let yaml = |wait: &str| {
+        yaml("{}", "[]", "page").replace("cache: {}\n", &format!("cache: {{ collapse: {{ wait: {wait} }} }}\n"))
+    };
     let mut edge = Edge::start(&yaml("1s"), &[("app", gated.origin.address())]);
     let stuck = tokio::spawn(Client::get(edge.web(), "/page"));
     gated.asked(1).await;
@@ -1224,7 +1370,11 @@ async fn what_is_too_large_passes_through_to_all() {
     assert_eq!(gated.origin.started(), 1);
     let next = Reader::start(connections[0].open("GET", "/page", &[], true).await.unwrap().0);
     gated.open().await.send(Bytes::from_static(b"small now")).unwrap();
-    assert_eq!((next.finish().await.1.unwrap(), gated.origin.started()), (b"small now".to_vec(), 2), "nothing was stored");
+    assert_eq!(
+        (next.finish().await.1.unwrap(), gated.origin.started()),
+        (b"small now".to_vec(), 2),
+        "nothing was stored"
+    );
 
     // With a length, everybody goes forward as soon as it is known.
     let large = Bytes::from(expected.clone());
