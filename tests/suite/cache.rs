@@ -34,8 +34,7 @@ fn without_ttl(status: &str) -> String {
 
 fn ttl(response: &Response) -> i64 {
     let value = response.header("cache-status").expect("cache-status");
-    let ttl =
-        value.split("; ").find_map(|part| part.strip_prefix("ttl=")).unwrap_or_else(|| panic!("no ttl in {value}"));
+    let ttl = value.split("; ").find_map(|part| part.strip_prefix("ttl=")).expect("ttl");
     ttl.parse().expect("a number")
 }
 
@@ -258,17 +257,18 @@ async fn only_listed_parameters_are_part_of_the_key() {
     assert_eq!(Client::get(all.web(), "/q?a=2").await.text(), "answer 7");
 }
 
-/// What the origin says about each path.
-fn by_path(request: &Request, table: &[(&str, u16, &[(&str, &str)])]) -> Served {
+/// A path, and the status and fields that the origin has for it.
+type Row = (&'static str, u16, &'static [(&'static str, &'static str)]);
+
+fn by_path(request: &Request, table: &[Row]) -> Served {
     let path = request.target.split('?').next().unwrap_or_default();
-    let (_, status, headers) =
-        table.iter().find(|(known, ..)| *known == path).unwrap_or_else(|| panic!("{path} is not in the table"));
+    let (_, status, headers) = table.iter().find(|(known, ..)| *known == path).expect("a path of the table");
     Origin::reply(*status, headers, "body")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_gives_a_lifetime_where_the_origin_is_silent() {
-    const TABLE: &[(&str, u16, &[(&str, &str)])] = &[
+    const TABLE: &[Row] = &[
         ("/silent", 200, &[]),
         ("/gone", 404, &[]),
         ("/failed", 500, &[]),
@@ -314,7 +314,7 @@ async fn a_route_gives_a_lifetime_where_the_origin_is_silent() {
 /// RFC 9111, 3: what a shared cache may store.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_origin_forbids_is_not_kept() {
-    const TABLE: &[(&str, u16, &[(&str, &str)])] = &[
+    const TABLE: &[Row] = &[
         ("/no-store", 200, &[("cache-control", "no-store, max-age=60")]),
         ("/private", 200, &[("cache-control", "private, max-age=60")]),
         ("/vary-star", 200, &[("cache-control", "max-age=60"), ("vary", "accept, *")]),
@@ -336,7 +336,7 @@ async fn what_the_origin_forbids_is_not_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_origin_allows_is_kept() {
-    const TABLE: &[(&str, u16, &[(&str, &str)])] = &[
+    const TABLE: &[Row] = &[
         ("/s-maxage", 200, &[("cache-control", "max-age=0, s-maxage=60")]),
         ("/targeted", 200, &[("cache-control", "no-store"), ("cdn-cache-control", "max-age=60")]),
         ("/expires", 200, &[("expires", "Thu, 31 Dec 2099 23:59:59 GMT")]),
@@ -387,7 +387,7 @@ async fn private_fields_are_not_shared() {
 /// RFC 9111, 3.5.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_to_authorised_requests_are_shared_only_on_the_origins_word() {
-    const TABLE: &[(&str, u16, &[(&str, &str)])] = &[
+    const TABLE: &[Row] = &[
         ("/own", 200, &[("cache-control", "max-age=60")]),
         ("/public", 200, &[("cache-control", "public, max-age=60")]),
         ("/s-maxage", 200, &[("cache-control", "s-maxage=60")]),
@@ -819,7 +819,7 @@ async fn stale_while_revalidate_answers_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stale_answers_stand_in_for_an_origin_that_fails() {
-    const TABLE: &[(&str, u16, &[(&str, &str)])] = &[
+    const TABLE: &[Row] = &[
         ("/allowed", 200, &[("cache-control", "max-age=60, stale-if-error=600"), ("age", "100")]),
         ("/over", 200, &[("cache-control", "max-age=60, stale-if-error=5"), ("age", "100")]),
         ("/silent", 200, &[("cache-control", "max-age=60"), ("age", "100")]),
