@@ -56,10 +56,11 @@ fn yaml(policy: &str, filters: &str, name: &str) -> String {
         "cache: {{}}
 upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
 filters:
-  noop: {{ wasm: \"file:${{GUESTS}}/noop.wasm\" }}
-  append: {{ wasm: \"file:${{GUESTS}}/append.wasm\" }}
+  noop: {{ wasm: \"file:${{GUESTS}}/noop.wasm\", limits: {{ deadline: 10s }} }}
+  append: {{ wasm: \"file:${{GUESTS}}/append.wasm\", limits: {{ deadline: 10s }} }}
   headers:
     wasm: \"file:${{GUESTS}}/headers.wasm\"
+    limits: {{ deadline: 10s }}
     config: \"request set x-chain asked\\nresponse add x-chain answered\\nproperty source.port\"
 sites: [{{ hosts: [\"*\"], routes: [{{ name: \"{name}-${{ID}}\", filters: {filters}, cache: {policy}, to: app }}] }}]"
     )
@@ -469,6 +470,34 @@ async fn three_languages_are_three_fetches() {
         "edge; fwd=uri-miss; fwd-status=200; stored",
         "all variants are out of date together"
     );
+}
+
+/// RFC 9111, 3.1, and RFC 9211, 2: what ends at this hop is not stored, and each cache on the way has its say.
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_the_hop_are_not_kept_and_other_caches_words_are() {
+    let origin = Origin::start(|_| {
+        let headers = [
+            ("cache-control", "max-age=60"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("cache-status", "shield; hit"),
+            ("via", "1.1 shield"),
+        ];
+        Origin::reply(200, &headers, "page")
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    for own in ["edge; fwd=uri-miss; fwd-status=200; stored", "edge; hit"] {
+        let answer = Client::get(edge.web(), "/").await;
+        assert_eq!((answer.header("x-hop"), answer.header("keep-alive")), (None, None));
+        let all = |name: &str| {
+            let values = answer.headers.iter().filter(|(known, _)| known == name);
+            values.flat_map(|(_, value)| value.split(", ").map(without_ttl)).collect::<Vec<_>>()
+        };
+        assert_eq!(all("cache-status"), ["shield; hit", own], "in order, and ours once");
+        assert_eq!(all("via").len(), 2, "{:?}", all("via"));
+    }
 }
 
 // ---- conditions, validation, ranges ----
@@ -908,7 +937,7 @@ async fn a_filter_that_replies_never_reaches_the_store() {
         format!(
             "cache: {{}}
 upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
-filters: {{ deny: {{ wasm: \"file:${{GUESTS}}/deny.wasm\", config: request_headers }} }}
+filters: {{ deny: {{ wasm: \"file:${{GUESTS}}/deny.wasm\", limits: {{ deadline: 10s }}, config: request_headers }} }}
 sites: [{{ hosts: [\"*\"], routes: [{{ name: \"page-${{ID}}\", filters: {filters}, cache: {{ ttl: 1h }}, to: app }}] }}]"
         )
     };
@@ -1239,6 +1268,84 @@ async fn what_cannot_be_shared_releases_everybody() {
     until("both are forwarded", || origin.started() == WAITERS + 3).await;
     gate.add_permits(2);
     assert_eq!((one.finish().await.1.unwrap(), other.finish().await.1.unwrap()), (b"one".to_vec(), b"other".to_vec()));
+}
+
+/// Those who wait for a page that turns out to vary get their own variant, which again is fetched once for all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiters_get_their_own_variant() {
+    let _wait = COLLAPSE_WAIT.read().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let origin = Origin::start_async(move |request| {
+        let gate = Arc::clone(&opened);
+        async move {
+            let language = request.header("accept-language").unwrap_or("none").to_owned();
+            if language == "en" {
+                pass(&gate).await;
+            }
+            Origin::reply(200, &[("cache-control", "max-age=60"), ("vary", "accept-language")], language)
+        }
+        .boxed()
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    let connection = H2Client::connect(edge.web()).await;
+    let ask = async |language: &str| {
+        let headers = [("accept-language", language)];
+        Reader::start(connection.open("GET", "/page", &headers, true).await.unwrap().0)
+    };
+    let mut readers = vec![("en", ask("en").await)];
+    until("the first is forwarded", || origin.started() == 1).await;
+    for _ in 0..10 {
+        for language in ["de", "en", "fr"] {
+            readers.push((language, ask(language).await));
+        }
+    }
+    gate.add_permits(1);
+    for (language, reader) in readers {
+        assert_eq!(reader.finish().await.1.unwrap(), language.as_bytes());
+    }
+    assert_eq!(origin.started(), 3, "once per language");
+}
+
+/// RFC 9111, 3.5, for those who wait: nobody gets what was made for somebody else's credentials.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiters_never_get_the_answer_to_other_credentials() {
+    let _wait = COLLAPSE_WAIT.read().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let (opened, count) = (Arc::clone(&gate), Arc::new(AtomicUsize::new(0)));
+    let origin = Origin::start_async(move |request| {
+        let (gate, number) = (Arc::clone(&opened), count.fetch_add(1, Ordering::SeqCst) + 1);
+        async move {
+            if number == 1 {
+                pass(&gate).await;
+            }
+            let user = request.header("authorization").unwrap_or("nobody").to_owned();
+            Origin::reply(200, &[("cache-control", "max-age=60")], user)
+        }
+        .boxed()
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    let connection = H2Client::connect(edge.web()).await;
+    let ask = async |user: Option<&str>| {
+        let headers: Vec<_> = user.iter().map(|user| ("authorization", *user)).collect();
+        Reader::start(connection.open("GET", "/page", &headers, true).await.unwrap().0)
+    };
+    let first = ask(Some("alice")).await;
+    until("the first is forwarded", || origin.started() == 1).await;
+    let mut waiters = Vec::new();
+    for user in [Some("bob"), None, Some("carol"), None, Some("bob")] {
+        waiters.push((user, ask(user).await));
+    }
+    gate.add_permits(1);
+    assert_eq!(first.finish().await.1.unwrap(), b"alice");
+    for (user, waiter) in waiters {
+        assert_eq!(waiter.finish().await.1.unwrap(), user.unwrap_or("nobody").as_bytes());
+    }
+    let plain = Client::get(edge.web(), "/page").await;
+    assert_eq!((plain.text().as_str(), status(&plain).as_str()), ("nobody", "edge; hit"));
+    assert_eq!(origin.started(), 5, "alice, bob, bob again, carol, and one for everybody else");
 }
 
 /// Reads a request's head; `None` when the connection ends.
