@@ -8,11 +8,8 @@ use selvedge_tests::{Client, Edge, Origin, Response, guest, h2::H2Client, soon, 
 use tokio::sync::mpsc;
 
 /// The guests that fail, and limits that let them fail by the one they are meant to.
-const SABOTEURS: [(&str, &str); 3] = [
-    ("trap", "deadline: 5s"),
-    ("spin", "deadline: 20ms"),
-    ("hog", "deadline: 5s, memory: 4MiB"),
-];
+const SABOTEURS: [(&str, &str); 3] =
+    [("trap", "deadline: 5s"), ("spin", "deadline: 20ms"), ("hog", "deadline: 5s, memory: 4MiB")];
 
 /// Every callback the host makes over a stream, in the order in which it makes them.
 const CALLBACKS: [&str; 7] =
@@ -75,7 +72,11 @@ struct Bystander {
 }
 
 impl Bystander {
-    async fn begin(edge: &Edge, path: &str, senders: &mut mpsc::UnboundedReceiver<mpsc::UnboundedSender<Bytes>>) -> Self {
+    async fn begin(
+        edge: &Edge,
+        path: &str,
+        senders: &mut mpsc::UnboundedReceiver<mpsc::UnboundedSender<Bytes>>,
+    ) -> Self {
         let mut client = Client::connect(edge.web()).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await;
         let body = soon("the request", senders.recv()).await.expect("the origin runs");
@@ -114,7 +115,11 @@ async fn post(edge: &Edge, path: &str) -> Response {
 }
 
 fn assert_untouched(response: &Response, body: &str, what: &str) {
-    assert_eq!((response.status, response.text().as_str(), response.header("x-origin")), (200, body, Some("yes")), "{what}");
+    assert_eq!(
+        (response.status, response.text().as_str(), response.header("x-origin")),
+        (200, body, Some("yes")),
+        "{what}"
+    );
 }
 
 fn assert_refused(response: &Response, what: &str) {
@@ -142,7 +147,9 @@ async fn a_filter_that_fails_closed_costs_its_own_exchange_only() {
             let whole = origin.received().split_off(before);
             match callback {
                 "request_headers" => assert!(whole.is_empty(), "{path}: the origin was asked"),
-                "request_body" => assert!(whole.iter().all(|request| request.body.is_empty()), "{path}: the origin had it"),
+                "request_body" => {
+                    assert!(whole.iter().all(|request| request.body.is_empty()), "{path}: the origin had it")
+                }
                 _ => assert_eq!(whole.len(), 4, "{path}"),
             }
         }
@@ -327,17 +334,12 @@ sites:
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a plugin lets go of the deadline clock before its VMs say goodbye"]
 async fn a_filter_that_never_says_goodbye_does_not_keep_the_node_from_stopping() {
-    let (origin, _senders) = origin().await;
     let mut edge = Edge::start(
-        "upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
-filters: { lingering: { wasm: \"file:${GUESTS}/spin.wasm\", config: done, limits: { deadline: 20ms } } }
-sites: [{ hosts: [\"*\"], routes: [{ name: all, filters: [lingering], to: app }] }]",
-        &[("app", origin.address())],
+        "filters: { lingering: { wasm: \"file:${GUESTS}/spin.wasm\", config: done, limits: { deadline: 20ms } } }
+sites: [{ hosts: [\"*\"], routes: [{ name: all, filters: [lingering], respond: { status: 200 } }] }]",
+        &[],
     );
-    for _ in 0..3 {
-        assert_untouched(&post(&edge, "/").await, "you said this", "the stream is over when it fails");
-    }
-    // A plan that has been replaced is dropped while the node runs, and a VM that has not served a stream has not failed yet.
+    // A VM that has not served a stream has not failed yet: it is asked whether it is done when the node lets go of it.
     let stopping = edge.stop();
     until("the node stops", || stopping.is_finished()).await;
 }
@@ -352,7 +354,8 @@ async fn failures_under_load_stay_where_they_are() {
         clients.spawn(async move {
             let mut client = Client::connect(web).await;
             for turn in 0..25 {
-                let response = client.request(&format!("GET /calm/{number}/{turn} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+                let response =
+                    client.request(&format!("GET /calm/{number}/{turn} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
                 assert_untouched(&response, "you said ", "calm under fire");
             }
         });
@@ -394,7 +397,9 @@ async fn three_hundred_failures_in_a_process_of_their_own() {
     }
     yaml.push_str("sites:\n  - hosts: [\"*\"]\n    routes:\n");
     for number in 0..FILTERS {
-        yaml.push_str(&format!("      - {{ name: r{number}, match: {{ path: /{number} }}, filters: [trap-{number}], to: app }}\n"));
+        yaml.push_str(&format!(
+            "      - {{ name: r{number}, match: {{ path: /{number} }}, filters: [trap-{number}], to: app }}\n"
+        ));
     }
     let (origin, _senders) = origin().await;
     let edge = Edge::start(&yaml, &[("app", origin.address())]);
@@ -477,7 +482,10 @@ fn a_module_that_is_none_is_a_fault_with_a_place() {
     for path in [text, empty, cut, bare, future, folder.path().join("missing.wasm").display().to_string()] {
         let (report, _) = report(&format!("broken: {{ wasm: \"file:{path}\" }}"), "broken");
         assert!(report.contains("broken"), "{report}");
-        assert!(report.contains("config.yaml:") && report.contains(&format!("broken: {{ wasm: \"file:{path}\" }}")), "{report}");
+        assert!(
+            report.contains("config.yaml:") && report.contains(&format!("broken: {{ wasm: \"file:{path}\" }}")),
+            "{report}"
+        );
         assert!(report.ends_with("config.yaml") && report.contains("1 fault in "), "{report}");
     }
 }
@@ -518,7 +526,10 @@ sites:
 ";
     let Err(error) = Edge::try_start(yaml, &[]) else { panic!("it starts") };
     let report = error.to_string();
-    assert!(report.contains("filter one does not start: ") && report.contains("filter two does not start: "), "{report}");
+    assert!(
+        report.contains("filter one does not start: ") && report.contains("filter two does not start: "),
+        "{report}"
+    );
     assert!(report.contains("2 faults in "), "{report}");
 }
 
