@@ -483,6 +483,31 @@ async fn ab_every_node_draws_the_same() {
     }
 }
 
+/// Each variant has its own pages in the cache, and they come from its own upstream, also when they are renewed.
+#[tokio::test(flavor = "multi_thread")]
+async fn ab_variants_are_cached_apart() {
+    const STALE: [(&str, &str); 3] =
+        [("cache-control", "max-age=60, stale-while-revalidate=600"), ("age", "100"), ("vary", "x-ab-checkout")];
+    let control = Origin::start(|_| Origin::reply(200, &STALE, "control")).await;
+    let one_page = Origin::start(|_| Origin::reply(200, &STALE, "one-page")).await;
+    let text = yaml(
+        &filter("ab-routing", &experiment(&json!("generated"))),
+        "{ name: \"all-${ID}\", filters: [ab-routing], cache: {}, to: control }",
+    )
+    .replace("demo: { builtin: demo }", "control: { endpoints: [\"127.0.0.1:${PORT_control}\"] }");
+    let edge = Edge::start(&text, &[("control", control.address()), ("next", one_page.address())]);
+    for _ in 0..10 {
+        for variant in ["control", "one-page"] {
+            let page = Client::get_with(edge.web(), "/page", &format!("cookie: ab-checkout={variant}\r\n")).await;
+            assert_eq!((page.status, page.text().as_str()), (200, variant));
+        }
+    }
+    for (origin, variant) in [(&control, "control"), (&one_page, "one-page")] {
+        let asked = origin.received();
+        assert!(!asked.is_empty() && asked.iter().all(|request| request.header("x-ab-checkout") == Some(variant)));
+    }
+}
+
 // ---- geo-routing ----
 
 const GERMANY: &str = "127.64.0.1";

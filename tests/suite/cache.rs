@@ -846,6 +846,66 @@ async fn stale_while_revalidate_answers_at_once() {
     }
 }
 
+/// A refresh in the background asks for what was asked for, as the filters have left it, or does not take place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_never_stores_another_routes_page() {
+    const STALE: &[(&str, &str)] = &[("cache-control", "max-age=60, stale-while-revalidate=600"), ("age", "100")];
+    let count = AtomicUsize::new(0);
+    let inner = Origin::start(move |request| {
+        let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+        Origin::reply(200, STALE, format!("{} {number}", request.header("x-chain").unwrap_or("unfiltered")))
+    })
+    .await;
+    let other = Origin::start(|_| Origin::reply(200, STALE, "another page")).await;
+    let yaml = |filters: &str| {
+        format!(
+            "cache: {{}}
+upstreams:
+  inner: {{ endpoints: [\"127.0.0.1:${{PORT_inner}}\"] }}
+  other: {{ endpoints: [\"127.0.0.1:${{PORT_other}}\"] }}
+filters:
+  headers:
+    wasm: \"file:${{GUESTS}}/headers.wasm\"
+    limits: {{ deadline: 10s }}
+    config: \"request set x-chain asked\"
+  rewrite:
+    wasm: \"file:${{GUESTS}}/headers.wasm\"
+    limits: {{ deadline: 10s }}
+    config: \"request set x-chain asked\\nrequest set :path /other/page\"
+sites:
+  - hosts: [\"*\"]
+    routes:
+      - {{ name: \"page-${{ID}}\", filters: {filters}, cache: {{}}, to: inner }}
+      - {{ name: \"other-${{ID}}\", match: {{ path: /other/* }}, cache: {{}}, to: other }}"
+        )
+    };
+    let origins = [("inner", inner.address()), ("other", other.address())];
+
+    // The same route again: in the background.
+    let edge = Edge::start(&yaml("[headers]"), &origins);
+    assert_eq!(Client::get(edge.web(), "/page").await.text(), "asked 1");
+    let stale = Client::get(edge.web(), "/page").await;
+    assert_eq!(
+        (stale.text().as_str(), status(&stale).as_str()),
+        ("asked 1", "edge; hit; detail=stale-while-revalidate")
+    );
+    soon("the refreshed page", async { while Client::get(edge.web(), "/page").await.text() == "asked 1" {} }).await;
+    assert!(
+        inner.received().iter().all(|request| request.header("x-chain") == Some("asked")),
+        "refreshes are filtered"
+    );
+
+    // Another route by now: the client waits.
+    let edge = Edge::start(&yaml("[rewrite]"), &origins);
+    for _ in 0..3 {
+        let page = Client::get(edge.web(), "/page").await;
+        assert!(page.text().starts_with("asked "), "{}", page.text());
+        assert!(status(&page).ends_with("fwd-status=200; stored"), "{}", status(&page));
+    }
+    let rewritten = inner.received().iter().filter(|request| request.target == "/other/page").count();
+    assert_eq!((rewritten, other.started()), (3, 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn stale_answers_stand_in_for_an_origin_that_fails() {
     const TABLE: &[Row] = &[

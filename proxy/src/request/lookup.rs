@@ -67,11 +67,27 @@ pub(crate) fn hit(
     ctx.plan.cache?.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache)
 }
 
-/// A stale response and an error: serve it?
-pub(crate) fn serve_stale(ctx: &mut RequestCtx, error: Option<&Error>) -> bool {
-    let stale = ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
+/// A stale response, and an error or (`None`) the wish to fetch it anew in the background: serve it?
+pub(crate) fn serve_stale(
+    session: &Session,
+    ctx: &mut RequestCtx,
+    listener: &ListenerFacts,
+    error: Option<&Error>,
+) -> bool {
+    let may = error.is_some() || can_be_repeated(session.req_header(), ctx, listener);
+    let stale = may && ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
     step!(ctx, "stale", served = stale);
     stale
+}
+
+/// Whether a request made in the background from this one's header reaches the same origin. It does not pass the filters again, so the
+/// upstream they have chosen is unknown to it, and where they have changed the target, it may take another route. What it would store
+/// then is another page; rather than that, this request fetches for itself.
+fn can_be_repeated(request: &RequestHeader, ctx: &RequestCtx, listener: &ListenerFacts) -> bool {
+    let Some(route) = &ctx.route else { return false };
+    route.filters.is_empty()
+        || ctx.upstream.is_none()
+            && matches!(ctx.plan.select(listener.index, request), Some(Selected::Route(again)) if Arc::ptr_eq(again, route))
 }
 
 /// The request is about to go forward, unless it must not (`only-if-cached`); false when it was answered here.

@@ -188,8 +188,8 @@ impl ProxyHttp for Edge {
         Ok(lookup::hit(session, meta, hit, is_fresh, ctx))
     }
 
-    fn should_serve_stale(&self, _session: &mut Session, ctx: &mut RequestCtx, error: Option<&Error>) -> bool {
-        lookup::serve_stale(ctx, error)
+    fn should_serve_stale(&self, session: &mut Session, ctx: &mut RequestCtx, error: Option<&Error>) -> bool {
+        lookup::serve_stale(session, ctx, &self.listener, error)
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
