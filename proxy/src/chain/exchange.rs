@@ -188,6 +188,16 @@ impl Exchange for View<'_> {
         true
     }
 
+    fn count(&self, map: HeaderMap) -> u32 {
+        let Some(headers) = self.plain_headers(map) else { return 0 };
+        let count = match map {
+            HeaderMap::Request => headers.len() + 4 - usize::from(headers.contains_key(http::header::HOST)),
+            HeaderMap::Response => headers.len() + 1,
+            HeaderMap::RequestTrailers | HeaderMap::ResponseTrailers => headers.len(),
+        };
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
     fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
         if name.starts_with(':') {
             return self.pseudo(map, name);

@@ -29,7 +29,7 @@ use selvedge_wasm::LocalReply;
 use smallvec::{SmallVec, smallvec};
 
 pub(crate) use self::exchange::ExchangeState;
-use self::stage::{Stage, Step};
+use self::stage::{Stage, Step, Taken};
 use crate::plan::ChainFilter;
 
 /// Which way an event travels.
@@ -39,6 +39,16 @@ pub(crate) enum Direction {
     Request,
     /// Origin (or cache) to client, last filter first.
     Response,
+}
+
+impl Direction {
+    /// The stage that an event meets at this position of its way through `count` stages.
+    fn stage(self, position: usize, count: usize) -> usize {
+        match self {
+            Self::Request => position,
+            Self::Response => count - 1 - position,
+        }
+    }
 }
 
 /// A piece of a message on its way through the chain. The headers themselves stay where they are (the request's in Pingora's
@@ -174,18 +184,24 @@ impl Chain {
         let mut passed = Passed::new();
         let mut next: SmallVec<[(usize, Event); 4]> = smallvec![(0, event)];
 
-        while let Some((position, event)) = next.pop() {
-            if position == count {
-                passed.push(event);
-                continue;
-            }
-            let index = match direction {
-                Direction::Request => position,
-                Direction::Response => count - 1 - position,
+        while let Some((mut position, mut event)) = next.pop() {
+            let step = loop {
+                if position == count {
+                    passed.push(event);
+                    break Step::Emit(SmallVec::new());
+                }
+                let stage = &mut self.stages[direction.stage(position, count)];
+                match stage.take(direction, event, &mut self.state, io, self.worker)? {
+                    Taken::Pass(same) => {
+                        event = same;
+                        position += 1;
+                    }
+                    Taken::Step(step) => break step,
+                    Taken::Called(called) => break stage.settle(direction, called, &mut self.state, io).await?,
+                }
             };
 
-            let stage = &mut self.stages[index];
-            match stage.take(direction, event, &mut self.state, io, self.worker).await? {
+            match step {
                 Step::Emit(events) => next.extend(events.into_iter().rev().map(|event| (position + 1, event))),
                 Step::Reply(reply) if direction == Direction::Request => return Ok(Passage::Reply(reply)),
                 Step::Reply(reply) => {
@@ -194,7 +210,7 @@ impl Chain {
                     self.replied = true;
                     next.clear();
                     passed.clear();
-                    for stage in &mut self.stages[index..] {
+                    for stage in &mut self.stages[direction.stage(position, count)..] {
                         stage.answered();
                     }
                     let replacement = self.replace_response(reply);

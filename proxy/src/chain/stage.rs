@@ -7,7 +7,7 @@ use pingora_core::protocols::http::server::Session as HttpSession;
 use selvedge_wasm::{
     Action, Body, CallError, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Phases, Stream,
 };
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -21,6 +21,23 @@ pub(super) enum Step {
     Emit(SmallVec<[Event; 3]>),
     /// The filter answers in place of the message.
     Reply(LocalReply),
+}
+
+/// What became of an event right away.
+pub(super) enum Taken {
+    /// It goes on to the next stage, alone: what nearly every event does.
+    Pass(Event),
+    /// More than that, or less.
+    Step(Step),
+    /// The guest was called, and wants something or has failed: see [`Stage::settle`].
+    Called(Called),
+}
+
+/// A guest call that did not just continue.
+pub(super) struct Called {
+    outcome: Result<Outcome, CallError>,
+    event: Event,
+    ends: bool,
 }
 
 /// What a stage keeps back in one direction.
@@ -97,67 +114,83 @@ impl Stage {
         self.response = Side { done: true, ..Side::default() };
     }
 
-    /// Takes an event and says what goes on.
-    pub(super) async fn take(
+    /// Takes an event: calls the guest, and says what goes on if that is simple.
+    pub(super) fn take(
         &mut self,
         direction: Direction,
         event: Event,
         state: &mut ExchangeState,
         io: &mut HttpSession,
         worker: usize,
-    ) -> Result<Step, ChainError> {
+    ) -> Result<Taken, ChainError> {
         if self.side(direction).done {
-            return Ok(Step::Emit(smallvec![event]));
+            return Ok(Taken::Pass(event));
         }
         match self.context {
-            Context::Gone => return Ok(Step::Emit(smallvec![event])),
+            Context::Gone => return Ok(Taken::Pass(event)),
             // A filter that never saw the request takes no part in the response.
-            Context::Unopened if direction == Direction::Response => return Ok(Step::Emit(smallvec![event])),
+            Context::Unopened if direction == Direction::Response => return Ok(Taken::Pass(event)),
             Context::Unopened => match self.filter.plugin.open_stream(worker) {
                 Ok(stream) => self.context = Context::Open(stream),
-                Err(error) => return self.failed(&error, direction, event),
+                Err(error) => return self.failed(&error, direction, event).map(Taken::Step),
             },
             Context::Open(_) => {}
         }
 
         let ends = event.ends();
+        let holds = self.side(direction).headers;
         let (outcome, event) = match event {
             Event::Headers { end } => {
                 if !self.wants_headers(direction) {
-                    return Ok(Step::Emit(smallvec![event]));
+                    return Ok(Taken::Pass(event));
                 }
                 (self.call(state, io, |stream, view| headers(stream, view, direction, end)), event)
             }
             Event::Body { data, end } => {
-                if !self.wants_body(direction) && !self.side(direction).headers {
-                    return Ok(Step::Emit(smallvec![Event::Body { data, end }]));
+                let wanted = self.wants_body(direction);
+                if !wanted && !holds {
+                    return Ok(Taken::Pass(Event::Body { data, end }));
                 }
                 self.buffer(direction, data)?;
-                if !self.wants_body(direction) {
-                    (
-                        Ok(Outcome { action: Action::Pause, effects: Effects::default() }),
-                        Event::Body { data: Bytes::new(), end },
-                    )
-                } else {
+                let outcome = if wanted {
                     let length = self.side(direction).body.len();
-                    let outcome = self.call(state, io, |stream, view| body(stream, view, direction, length, end));
-                    (outcome, Event::Body { data: Bytes::new(), end })
-                }
+                    self.call(state, io, |stream, view| body(stream, view, direction, length, end))
+                } else {
+                    Ok(Outcome { action: Action::Pause, effects: Effects::default() })
+                };
+                (outcome, Event::Body { data: Bytes::new(), end })
             }
             Event::Trailers => {
-                if !self.wants_trailers(direction)
-                    && !self.side(direction).headers
-                    && self.side(direction).body.is_empty()
-                {
-                    return Ok(Step::Emit(smallvec![event]));
+                if !self.wants_trailers(direction) && !holds && self.side(direction).body.is_empty() {
+                    return Ok(Taken::Pass(event));
                 }
                 (self.call(state, io, |stream, view| trailers(stream, view, direction)), event)
             }
         };
         self.side_mut(direction).ended |= ends;
 
+        match (&outcome, event) {
+            (Ok(outcome), event @ Event::Headers { .. }) if !holds && simply_continues(outcome) => {
+                Ok(Taken::Pass(event))
+            }
+            (Ok(outcome), Event::Body { end, .. }) if !holds && simply_continues(outcome) => {
+                Ok(Taken::Pass(Event::Body { data: self.side_mut(direction).body.take(), end }))
+            }
+            (_, event) => Ok(Taken::Called(Called { outcome, event, ends })),
+        }
+    }
+
+    /// Carries out what the guest wants, waits while it is paused with something outstanding, and says what goes on.
+    pub(super) async fn settle(
+        &mut self,
+        direction: Direction,
+        called: Called,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+    ) -> Result<Step, ChainError> {
+        let Called { outcome, event, ends } = called;
         let settled = match outcome {
-            Ok(outcome) => self.settle(outcome, direction, ends, state, io).await,
+            Ok(outcome) => self.carry_out(outcome, direction, ends, state, io).await,
             Err(error) => Err(Failure::Call(error)),
         };
         match settled {
@@ -200,7 +233,7 @@ impl Stage {
     }
 
     /// Carries out what the guest asked for, and waits as long as it is paused with callouts outstanding.
-    async fn settle(
+    async fn carry_out(
         &mut self,
         outcome: Outcome,
         direction: Direction,
@@ -433,6 +466,10 @@ enum Failure {
     Call(CallError),
     Stuck,
     Chain(ChainError),
+}
+
+fn simply_continues(outcome: &Outcome) -> bool {
+    outcome.action == Action::Continue && outcome.effects.is_empty()
 }
 
 fn headers(stream: &mut Stream, view: &mut View<'_>, direction: Direction, end: bool) -> Result<Outcome, CallError> {

@@ -37,6 +37,14 @@ pub trait Exchange: Send {
     /// visit per value. Returns false when there is no such map (yet). Two visits in a row must see the same pairs.
     fn visit(&self, map: HeaderMap, visit: &mut dyn FnMut(&[u8], &[u8])) -> bool;
 
+    /// How many pairs [`visit`](Self::visit) would visit; 0 when the map does not exist. Guests are told this number with every header
+    /// callback, so a host that knows it without looking should say so.
+    fn count(&self, map: HeaderMap) -> u32 {
+        let mut count = 0;
+        self.visit(map, &mut |_, _| count += 1);
+        count
+    }
+
     /// The first value of `name`, compared without regard to case. Answers pseudo headers, and `host` with the value of `:authority`.
     fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>>;
 

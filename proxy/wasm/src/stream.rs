@@ -130,7 +130,7 @@ impl Stream {
         if !self.phases.contains(phase) {
             return Ok(Outcome::proceed());
         }
-        let arguments = (self.context, count(x, map), u32::from(end));
+        let arguments = (self.context, x.count(map), u32::from(end));
         self.run(x, callback, function, arguments)
     }
 
@@ -161,7 +161,7 @@ impl Stream {
         if !self.phases.contains(phase) {
             return Ok(Outcome::proceed());
         }
-        let arguments = (self.context, count(x, map));
+        let arguments = (self.context, x.count(map));
         self.run(x, callback, function, arguments)
     }
 
@@ -195,10 +195,4 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.close(None);
     }
-}
-
-fn count(x: &dyn Exchange, map: HeaderMap) -> u32 {
-    let mut count = 0;
-    x.visit(map, &mut |_, _| count += 1);
-    count
 }
