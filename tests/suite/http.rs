@@ -938,8 +938,8 @@ async fn edge_with_download(way: &str) -> (Edge, Origin, Client, mpsc::Unbounded
     let edge = Edge::start(&yaml, &[("app", origin.address())]);
     let mut download = Client::connect(edge.web()).await;
     download.send(format!("GET {way}/ HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await;
-    let body = soon("the request", senders.recv()).await.unwrap();
-    body.send("begun".into()).unwrap();
+    let body = soon("the request", senders.recv()).await.expect("the origin runs");
+    body.send("begun".into()).expect("the origin is asked");
     read_until(&mut download, "begun").await;
     (edge, origin, download, body)
 }

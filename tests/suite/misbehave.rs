@@ -428,7 +428,7 @@ fn resident() -> u64 {
     kibibytes * 1024
 }
 
-/// The report on a configuration that uses one filter at line 5 of what follows the suite's own settings.
+/// The report on a configuration with one filter at fault, and the line it points at.
 fn report(filter: &str, usage: &str) -> (String, usize) {
     let yaml = format!(
         "filters:
@@ -442,24 +442,12 @@ sites:
         respond: {{ status: 200 }}
 "
     );
-    let error = match Edge::try_start(&yaml, &[]) {
-        Ok(_) => panic!("it starts:\n{yaml}"),
-        Err(error @ StartError::Config(_)) => error.to_string(),
-        Err(error) => panic!("another error: {error}"),
-    };
-    // The harness writes its defaults above.
-    let StartLine(line) = StartLine::of(&error);
-    (error, line)
-}
-
-/// The line a report points at.
-struct StartLine(usize);
-
-impl StartLine {
-    fn of(report: &str) -> Self {
-        let place = report.split("config.yaml:").nth(1).and_then(|rest| rest.split(':').next());
-        Self(place.and_then(|line| line.parse().ok()).unwrap_or_else(|| panic!("no place in {report}")))
-    }
+    let error = Edge::try_start(&yaml, &[]).err().expect("a fault");
+    assert!(matches!(error, StartError::Config(_)), "{error}");
+    let report = error.to_string();
+    let place = report.split("config.yaml:").nth(1).and_then(|rest| rest.split(':').next());
+    let line = place.and_then(|line| line.parse().ok()).expect("a place");
+    (report, line)
 }
 
 #[test]
