@@ -785,3 +785,74 @@ async fn a_client_that_waits_for_100_continue_gets_it_when_the_body_is_read_ahea
     client.send(b"POST /deny HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n").await;
     assert_eq!(client.any_response("POST").await.status, 403, "no invitation to send what nobody wants");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_goes_on_when_the_rest_of_an_answered_upload_arrives() {
+    let origin = Origin::start(|request| Origin::reply(200, &[], request.target.clone())).await;
+    let edge = edge(
+        origin.address(),
+        "{ name: deny, match: { path: /deny }, filters: [deny-request], to: app },
+         { name: fixed, match: { path: /fixed }, filters: [append], respond: { status: 200, body: fixed } },
+         { name: all, filters: [append], to: app }",
+    );
+    let mut client = Client::connect(edge.web()).await;
+    for (path, status, text) in [("/deny", 403, "denied in request_headers\n"), ("/fixed", 200, "fixed+app")] {
+        client.send(format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nfirst").as_bytes()).await;
+        let early = client.response("POST").await;
+        assert_eq!((early.status, early.text().as_str()), (status, text));
+        if early.header("connection") == Some("close") {
+            assert!(client.is_closed().await, "{path}");
+            client = Client::connect(edge.web()).await;
+        } else {
+            client.send(b" last").await;
+        }
+        assert_eq!(client.request("GET /next HTTP/1.1\r\nhost: test\r\n\r\n").await.text(), "/next+app", "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_dies_while_a_filter_asks_is_a_502() {
+    let (gate, side) = gated().await;
+    let dies = Arc::new(Semaphore::new(0));
+    let (origin, _task) = {
+        let dies = Arc::clone(&dies);
+        Origin::raw(move |mut stream| {
+            let dies = Arc::clone(&dies);
+            async move {
+                if read_request(&mut stream).await.is_some() {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc").await.unwrap();
+                    dies.acquire().await.unwrap().forget();
+                }
+            }
+        })
+        .await
+    };
+    let edge = Edge::start(
+        &format!(
+            "upstreams:
+  app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }}
+  side: {{ endpoints: [\"127.0.0.1:${{PORT_side}}\"] }}{FILTERS}
+  ask: {{ wasm: \"file:${{GUESTS}}/callout.wasm\", config: response_headers side /ask }}
+sites: [{{ hosts: [\"*\"], routes: [
+  {{ name: all, filters: [ledger, ask, hold-response], to: app }},
+  {{ name: count, match: {{ path: /count }}, filters: [ledger], respond: {{ status: 200 }} }},
+  {{ name: early, match: {{ path: /early }}, filters: [ledger, ask], to: app }}] }}]"
+        ),
+        &[("app", origin), ("side", side.address())],
+    );
+    let mut ledger = Ledger::connect(&edge).await;
+    // Holding: the filter that asks has not seen the header when the origin dies.
+    dies.add_permits(1);
+    assert_eq!(Client::get(edge.web(), "/held").await.status, 502);
+    ledger.until((1, 1)).await;
+    // Asking: the origin dies meanwhile. Whichever is noticed first, what comes back is no whole response of the origin's.
+    let mut client = Client::connect(edge.web()).await;
+    client.send(b"GET /early HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    until("the filter asks", || side.started() == 1).await;
+    dies.add_permits(1);
+    gate.add_permits(1);
+    if let Ok(response) = client.try_response("GET").await {
+        assert_eq!(response.status, 502);
+    }
+    ledger.until((2, 2)).await;
+}

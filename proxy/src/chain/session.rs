@@ -6,6 +6,7 @@
 //! Keep-alive setters do not reach it, so an error answer carries the decision to close in [`Slot::close`]. The proxy-task API stays
 //! off: writes run filters, and filters are not cancel safe.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -45,10 +46,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Lends the chain; `None` only while somebody else has it, which the single task of a request rules out, or after a dropped
-    /// call lost it.
-    pub(crate) fn take_chain(&self) -> Option<Box<Chain>> {
-        self.chain.lock().take()
+    /// Lends the chain; `None` only while somebody else has it, which the single task of a request rules out.
+    pub(crate) fn lend(&self) -> Option<Lent<'_>> {
+        let chain = self.chain.lock().take()?;
+        Some(Lent { slot: self, chain: Some(chain) })
     }
 
     /// Keeps a filter's reply for the error path.
@@ -65,10 +66,32 @@ impl Slot {
     pub(crate) fn failure(&self) -> Option<&'static str> {
         *self.failure.lock()
     }
+}
 
-    /// Gives the chain back.
-    pub(crate) fn return_chain(&self, chain: Box<Chain>) {
-        *self.chain.lock() = Some(chain);
+/// The chain, on loan from its slot. Pingora drops what we are waiting for when the other half of the exchange fails; the chain goes
+/// back even then, because the error answer and the end of the exchange still need it.
+pub(crate) struct Lent<'s> {
+    slot: &'s Slot,
+    chain: Option<Box<Chain>>,
+}
+
+impl Deref for Lent<'_> {
+    type Target = Chain;
+
+    fn deref(&self) -> &Chain {
+        self.chain.as_deref().expect("held until drop")
+    }
+}
+
+impl DerefMut for Lent<'_> {
+    fn deref_mut(&mut self) -> &mut Chain {
+        self.chain.as_deref_mut().expect("held until drop")
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        *self.slot.chain.lock() = self.chain.take();
     }
 }
 
@@ -114,7 +137,7 @@ impl FilteredSession {
     /// Puts a filtered session in the place of the client's, and returns the slot that leads back.
     pub(crate) fn interpose(session: &mut Box<HttpSession>, chain: Box<Chain>, body: RequestBody) -> Arc<Slot> {
         let slot = Arc::new(Slot::default());
-        slot.return_chain(chain);
+        *slot.chain.lock() = Some(chain);
         let real = std::mem::replace(session, Box::new(HttpSession::new_custom(Box::new(()))));
         let filtered = Self {
             real: Some(real),
@@ -147,6 +170,11 @@ impl FilteredSession {
         self.real.as_deref_mut().expect("held until drop")
     }
 
+    /// Whether the client has a final header, so that no other answer can be given.
+    fn is_committed(&self) -> bool {
+        self.real().response_written().is_some_and(|written| !written.status.is_informational())
+    }
+
     /// Every write path of Pingora ends here.
     async fn process(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         if self.response == Response::Ended {
@@ -155,12 +183,11 @@ impl FilteredSession {
         if self.real().was_upgraded() {
             return self.forward(tasks).await; // After a 101 there is no HTTP left to filter.
         }
-        let Some(mut chain) = self.slot.take_chain() else {
-            return Err(Error::explain(ErrorType::InternalError, "the filter chain of this exchange was lost"));
-        };
+        let slot = Arc::clone(&self.slot);
+        let Some(mut chain) = slot.lend() else { return Err(lost()) };
         let out = self.filter(&mut chain, tasks).await;
         let node = Arc::clone(&chain.state.node);
-        self.slot.return_chain(chain);
+        drop(chain);
 
         let out = match out {
             Ok(out) => out,
@@ -222,8 +249,8 @@ impl FilteredSession {
                     self.pass(chain, Event::Body { data: Bytes::new(), end: true }, &mut out).await?;
                 }
                 HttpTask::Failed(error) => {
-                    if self.response == Response::Open {
-                        return Err(error); // Nothing was sent: the proxy can still answer.
+                    if !self.is_committed() {
+                        return Err(error); // Nothing was sent, whatever this batch holds: the proxy can still answer.
                     }
                     self.broken = true;
                     out.push(HttpTask::Failed(error));
@@ -292,9 +319,8 @@ impl FilteredSession {
     /// Answers an error of the chain when the client has nothing yet. Here and not in `fail_to_proxy`, because Pingora does not call
     /// that on cache hits, and on misses takes an error of this session for a client that has left, and only goes on to fill the cache.
     async fn answer_failure(&mut self, error: Box<Error>, node: &str) -> Result<bool> {
-        let too_late = self.real().response_written().is_some_and(|written| !written.status.is_informational());
         let ours = *error.esource() == ErrorSource::Internal;
-        let answer = fail::chain_answer(&error, node).filter(|_| ours && !too_late);
+        let answer = fail::chain_answer(&error, node).filter(|_| ours && !self.is_committed());
         let Some((header, body, token)) = answer else { return Err(error) };
 
         *self.slot.failure.lock() = token;
@@ -324,7 +350,7 @@ impl FilteredSession {
             self.broken = true;
             return cause.into_down();
         }
-        if self.response != Response::Open {
+        if self.is_committed() {
             self.broken = true;
         }
         fail::from_chain(error)
@@ -528,6 +554,11 @@ impl CustomSession for FilteredSession {
     fn was_upgraded(&self) -> bool {
         self.real().was_upgraded()
     }
+}
+
+/// Somebody else has the chain: nothing may pass without it.
+pub(crate) fn lost() -> Box<Error> {
+    Error::explain(ErrorType::InternalError, "the filter chain of this exchange is in use")
 }
 
 /// A filter's reply as a message: header with framing, and body.

@@ -15,7 +15,7 @@ use pingora_proxy::Session;
 use selvedge_wasm::LocalReply;
 
 use super::{Edge, RequestCtx, fail};
-use crate::chain::session::{FilteredSession, RequestBody, reply_message};
+use crate::chain::session::{FilteredSession, RequestBody, lost, reply_message};
 use crate::chain::{Chain, Direction, Event, ExchangeState, Passage};
 
 /// Whether the exchange was answered by a filter.
@@ -91,6 +91,20 @@ pub(crate) async fn request_body(
     end: bool,
     ctx: &mut RequestCtx,
 ) -> Result<()> {
+    let Err(error) = pass_body(edge, session, body, end, ctx).await else { return Ok(()) };
+    // Answered at once, and put down to the client: towards an HTTP/2 upstream Pingora takes any other error of this hook for the
+    // upstream's own, ignores it, and waits for a response to a request that never ends.
+    fail::answer(session, &error, ctx).await;
+    Err(error.into_down())
+}
+
+async fn pass_body(
+    edge: &Edge,
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end: bool,
+    ctx: &mut RequestCtx,
+) -> Result<()> {
     if session.was_upgraded() {
         return Ok(()); // Another protocol by now.
     }
@@ -111,11 +125,11 @@ pub(crate) async fn request_body(
         return Ok(());
     }
     let Some(slot) = ctx.slot.clone() else { return Ok(()) };
-    let Some(mut chain) = slot.take_chain() else { return Ok(()) };
+    let Some(mut chain) = slot.lend() else { return Err(lost()) };
 
     let event = Event::Body { data: body.take().unwrap_or_default(), end };
     let passage = chain.request(&mut session.downstream_session, event).await;
-    let result = match passage {
+    match passage {
         Ok(Passage::Through(passed)) => {
             let through = bytes_of(passed.into_iter());
             // No bytes is the end of the body to Pingora; an empty chunk is "nothing yet".
@@ -128,9 +142,7 @@ pub(crate) async fn request_body(
             Err(fail::from_reply(&slot, reply))
         }
         Err(error) => Err(fail::from_chain(error)),
-    };
-    slot.return_chain(chain);
-    result
+    }
 }
 
 /// What becomes of the request.

@@ -10,7 +10,7 @@ use crate::telemetry::AccessLine;
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
 pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
     if let Some(slot) = ctx.slot.take() {
-        if let Some(mut chain) = slot.take_chain() {
+        if let Some(mut chain) = slot.lend() {
             chain.finish(&mut session.downstream_session);
         }
         ctx.failure = ctx.failure.or(slot.failure());
