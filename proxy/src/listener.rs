@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::server::Session as HttpSession;
 use pingora_core::protocols::http::v2::server::H2Options;
-use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::sync::mpsc;
@@ -174,13 +174,11 @@ pub(crate) async fn accept(
 async fn serve(stream: Transport, door: &Arc<Door>, tls: Option<&Acceptor>, shutdown: &ShutdownWatch) {
     let stream: Stream = match tls {
         None => Box::new(stream),
-        Some(acceptor) => {
-            match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
-                Ok(Ok(stream)) => Box::new(stream),
-                Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
-                Err(_) => return debug!("TLS handshake took too long"),
-            }
-        }
+        Some(acceptor) => match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
+            Ok(Ok(stream)) => Box::new(stream),
+            Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+            Err(_) => return debug!("TLS handshake took too long"),
+        },
     };
     let mut next = Some(stream);
     while let Some(stream) = next {

@@ -1,8 +1,8 @@
 //! The client's TCP connection, as Pingora reads and writes it.
 //!
-//! Pingora's own stream buffers only on connections its own listeners have accepted, and costs two clock reads per operation. This one
-//! gathers a response header and what follows it into one segment, sends large bodies past the buffer with `writev`, and keeps no memory
-//! while the connection is idle.
+//! Pingora's own stream buffers only on connections its own listeners have accepted, costs two clock reads per operation, and may keep
+//! the start of a slow body of known length back until its end. This one holds back one write only, the first after a flush or a read: a
+//! response header. It leaves together with what follows, in one `writev` that copies no body; everything later leaves at once.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -21,16 +21,20 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes gathered before they are sent: a response header and a small body.
-const GATHER: usize = 16 * 1024;
+/// The longest first write that is held back, in bytes.
+const HEADER_MAX: usize = 16 * 1024;
 /// What of the buffer is kept between responses, in bytes.
 const KEEP: usize = 4 * 1024;
+/// How many pieces leave in one call.
+const PIECES: usize = 8;
 
 /// An accepted TCP connection.
 pub(crate) struct Transport {
     stream: TcpStream,
-    /// Written, not yet sent.
+    /// Held back, to leave with what follows.
     pending: Vec<u8>,
+    /// Something was held back since the last flush or read: what is written now leaves at once.
+    begun: bool,
     /// How much of `pending` has been sent.
     sent: usize,
     /// Looked at, not yet read.
@@ -48,6 +52,7 @@ impl Transport {
         Self {
             stream,
             pending: Vec::new(),
+            begun: false,
             sent: 0,
             peeked: Vec::new(),
             digest: Arc::new(digest),
@@ -76,12 +81,45 @@ impl Transport {
             self.pending.clear();
         }
     }
+
+    /// Writes pieces behind what is pending; says how much of the pieces was taken.
+    fn poll_pieces(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let total: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if !self.begun && self.pending.is_empty() && total <= HEADER_MAX {
+            self.begun = true;
+            for piece in pieces {
+                self.pending.extend_from_slice(piece);
+            }
+            return Poll::Ready(Ok(total));
+        }
+        if self.pending.is_empty() {
+            return Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        }
+
+        let waiting = self.pending.len() - self.sent;
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        slices[0] = IoSlice::new(&self.pending[self.sent..]);
+        let count = pieces.len().min(PIECES - 1);
+        slices[1..=count].copy_from_slice(&pieces[..count]);
+        let sent = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..=count]))?;
+        if sent == 0 && total > 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        if sent > waiting {
+            self.reset();
+            return Poll::Ready(Ok(sent - waiting));
+        }
+        // Nothing of the pieces is out yet: first the rest of what is pending.
+        self.sent += sent;
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
 }
 
 impl AsyncRead for Transport {
-    /// Whoever turns to reading has nothing more to write for now, so what is pending goes out first: Pingora does not flush in the
-    /// middle of a body of known length, however slowly it comes.
+    /// Whoever turns to reading has nothing more to write for now, so what is held back goes out first.
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.begun = false;
         if !self.pending.is_empty()
             && let Poll::Ready(Err(error)) = self.poll_send(cx)
         {
@@ -102,34 +140,24 @@ impl AsyncRead for Transport {
 
 impl AsyncWrite for Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if this.pending.len() + bytes.len() <= GATHER {
-            this.pending.extend_from_slice(bytes);
-            return Poll::Ready(Ok(bytes.len()));
-        }
-        if this.pending.is_empty() {
-            return Pin::new(&mut this.stream).poll_write(cx, bytes);
-        }
+        self.poll_pieces(cx, &[IoSlice::new(bytes)])
+    }
 
-        // What is pending and the new bytes in one call, the latter without a copy.
-        let slices = [IoSlice::new(&this.pending[this.sent..]), IoSlice::new(bytes)];
-        let sent = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, &slices))?;
-        if sent == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        let waiting = this.pending.len() - this.sent;
-        if sent > waiting {
-            this.reset();
-            return Poll::Ready(Ok(sent - waiting));
-        }
-        // Nothing of the new bytes is out yet: send the rest of what is pending first.
-        this.sent += sent;
-        ready!(this.poll_send(cx))?;
-        Pin::new(&mut this.stream).poll_write(cx, bytes)
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_pieces(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
+        self.begun = false;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -194,7 +222,10 @@ impl GetSocketDigest for Transport {
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transport").field("fd", &self.id()).field("pending", &self.pending.len()).finish_non_exhaustive()
+        f.debug_struct("Transport")
+            .field("fd", &self.id())
+            .field("pending", &self.pending.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -252,9 +283,47 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_the_first_write_is_held_back() {
+        let (mut transport, mut client) = pair().await;
+        transport.write_all(b"header ").await.unwrap();
+        assert!(client.try_read(&mut [0; 8]).is_err(), "nothing has come yet");
+        transport.write_all(b"start").await.unwrap();
+        let mut both = [0; 12];
+        client.read_exact(&mut both).await.unwrap();
+        assert_eq!(&both, b"header start");
+        transport.write_all(b" more").await.unwrap();
+        let mut more = [0; 5];
+        client.read_exact(&mut more).await.unwrap();
+        assert_eq!(&more, b" more");
+    }
+
+    #[tokio::test]
+    async fn pieces_arrive_in_order_behind_what_is_held_back() {
+        let (mut transport, mut client) = pair().await;
+        transport.write_all(b"header ").await.unwrap();
+        let pieces: Vec<Vec<u8>> = (0..20_u8).map(|index| vec![b'a' + index; 3000]).collect();
+        let mut expected = b"header ".to_vec();
+        expected.extend(pieces.iter().flatten());
+        let reader = tokio::spawn(async move {
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let all = pieces.concat();
+        let mut taken = 0;
+        while taken < all.len() {
+            let slices: Vec<IoSlice<'_>> = all[taken..].chunks(3000).map(IoSlice::new).collect();
+            taken += transport.write_vectored(&slices).await.unwrap();
+        }
+        transport.flush().await.unwrap();
+        drop(transport);
+        assert!(reader.await.unwrap() == expected);
+    }
+
+    #[tokio::test]
     async fn writes_of_every_size_arrive_in_order() {
         let (mut transport, mut client) = pair().await;
-        let sizes = [1, 100, GATHER - 101, 1, GATHER, GATHER + 1, 3 * GATHER + 7, 5, 1 << 20, 10];
+        let sizes = [1, 100, HEADER_MAX - 101, 1, HEADER_MAX, HEADER_MAX + 1, 3 * HEADER_MAX + 7, 5, 1 << 20, 10];
         let reader = tokio::spawn(async move {
             let mut all = Vec::new();
             client.read_to_end(&mut all).await.unwrap();
@@ -265,6 +334,9 @@ mod tests {
             let chunk = vec![u8::try_from(index).unwrap(); size];
             transport.write_all(&chunk).await.unwrap();
             expected.extend_from_slice(&chunk);
+            if index % 3 == 2 {
+                transport.flush().await.unwrap();
+            }
         }
         AsyncWriteExt::shutdown(&mut transport).await.unwrap();
         drop(transport);

@@ -39,12 +39,6 @@ impl CacheCtx {
         self.refused
     }
 
-    /// Whether the lookup has found a response that another request is still fetching, so that its body comes as slowly as that does.
-    #[must_use]
-    pub fn has_joined(&self) -> bool {
-        self.joined
-    }
-
     /// The status the next hop answered with, once it has.
     #[must_use]
     pub fn upstream_status(&self) -> Option<StatusCode> {

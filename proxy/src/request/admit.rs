@@ -53,10 +53,12 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<(
 /// Makes an absolute-form target (RFC 9112, 3.2.2) what it means: an origin-form target, and the authority in Host. Routes, filters and
 /// cache keys then see one form only, and so does the origin. Pingora has refused a Host that says something else.
 fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
-    let RawTargetAuthority::Absolute { authority, path_and_query, .. } = raw_target_authority(request.raw_path()) else {
+    let RawTargetAuthority::Absolute { authority, path_and_query, .. } = raw_target_authority(request.raw_path())
+    else {
         return Ok(());
     };
-    let authority = HeaderValue::from_bytes(authority).or_err(ErrorType::InvalidHTTPHeader, "the target's authority")?;
+    let authority =
+        HeaderValue::from_bytes(authority).or_err(ErrorType::InvalidHTTPHeader, "the target's authority")?;
     let target = match path_and_query {
         [] if request.method == Method::OPTIONS => b"*".to_vec(), // RFC 9112, 3.2.4
         [b'/', ..] => path_and_query.to_vec(),

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Method, StatusCode, Version};
+use http::Method;
 use pingora_cache::key::HashBinary;
 use pingora_cache::storage::HitHandler;
-use pingora_cache::{CacheKey, CacheMeta, CachePhase, ForcedFreshness};
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness};
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -107,24 +106,11 @@ pub(crate) fn not_modified(session: &Session, response: &ResponseHeader, ctx: &R
     ctx.plan.cache.is_some_and(|cache| cache.not_modified(session.req_header(), response))
 }
 
-/// Appends `Cache-Status` on routes that cache, and lets the body of a joined fetch go out as it comes.
-pub(crate) fn status(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
-    let Some(cache) = cached(ctx) else { return Ok(()) };
-    cache.append_status(&session.cache, &ctx.cache, &ctx.plan.node.name, response);
-
-    // Over HTTP/1.1 Pingora holds back the start of a body of known length, and on hits never looks whether to send it: whoever joins
-    // a slow fetch would get nothing until it is finished. Chunks are sent at once.
-    let request = session.req_header();
-    if ctx.cache.has_joined()
-        && session.cache.phase() == CachePhase::Hit
-        && request.version == Version::HTTP_11
-        && request.method != Method::HEAD
-        && matches!(response.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT)
-        && response.remove_header(&CONTENT_LENGTH).is_some()
-    {
-        response.insert_header(TRANSFER_ENCODING, "chunked")?;
+/// Appends `Cache-Status` on routes that cache.
+pub(crate) fn status(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) {
+    if let Some(cache) = cached(ctx) {
+        cache.append_status(&session.cache, &ctx.cache, &ctx.plan.node.name, response);
     }
-    Ok(())
 }
 
 /// One word for the access log; `None` on routes that do not cache.

@@ -19,7 +19,8 @@ pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: 
         session.downstream_session.set_keepalive(None);
     }
     response.append_header(header::VIA, ctx.plan.node.via(response.version))?;
-    lookup::status(session, response, ctx)
+    lookup::status(session, response, ctx);
+    Ok(())
 }
 
 /// The fixed response of a route that has one; true when it was written.
