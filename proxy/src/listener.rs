@@ -10,7 +10,7 @@ use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, Ser
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::server::Session as HttpSession;
-use pingora_core::protocols::http::v2::server::H2Options;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::sync::mpsc;
@@ -60,27 +60,73 @@ pub struct Bound {
     pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 
+/// What an HTTP/1 connection is doing, for its deadlines.
+#[derive(Clone, Copy)]
+enum Doing {
+    /// Waiting for the first byte of a request.
+    Idle { since: Instant },
+    /// Receiving a request header.
+    Header { since: Instant },
+    /// Being served; or speaking HTTP/2, which has deadlines of its own.
+    Exchange,
+}
+
+struct Connection {
+    doing: Cell<Doing>,
+    /// The client has sent something at all.
+    begun: Cell<bool>,
+}
+
 tokio::task_local! {
-    /// Since when this connection waits for a complete request header; `None` while a request is served.
-    static READING_SINCE: Cell<Option<Instant>>;
+    static CONNECTION: Connection;
 }
 
-/// Says that the request header is complete: the deadline for reading it no longer applies.
+/// Says that bytes have come from the client.
+pub(crate) fn bytes_have_come() {
+    let _ = CONNECTION.try_with(|connection| {
+        connection.begun.set(true);
+        if let Doing::Idle { .. } = connection.doing.get() {
+            connection.doing.set(Doing::Header { since: Instant::now() });
+        }
+    });
+}
+
+/// Says that the request header is complete: the deadline for it no longer applies.
 pub(crate) fn header_is_read() {
-    let _ = READING_SINCE.try_with(|since| since.set(None));
+    let _ = CONNECTION.try_with(|connection| connection.doing.set(Doing::Exchange));
 }
 
-/// Ends when the connection has waited longer than `limit` for a request header. Looks rarely: a timer per connection and interval
+/// Ends when a header is overdue, or the connection was idle for too long. Looks twice per deadline: a timer per connection and interval
 /// instead of one per request.
-async fn header_overdue(limit: Duration) {
+async fn overdue(facts: &ListenerFacts) {
+    let interval = facts.header_timeout.min(facts.idle_timeout) / 2;
     loop {
         // Pingora's coarse timer: thousands of connections share a few entries.
-        pingora_timeout::fast_timeout::fast_sleep(limit / 2).await;
-        if READING_SINCE.with(Cell::get).is_some_and(|since| since.elapsed() > limit) {
+        pingora_timeout::fast_timeout::fast_sleep(interval).await;
+        let late = match CONNECTION.with(|connection| connection.doing.get()) {
+            Doing::Idle { since } => since.elapsed() > facts.idle_timeout,
+            Doing::Header { since } => since.elapsed() > facts.header_timeout,
+            Doing::Exchange => false,
+        };
+        if late {
             return;
         }
     }
 }
+
+/// Ends when the node stops while the connection has not said a word. One that has is told by Pingora.
+async fn stopped_while_silent(mut shutdown: ShutdownWatch) {
+    let stopping = shutdown.wait_for(|stopping| *stopping).await.is_ok();
+    if !stopping || CONNECTION.with(|connection| connection.begun.get()) {
+        std::future::pending().await
+    }
+}
+
+/// How much a client may upload on one HTTP/2 stream before it has to wait for us. The protocol's own 64 KiB would allow 1.3 MB/s over a
+/// distance of 50 ms.
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+/// The same for all streams of a connection, which bounds what one client can make us hold.
+const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// Pingora's HTTP application behind a listener: the proxy, and a deadline on every request header.
 pub(crate) struct Door {
@@ -105,7 +151,7 @@ impl HttpServerApp for Door {
             return None;
         }
         session.set_keepalive(Some(self.facts.idle_timeout.as_secs().max(1)));
-        let _ = READING_SINCE.try_with(|since| since.set(Some(Instant::now())));
+        let _ = CONNECTION.try_with(|connection| connection.doing.set(Doing::Idle { since: Instant::now() }));
         self.proxy.process_new_http(session, shutdown).await
     }
 
@@ -117,8 +163,12 @@ impl HttpServerApp for Door {
         Some(&self.options)
     }
 
+    /// Asked for once per HTTP/2 connection, when it begins.
     fn h2_options(&self) -> Option<H2Options> {
-        self.proxy.h2_options()
+        header_is_read();
+        let mut options = default_h2_options();
+        options.initial_window_size(H2_STREAM_WINDOW).initial_connection_window_size(H2_CONNECTION_WINDOW);
+        Some(options)
     }
 }
 
@@ -157,12 +207,14 @@ pub(crate) async fn accept(
                 debug!(%peer, %error, "TCP_NODELAY was refused");
             }
             let stream = Transport::new(stream, peer);
-            let overdue = door.facts.idle_timeout + door.facts.header_timeout;
-            let served = READING_SINCE.scope(Cell::new(None), async {
+            let connection =
+                Connection { doing: Cell::new(Doing::Idle { since: Instant::now() }), begun: Cell::new(false) };
+            let served = CONNECTION.scope(connection, async {
                 tokio::select! {
                     biased;
                     () = serve(stream, &door, acceptor.as_deref(), &shutdown) => {}
-                    () = header_overdue(overdue) => debug!(%peer, "no complete request header in time"),
+                    () = stopped_while_silent(shutdown.clone()) => {}
+                    () = overdue(&door.facts) => debug!(%peer, "no complete request in time"),
                 }
             });
             served.await;

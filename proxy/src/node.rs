@@ -231,6 +231,7 @@ impl Node {
                     tokio::spawn(listener::accept(socket, door, listener.tls.clone(), stop.clone(), alive.clone()));
                 }
                 drop(alive);
+                drop(bound); // With the last accept loop the socket closes, and who comes then is refused.
 
                 run_ticks(&current, worker, stop).await;
 
@@ -263,6 +264,7 @@ fn door(
     let mut proxy = pingora_proxy::http_proxy(conf, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = facts.http2 && !facts.tls;
+    options.h2_idle_timeout = Some(facts.idle_timeout);
     proxy.server_options = Some(options.clone());
     Arc::new(Door { proxy: Arc::new(proxy), facts: Arc::clone(facts), options })
 }

@@ -21,6 +21,8 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::listener::bytes_have_come;
+
 /// The longest first write that is held back, in bytes.
 const HEADER_MAX: usize = 16 * 1024;
 /// What of the buffer is kept between responses, in bytes.
@@ -134,7 +136,9 @@ impl AsyncRead for Transport {
             }
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        bytes_have_come();
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -178,6 +182,7 @@ impl Peek for Transport {
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            bytes_have_come();
             self.peeked.extend_from_slice(&chunk[..count]);
         }
         let count = self.peeked.len().min(buffer.len());

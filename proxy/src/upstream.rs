@@ -69,8 +69,8 @@ impl Upstream {
         let mut peer = HttpPeer::new(address, self.tls.is_some(), sni);
         peer.options.connection_timeout = Some(self.timeouts.connect);
         peer.options.total_connection_timeout = Some(self.timeouts.connect);
-        peer.options.read_timeout = Some(self.timeouts.first_byte);
-        peer.options.write_timeout = Some(self.timeouts.first_byte);
+        peer.options.read_timeout = Some(self.timeouts.read);
+        peer.options.write_timeout = Some(self.timeouts.read);
         peer.options.idle_timeout = Some(self.timeouts.idle);
         if let Some(tls) = &self.tls {
             peer.options.verify_cert = tls.verify;

@@ -4,7 +4,9 @@ use selvedge_tests::{Client, Edge, Origin, h2::H2Client};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_route_forwards_and_answers() {
-    let origin = Origin::start(|request| Origin::reply(200, &[("x-a", "b")], format!("{} {}", request.method, request.target))).await;
+    let origin =
+        Origin::start(|request| Origin::reply(200, &[("x-a", "b")], format!("{} {}", request.method, request.target)))
+            .await;
     let edge = Edge::start(
         "upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
 sites: [{ hosts: [\"*\"], routes: [{ name: all, to: app }] }]",
@@ -17,7 +19,8 @@ sites: [{ hosts: [\"*\"], routes: [{ name: all, to: app }] }]",
 
     let h2 = H2Client::connect(edge.web()).await.request("GET", "/h2c", &[], b"").await.unwrap();
     assert_eq!(h2.text(), "GET /h2c");
-    let tls = H2Client::connect_tls(edge.secure(), "localhost").await.request("POST", "/tls", &[], b"hello").await.unwrap();
+    let tls =
+        H2Client::connect_tls(edge.secure(), "localhost").await.request("POST", "/tls", &[], b"hello").await.unwrap();
     assert_eq!(tls.text(), "POST /tls");
     assert_eq!(origin.last().body, "hello");
 }

@@ -1,21 +1,23 @@
 //! The suite: one binary, real sockets, real guests.
 
-mod door;
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod first;
 
+mod http;
+
+mod door;
+
 mod pause;
+
+mod cache;
+
+mod bundled;
+
+mod misbehave;
 
 mod story;
 
 mod cli;
 
 mod tour;
-
-mod http;
-
-mod misbehave;
-
-mod cache;
-
-mod bundled;

@@ -15,17 +15,12 @@ const SABOTEURS: [(&str, &str); 3] =
 const CALLBACKS: [&str; 7] =
     ["request_headers", "request_body", "response_headers", "response_body", "response_trailers", "done", "log"];
 
-/// A root context says goodbye as well, in a node that stops: `spin` in `done` has a test of its own.
-fn fails_over_streams(guest: &str, callback: &str) -> bool {
-    (guest, callback) != ("spin", "done")
-}
-
 /// A node with a route `/<guest>/<callback>/*` for every way to fail, and `/calm/*` with filters that do not.
 fn sabotaged(policy: &str, upstream: &str) -> String {
     let mut filters = String::new();
     let mut routes = String::new();
     for (guest, limits) in SABOTEURS {
-        for callback in CALLBACKS.into_iter().filter(|callback| fails_over_streams(guest, callback)) {
+        for callback in CALLBACKS {
             let name = format!("{guest}-{}", callback.replace('_', "-"));
             filters.push_str(&format!(
                 "  {name}: {{ wasm: \"file:${{GUESTS}}/{guest}.wasm\", config: {callback}, on_failure: {policy}, limits: {{ {limits} }} }}\n"
@@ -188,7 +183,7 @@ async fn a_filter_that_fails_closed_costs_its_own_exchange_only() {
         }
 
         // What happens after the response is nobody's loss; every one of these is a new VM.
-        for callback in ["done", "log"].into_iter().filter(|callback| fails_over_streams(guest, callback)) {
+        for callback in ["done", "log"] {
             let path = format!("/{guest}/{callback}/");
             let mut client = Client::connect(edge.web()).await;
             for _ in 0..5 {
@@ -209,7 +204,7 @@ async fn a_filter_that_fails_open_is_left_out() {
     let edge = Edge::start(&sabotaged("open", ""), &[("app", origin.address())]);
     let mut bystander = Bystander::begin(&edge, "/calm/slow", &mut senders).await;
     for (guest, _) in SABOTEURS {
-        for callback in CALLBACKS.into_iter().filter(|callback| fails_over_streams(guest, callback)) {
+        for callback in CALLBACKS {
             let path = format!("/{guest}/{callback}/");
             for _ in 0..3 {
                 assert_untouched(&post(&edge, &path).await, "you said this", &path);
@@ -332,7 +327,6 @@ sites:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a plugin lets go of the deadline clock before its VMs say goodbye"]
 async fn a_filter_that_never_says_goodbye_does_not_keep_the_node_from_stopping() {
     let mut edge = Edge::start(
         "filters: { lingering: { wasm: \"file:${GUESTS}/spin.wasm\", config: done, limits: { deadline: 20ms } } }

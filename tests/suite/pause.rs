@@ -495,7 +495,7 @@ async fn bodies_in_chunks_of_one_byte_arrive_whole(upstream: &str) {
     let text: String = ('a'..='z').cycle().take(60).collect();
     let origin = {
         let text = text.clone();
-        Origin::start(move |request| {
+        Origin::start(move |_request| {
             let (body, served) = Origin::streaming(200, &[]);
             for byte in text.as_bytes() {
                 body.send(Bytes::copy_from_slice(&[*byte])).unwrap();

@@ -90,9 +90,15 @@ async fn the_readme_tour_prints_what_it_says() {
         let printed: Vec<&str> = printed.trim_end().lines().collect();
         let expected: Vec<&str> = step.prints.iter().map(String::as_str).collect();
         let expected = &expected[..expected.iter().rposition(|line| !line.is_empty()).map_or(0, |last| last + 1)];
-        let same = expected.len() == printed.len() && expected.iter().zip(&printed).all(|(want, got)| fits(want, got.trim_end()));
+        let same = expected.len() == printed.len()
+            && expected.iter().zip(&printed).all(|(want, got)| fits(want, got.trim_end()));
         if !same {
-            wrong.push_str(&format!("README.md:{}: $ {}\nprints:\n{}\n\n", step.line, step.command, printed.join("\n")));
+            wrong.push_str(&format!(
+                "README.md:{}: $ {}\nprints:\n{}\n\n",
+                step.line,
+                step.command,
+                printed.join("\n")
+            ));
         }
     }
     assert!(wrong.is_empty(), "the README says otherwise:\n\n{wrong}{}", String::from_utf8_lossy(&output.stderr));

@@ -155,10 +155,12 @@ pub struct Timeouts {
     #[schemars(with = "Option<DurationText>", extend("default" = "1s"))]
     pub connect: Duration,
 
-    /// From the request's last byte to the response's first. Then the request fails with 504 (Gateway Timeout). Above zero.
-    /// Default `10s`.
-    #[schemars(with = "Option<DurationText>", extend("default" = "10s"))]
-    pub first_byte: Duration,
+    /// How long the upstream may be silent while we wait for it: until its response begins, and between two pieces of it.
+    /// Every piece of a request body that is sent starts the wait anew. Then the request fails with 504 (Gateway Timeout), or
+    /// is cut off when its response had begun. Streams of events need it longer than their longest pause. Above zero.
+    /// Default `60s`.
+    #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
+    pub read: Duration,
 
     /// How long an unused connection is kept for the next request. Keep it below the origin's own idle timeout, or
     /// requests meet closed connections. Above zero. Default `60s`.
@@ -168,7 +170,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(1), first_byte: Duration::from_secs(10), idle: Duration::from_secs(60) }
+        Self { connect: Duration::from_secs(1), read: Duration::from_secs(60), idle: Duration::from_secs(60) }
     }
 }
 
@@ -342,12 +344,12 @@ impl Timeouts {
         let default = Self::default();
         let mut fields = Fields::open(cx, at, "Timeouts")?;
         let connect = fields.read(cx, "connect", duration);
-        let first_byte = fields.read(cx, "first_byte", duration);
+        let read = fields.read(cx, "read", duration);
         let idle = fields.read(cx, "idle", duration);
         fields.close(cx);
         Some(Self {
             connect: connect.unwrap_or(default.connect),
-            first_byte: first_byte.unwrap_or(default.first_byte),
+            read: read.unwrap_or(default.read),
             idle: idle.unwrap_or(default.idle),
         })
     }

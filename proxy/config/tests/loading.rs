@@ -80,11 +80,7 @@ fn what_is_not_written_has_its_default() {
     assert_eq!(demo.protocol, UpstreamProtocol::H1);
     assert_eq!(
         demo.timeouts,
-        Timeouts {
-            connect: Duration::from_secs(1),
-            first_byte: Duration::from_secs(10),
-            idle: Duration::from_secs(60)
-        }
+        Timeouts { connect: Duration::from_secs(1), read: Duration::from_secs(60), idle: Duration::from_secs(60) }
     );
     let [site] = config.sites.as_slice() else { panic!("{:?}", config.sites) };
     assert_eq!((&site.hosts, &site.listeners), (&vec![Host::Any], &vec!["web".to_owned()]));
@@ -119,7 +115,7 @@ upstreams:
     endpoints: [127.0.0.1:9000, { addr: App.internal:9001, weight: 2 }, "[::1]:9002"]
     tls: { sni: app.internal, ca: ca.pem, verify: true }
     protocol: h2
-    timeouts: { connect: 2s, first_byte: 1m, idle: 1h }
+    timeouts: { connect: 2s, read: 1m, idle: 1h }
 filters:
   auth:
     wasm: file:auth.wasm

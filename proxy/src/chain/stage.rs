@@ -359,7 +359,7 @@ impl Stage {
     fn buffer(&mut self, direction: Direction, data: Bytes) -> Result<(), ChainError> {
         let limit = self.filter.body_limit;
         let side = self.side_mut(direction);
-        if side.body.len() + data.len() > limit && !(side.body.is_empty() && !side.headers) {
+        if (side.headers || !side.body.is_empty()) && side.body.len() + data.len() > limit {
             return Err(self.too_large(direction));
         }
         side.body.push(data);

@@ -163,7 +163,7 @@ impl Module {
         self.config_schema.as_deref()
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
 

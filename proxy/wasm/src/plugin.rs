@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::effects::{CalloutFailure, CalloutId, CalloutResponse};
+use crate::engine::Engine;
 use crate::host::Host;
 use crate::limits::{Limits, START_FACTOR};
 use crate::module::Module;
@@ -73,6 +74,8 @@ pub(crate) struct Facts {
     pub(crate) call_ticks: u64,
     pub(crate) start_ticks: u64,
     pub(crate) host: Arc<dyn Host>,
+    /// Its clock must tick as long as any VM may run: VMs say goodbye when they are dropped.
+    _engine: Arc<Engine>,
     /// Zero of the guests' monotonic clock.
     pub(crate) started: Instant,
     /// Calls that are not served and were warned about.
@@ -121,6 +124,7 @@ impl Plugin {
             call_ticks,
             start_ticks,
             host,
+            _engine: Arc::clone(module.engine()),
             started: Instant::now(),
             warned: Mutex::default(),
         });
