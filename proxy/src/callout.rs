@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Method};
-use pingora_core::connectors::http::Connector;
-use pingora_core::protocols::http::client::HttpSession;
-use pingora_http::RequestHeader;
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
 use selvedge_wasm::{Callout, CalloutFailure, CalloutResponse};
 
 use crate::upstream::Upstreams;
@@ -59,7 +59,7 @@ async fn converse(
     request: RequestHeader,
     body: Bytes,
 ) -> Result<CalloutResponse, CalloutFailure> {
-    let reset = |error: Box<pingora_error::Error>| CalloutFailure::Reset(error.to_string());
+    let reset = |error: Box<pingora::Error>| CalloutFailure::Reset(error.to_string());
 
     session.write_request_header(Box::new(request)).await.map_err(reset)?;
     if !body.is_empty() {

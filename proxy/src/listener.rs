@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora_core::listeners::tls::Acceptor;
-use pingora_core::protocols::Stream;
-use pingora_core::protocols::http::server::Session as HttpSession;
-use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora_core::server::ShutdownWatch;
-use pingora_proxy::HttpProxy;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora::listeners::tls::Acceptor;
+use pingora::protocols::Stream;
+use pingora::protocols::http::server::Session as HttpSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::proxy::HttpProxy;
+use pingora::server::ShutdownWatch;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -102,7 +102,7 @@ async fn overdue(facts: &ListenerFacts) {
     let interval = facts.header_timeout.min(facts.idle_timeout) / 2;
     loop {
         // Pingora's coarse timer: thousands of connections share a few entries.
-        pingora_timeout::fast_timeout::fast_sleep(interval).await;
+        pingora::time::fast_timeout::fast_sleep(interval).await;
         let late = match CONNECTION.with(|connection| connection.doing.get()) {
             Doing::Idle { since } => since.elapsed() > facts.idle_timeout,
             Doing::Header { since } => since.elapsed() > facts.header_timeout,

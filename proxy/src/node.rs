@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pingora_core::apps::{HttpServerApp, HttpServerOptions};
-use pingora_core::server::configuration::ServerConf;
+use pingora::apps::{HttpServerApp, HttpServerOptions};
+use pingora::server::configuration::ServerConf;
 use selvedge_config::{Config, Fault, Host, Listener, Loaded, Loader, Protocol, Report};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
@@ -261,7 +261,7 @@ fn door(
     access_log: crate::telemetry::AccessLogSink,
 ) -> Arc<Door> {
     let edge = Edge { current: Arc::clone(current), listener: Arc::clone(facts), worker, access_log };
-    let mut proxy = pingora_proxy::http_proxy(conf, edge);
+    let mut proxy = pingora::proxy::http_proxy(conf, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = facts.http2 && !facts.tls;
     options.h2_idle_timeout = Some(facts.idle_timeout);

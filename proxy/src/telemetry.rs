@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::SystemTime;
 
-use pingora_error::Error;
-use pingora_proxy::Session;
+use pingora::Error;
+use pingora::proxy::Session;
 use selvedge_config::{LogFormat, LogOutput};
 use serde::Serialize;
 use tracing::warn;

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pingora_core::protocols::ALPN;
-use pingora_core::protocols::tls::CaType;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora::protocols::ALPN;
+use pingora::protocols::tls::CaType;
+use pingora::upstreams::peer::HttpPeer;
 
 /// Every upstream of a plan, by name.
 #[derive(Default)]

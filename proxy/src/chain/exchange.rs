@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderMap as Headers, HeaderName, HeaderValue, Method, Uri};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora::http::{RequestHeader, ResponseHeader};
 use selvedge_geoip::Location;
 use selvedge_wasm::{Body, Buffer, Exchange, ExchangeError, HeaderMap};
 

@@ -23,8 +23,8 @@ mod stage;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pingora_core::protocols::http::server::Session as HttpSession;
-use pingora_error::Error;
+use pingora::Error;
+use pingora::protocols::http::server::Session as HttpSession;
 use selvedge_wasm::LocalReply;
 use smallvec::{SmallVec, smallvec};
 

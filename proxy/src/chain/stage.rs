@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pingora_core::protocols::http::server::Session as HttpSession;
+use pingora::protocols::http::server::Session as HttpSession;
 use selvedge_wasm::{
     Action, Body, CallError, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Phases, Stream,
 };
@@ -292,7 +292,7 @@ impl Stage {
             return Err(Failure::Chain(ChainError::Closed { filter: Arc::clone(&self.filter.name) }));
         }
         if let Some(reply) = effects.reply {
-            return Ok(Some(Settled::Reply(reply)));
+            return Ok(Some(Settled::Reply(*reply)));
         }
         let resumed = match direction {
             Direction::Request => effects.resume_request,

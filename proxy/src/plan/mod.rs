@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora::http::{RequestHeader, ResponseHeader};
 use selvedge_cache::{Cache, KeyScope, RoutePolicy};
 pub use selvedge_config::OnFailure;
 use selvedge_geoip::Geo;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method};
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
 use selvedge_config::{Host, PathMatch};
 
 use super::Route;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Version, header};
-use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
-use pingora_error::{Error, ErrorType, OrErr, Result};
-use pingora_http::RequestHeader;
-use pingora_proxy::Session;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, OrErr, Result};
 
 use crate::listener::ListenerFacts;
 

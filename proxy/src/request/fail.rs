@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::header;
-use pingora_error::{Error, ErrorSource, ErrorType};
-use pingora_http::ResponseHeader;
-use pingora_proxy::{FailToProxy, Session};
+use pingora::http::ResponseHeader;
+use pingora::proxy::{FailToProxy, Session};
+use pingora::{Error, ErrorSource, ErrorType};
 use selvedge_wasm::LocalReply;
 use tracing::debug;
 
@@ -130,7 +130,7 @@ pub(crate) fn chain_answer(error: &Error, node: &str) -> Option<(Box<ResponseHea
 }
 
 /// `node` is our name as an item of a structured field.
-fn message(verdict: &Verdict, node: &str) -> pingora_error::Result<(Box<ResponseHeader>, Bytes)> {
+fn message(verdict: &Verdict, node: &str) -> pingora::Result<(Box<ResponseHeader>, Bytes)> {
     let mut response = Box::new(ResponseHeader::build(verdict.status, Some(5))?);
     let reason = response.status.canonical_reason().unwrap_or("Error");
     let body = format!("{} {reason}\n", verdict.status);

@@ -9,9 +9,9 @@ use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use http::header;
-use pingora_core::protocols::http::server::Session as HttpSession;
-use pingora_error::{Error, ErrorType, Result};
-use pingora_proxy::Session;
+use pingora::protocols::http::server::Session as HttpSession;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 use selvedge_wasm::LocalReply;
 
 use super::{Edge, RequestCtx, fail};

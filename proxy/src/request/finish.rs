@@ -1,7 +1,7 @@
 //! Step 10: tell the filters, write one line, give back what was borrowed.
 
-use pingora_error::Error;
-use pingora_proxy::Session;
+use pingora::Error;
+use pingora::proxy::Session;
 
 use super::{Edge, RequestCtx};
 use crate::chain::session::FilteredSession;

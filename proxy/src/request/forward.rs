@@ -1,11 +1,11 @@
 //! Step 5: to an upstream.
 
 use http::{HeaderName, HeaderValue, header};
-use pingora_core::protocols::http::authority::validate_request_authority;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorType, Result};
-use pingora_http::RequestHeader;
-use pingora_proxy::Session;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::authority::validate_request_authority;
+use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
 
 use super::RequestCtx;
 use super::filter::BodyFlow;

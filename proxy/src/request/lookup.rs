@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use http::Method;
-use pingora_cache::key::HashBinary;
-use pingora_cache::storage::HitHandler;
-use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness};
-use pingora_error::{Error, ErrorType, Result};
-use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::Session;
+use pingora::cache::key::HashBinary;
+use pingora::cache::storage::HitHandler;
+use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 use selvedge_cache::{Cache, Scheme};
 
 use super::{RequestCtx, respond, step};

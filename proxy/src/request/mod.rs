@@ -37,13 +37,13 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pingora_cache::key::HashBinary;
-use pingora_cache::storage::HitHandler;
-use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, RespCacheable};
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, Result};
-use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::cache::key::HashBinary;
+use pingora::cache::storage::HitHandler;
+use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, RespCacheable};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, Result};
 use selvedge_cache::CacheCtx;
 
 use crate::chain::session::Slot;
@@ -102,9 +102,7 @@ pub(crate) struct RequestCtx {
 impl RequestCtx {
     /// The selected route; hooks after `select` only run when there is one.
     pub(crate) fn route(&self) -> Result<&Arc<Route>> {
-        self.route
-            .as_ref()
-            .ok_or_else(|| Error::explain(pingora_error::ErrorType::InternalError, "no route was selected"))
+        self.route.as_ref().ok_or_else(|| Error::explain(pingora::ErrorType::InternalError, "no route was selected"))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Step 9: what we add to a response, and responses of our own.
 
 use http::{Version, header};
-use pingora_error::Result;
-use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
 
 use super::{RequestCtx, lookup};
 use crate::plan::{Route, Target};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use pingora_error::Result;
-use pingora_proxy::Session;
+use pingora::Result;
+use pingora::proxy::Session;
 
 use super::{Edge, RequestCtx, respond};
 use crate::plan::{Route, Selected};

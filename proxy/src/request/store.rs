@@ -1,9 +1,9 @@
 //! Step 7: what came back, and whether it is kept.
 
-use pingora_cache::{NoCacheReason, RespCacheable};
-use pingora_error::Result;
-use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
+use pingora::Result;
+use pingora::cache::{NoCacheReason, RespCacheable};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
 use selvedge_cache::rules::headers;
 
 use super::RequestCtx;

@@ -34,7 +34,7 @@ impl Outcome {
 #[derive(Debug, Default)]
 pub struct Effects {
     /// Answer the exchange from here. The first reply of a call counts, later ones are dropped.
-    pub reply: Option<LocalReply>,
+    pub reply: Option<Box<LocalReply>>,
     /// `continue_stream(0)`: release the held request. Nothing to do when it is not held.
     pub resume_request: bool,
     /// `continue_stream(1)`: release the held response. Nothing to do when it is not held.

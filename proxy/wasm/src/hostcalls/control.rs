@@ -37,7 +37,7 @@ pub(super) fn send_local_response(
         Audience::Stream(effects) if effects.reply.is_none() => {
             // An answer ends the wait: a resume in the same call would race with it.
             (effects.resume_request, effects.resume_response) = (false, false);
-            effects.reply = Some(LocalReply { status, details, body, headers, grpc_status });
+            effects.reply = Some(Box::new(LocalReply { status, details, body, headers, grpc_status }));
         }
         Audience::Stream(_) => tracing::debug!(plugin = %plugin.name, "second local reply in one call dropped"),
         Audience::Nobody => tracing::debug!(plugin = %plugin.name, "local reply without a stream to answer dropped"),
