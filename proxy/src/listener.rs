@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
@@ -61,20 +61,31 @@ pub struct Bound {
 }
 
 /// What an HTTP/1 connection is doing, for its deadlines.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Doing {
     /// Waiting for the first byte of a request.
-    Idle { since: Instant },
+    Idle,
     /// Receiving a request header.
-    Header { since: Instant },
+    Header,
     /// Being served; or speaking HTTP/2, which has deadlines of its own.
     Exchange,
 }
 
 struct Connection {
-    doing: Cell<Doing>,
+    /// With a number that changes whenever it does something else, so that [`overdue`] notices without a clock.
+    doing: Cell<(Doing, u64)>,
     /// The client has sent something at all.
     begun: Cell<bool>,
+}
+
+impl Connection {
+    fn new() -> Self {
+        Self { doing: Cell::new((Doing::Idle, 0)), begun: Cell::new(false) }
+    }
+
+    fn turns_to(&self, doing: Doing) {
+        self.doing.set((doing, self.doing.get().1.wrapping_add(1)));
+    }
 }
 
 tokio::task_local! {
@@ -85,27 +96,32 @@ tokio::task_local! {
 pub(crate) fn bytes_have_come() {
     let _ = CONNECTION.try_with(|connection| {
         connection.begun.set(true);
-        if let Doing::Idle { .. } = connection.doing.get() {
-            connection.doing.set(Doing::Header { since: Instant::now() });
+        if connection.doing.get().0 == Doing::Idle {
+            connection.turns_to(Doing::Header);
         }
     });
 }
 
 /// Says that the request header is complete: the deadline for it no longer applies.
 pub(crate) fn header_is_read() {
-    let _ = CONNECTION.try_with(|connection| connection.doing.set(Doing::Exchange));
+    let _ = CONNECTION.try_with(|connection| connection.turns_to(Doing::Exchange));
 }
 
-/// Ends when a header is overdue, or the connection was idle for too long. Looks twice per deadline: a timer per connection and interval
-/// instead of one per request.
+/// Ends when a header is overdue, or the connection was idle for too long; at most half a deadline late. Looks twice per deadline: one
+/// timer per connection and interval, and no clock read, instead of both per request.
 async fn overdue(facts: &ListenerFacts) {
     let interval = facts.header_timeout.min(facts.idle_timeout) / 2;
+    let mut seen = CONNECTION.with(|connection| connection.doing.get());
+    let mut lasted = Duration::ZERO;
     loop {
         // Pingora's coarse timer: thousands of connections share a few entries.
         pingora::time::fast_timeout::fast_sleep(interval).await;
-        let late = match CONNECTION.with(|connection| connection.doing.get()) {
-            Doing::Idle { since } => since.elapsed() > facts.idle_timeout,
-            Doing::Header { since } => since.elapsed() > facts.header_timeout,
+        let now = CONNECTION.with(|connection| connection.doing.get());
+        lasted = if now == seen { lasted + interval } else { Duration::ZERO };
+        seen = now;
+        let late = match now.0 {
+            Doing::Idle => lasted >= facts.idle_timeout,
+            Doing::Header => lasted >= facts.header_timeout,
             Doing::Exchange => false,
         };
         if late {
@@ -151,7 +167,7 @@ impl HttpServerApp for Door {
             return None;
         }
         session.set_keepalive(Some(self.facts.idle_timeout.as_secs().max(1)));
-        let _ = CONNECTION.try_with(|connection| connection.doing.set(Doing::Idle { since: Instant::now() }));
+        let _ = CONNECTION.try_with(|connection| connection.turns_to(Doing::Idle));
         self.proxy.process_new_http(session, shutdown).await
     }
 
@@ -207,9 +223,7 @@ pub(crate) async fn accept(
                 debug!(%peer, %error, "TCP_NODELAY was refused");
             }
             let stream = Transport::new(stream, peer);
-            let connection =
-                Connection { doing: Cell::new(Doing::Idle { since: Instant::now() }), begun: Cell::new(false) };
-            let served = CONNECTION.scope(connection, async {
+            let served = CONNECTION.scope(Connection::new(), async {
                 tokio::select! {
                     biased;
                     () = serve(stream, &door, acceptor.as_deref(), &shutdown) => {}

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -71,7 +72,8 @@ pub struct Node {
     addresses: BTreeMap<String, SocketAddr>,
     files: Vec<PathBuf>,
     stop: watch::Sender<bool>,
-    grace: Duration,
+    /// How long requests under way may take once the node stops, in milliseconds; shared with the workers, which look when it does.
+    grace: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
     access_log: AccessLog,
 }
@@ -115,7 +117,7 @@ impl Node {
             addresses,
             files,
             stop,
-            grace: config.node.shutdown_grace,
+            grace: Arc::new(AtomicU64::new(u64::try_from(config.node.shutdown_grace.as_millis()).unwrap_or(u64::MAX))),
             threads: Vec::new(),
             access_log,
         };
@@ -217,7 +219,7 @@ impl Node {
 
         let current = Arc::clone(&self.current);
         let stop = self.stop.subscribe();
-        let grace = self.grace;
+        let grace = Arc::clone(&self.grace);
         let access_log = self.access_log.sink();
         let thread = std::thread::Builder::new().name(format!("{}-{worker}", self.name));
         thread.spawn(move || {
@@ -238,6 +240,7 @@ impl Node {
                 for door in &doors {
                     door.http_cleanup().await; // Idle connections end now.
                 }
+                let grace = Duration::from_millis(grace.load(Ordering::Relaxed));
                 if tokio::time::timeout(grace, all_gone.recv()).await.is_err() {
                     warn!(worker, ?grace, "connections were still open after the grace period");
                 }
@@ -248,7 +251,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.grace = Duration::ZERO;
+        self.grace.store(0, Ordering::Relaxed);
         self.stop_workers();
     }
 }

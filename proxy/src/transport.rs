@@ -129,6 +129,7 @@ impl AsyncRead for Transport {
         }
         if !self.peeked.is_empty() {
             let count = self.peeked.len().min(buffer.remaining());
+            bytes_have_come();
             buffer.put_slice(&self.peeked[..count]);
             self.peeked.drain(..count);
             if self.peeked.is_empty() {

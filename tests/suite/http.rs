@@ -1134,3 +1134,38 @@ async fn an_origin_that_answers_early_ends_the_upload() {
     }
     gate.add_permits(8);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_does_not_come_ends_the_connection_and_a_slow_exchange_does_not() {
+    let (origin, mut senders) = streaming().await;
+    let edge = Edge::start(
+        "version: 1
+node: { workers: 1, module_cache: off }
+telemetry: { access_log: { output: off } }
+listeners:
+  web: { bind: \"127.0.0.1:0\", limits: { header_timeout: 200ms, idle_timeout: 30s } }
+upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
+sites: [{ hosts: [\"*\"], routes: [{ to: app }] }]",
+        &[("app", origin.address())],
+    );
+
+    // One exchange goes on, one connection has not said anything yet, one dribbles its header.
+    let mut slow = Client::connect(edge.web()).await;
+    slow.send(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    let body = soon("the request", senders.recv()).await.unwrap();
+    body.send("begun".into()).unwrap();
+    read_until(&mut slow, "begun\r\n").await;
+    let mut silent = Client::connect(edge.web()).await;
+    let mut dribbling = Client::connect(edge.web()).await;
+    dribbling.send(b"GET / HTTP/1.1\r\nhost: te").await;
+    assert!(dribbling.is_closed().await, "the header is overdue");
+
+    // The others are still there.
+    silent.send(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    let second = soon("the second request", senders.recv()).await.unwrap();
+    second.send("second".into()).unwrap();
+    read_until(&mut silent, "second\r\n").await;
+    body.send("ended".into()).unwrap();
+    drop(body);
+    read_until(&mut slow, "0\r\n\r\n").await;
+}

@@ -83,6 +83,8 @@ enum Context {
 
 pub(super) struct Stage {
     filter: Arc<ChainFilter>,
+    /// What the filter wants to see.
+    phases: Phases,
     context: Context,
     request: Side,
     response: Side,
@@ -91,7 +93,14 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn new(filter: Arc<ChainFilter>) -> Self {
-        Self { filter, context: Context::Unopened, request: Side::default(), response: Side::default(), callouts: None }
+        Self {
+            phases: filter.plugin.module().phases(),
+            filter,
+            context: Context::Unopened,
+            request: Side::default(),
+            response: Side::default(),
+            callouts: None,
+        }
     }
 
     pub(super) fn holds_headers(&self, direction: Direction) -> bool {
@@ -102,7 +111,7 @@ impl Stage {
         if matches!(self.context, Context::Gone) {
             return false;
         }
-        let phases = self.filter.plugin.module().phases();
+        let phases = self.phases;
         match direction {
             Direction::Request => phases.contains(Phases::REQUEST_BODY),
             Direction::Response => phases.contains(Phases::RESPONSE_BODY) && !matches!(self.context, Context::Unopened),
@@ -425,7 +434,7 @@ impl Stage {
     }
 
     fn wants_headers(&self, direction: Direction) -> bool {
-        let phases = self.filter.plugin.module().phases();
+        let phases = self.phases;
         match direction {
             Direction::Request => phases.contains(Phases::REQUEST_HEADERS),
             Direction::Response => phases.contains(Phases::RESPONSE_HEADERS),
@@ -433,7 +442,7 @@ impl Stage {
     }
 
     fn wants_trailers(&self, direction: Direction) -> bool {
-        let phases = self.filter.plugin.module().phases();
+        let phases = self.phases;
         match direction {
             Direction::Request => phases.contains(Phases::REQUEST_TRAILERS),
             Direction::Response => phases.contains(Phases::RESPONSE_TRAILERS),
