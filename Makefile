@@ -6,6 +6,8 @@ GUESTS := $(TARGET)/guests
 GUEST_BUILD := cargo build --locked --profile wasm --target wasm32-wasip1 --target-dir $(GUESTS)
 BENCH_GUEST := $(GUESTS)/wasm32-wasip1/wasm/examples/noop.wasm
 FILTERS := $(patsubst filters/%/Cargo.toml,selvedge-filter-%,$(wildcard filters/*/Cargo.toml))
+# The SDK's examples are tested on this host too, not only natively.
+TEST_FEATURES := selvedge-sdk-testing/wasm
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-full run build test lint bench bench-guest bench-micro filters clean
@@ -27,11 +29,11 @@ build: setup ## Builds the release binary.
 	cargo build --release --locked -p selvedge
 
 test: setup ## Runs every test of the workspace.
-	cargo test --workspace --locked
+	cargo test --workspace --locked --features $(TEST_FEATURES)
 
 lint: setup ## Formatting, clippy, documentation and, where cargo-deny is installed, dependencies.
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked --features $(TEST_FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --locked check; else echo "cargo deny: skipped: cargo-deny not installed"; fi
 
