@@ -47,8 +47,6 @@ struct Side {
     headers: bool,
     /// Body bytes seen by the filter but not let through.
     body: Body,
-    /// The last byte has been seen.
-    ended: bool,
     /// The message was answered locally: nothing of it is shown to the filter any more.
     done: bool,
 }
@@ -111,10 +109,11 @@ impl Stage {
         if matches!(self.context, Context::Gone) {
             return false;
         }
-        let phases = self.phases;
         match direction {
-            Direction::Request => phases.contains(Phases::REQUEST_BODY),
-            Direction::Response => phases.contains(Phases::RESPONSE_BODY) && !matches!(self.context, Context::Unopened),
+            Direction::Request => self.phases.contains(Phases::REQUEST_BODY),
+            Direction::Response => {
+                self.phases.contains(Phases::RESPONSE_BODY) && !matches!(self.context, Context::Unopened)
+            }
         }
     }
 
@@ -176,7 +175,6 @@ impl Stage {
                 (self.call(state, io, |stream, view| trailers(stream, view, direction)), event)
             }
         };
-        self.side_mut(direction).ended |= ends;
 
         match (&outcome, event) {
             (Ok(outcome), event @ Event::Headers { .. }) if !holds && simply_continues(outcome) => {
@@ -434,18 +432,16 @@ impl Stage {
     }
 
     fn wants_headers(&self, direction: Direction) -> bool {
-        let phases = self.phases;
         match direction {
-            Direction::Request => phases.contains(Phases::REQUEST_HEADERS),
-            Direction::Response => phases.contains(Phases::RESPONSE_HEADERS),
+            Direction::Request => self.phases.contains(Phases::REQUEST_HEADERS),
+            Direction::Response => self.phases.contains(Phases::RESPONSE_HEADERS),
         }
     }
 
     fn wants_trailers(&self, direction: Direction) -> bool {
-        let phases = self.phases;
         match direction {
-            Direction::Request => phases.contains(Phases::REQUEST_TRAILERS),
-            Direction::Response => phases.contains(Phases::RESPONSE_TRAILERS),
+            Direction::Request => self.phases.contains(Phases::REQUEST_TRAILERS),
+            Direction::Response => self.phases.contains(Phases::RESPONSE_TRAILERS),
         }
     }
 
