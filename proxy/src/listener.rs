@@ -138,6 +138,9 @@ async fn stopped_while_silent(mut shutdown: ShutdownWatch) {
     }
 }
 
+/// Connections are kept between requests, and [`overdue`] ends idle ones: a timer of Pingora's own per request would only cost.
+pub(crate) const KEEPALIVE: u64 = 0;
+
 /// How much a client may upload on one HTTP/2 stream before it has to wait for us. The protocol's own 64 KiB would allow 1.3 MB/s over a
 /// distance of 50 ms.
 const H2_STREAM_WINDOW: u32 = 1 << 20;
@@ -166,7 +169,7 @@ impl HttpServerApp for Door {
             let _ = session.respond_error(505).await;
             return None;
         }
-        session.set_keepalive(Some(self.facts.idle_timeout.as_secs().max(1)));
+        session.set_keepalive(Some(KEEPALIVE));
         let _ = CONNECTION.try_with(|connection| connection.turns_to(Doing::Idle));
         self.proxy.process_new_http(session, shutdown).await
     }

@@ -16,10 +16,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Refuses what the listener does not take, and gives the session its limits.
 pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<()> {
     let downstream = &mut session.downstream_session;
-    // Not for a client that did not ask for it (HTTP/1.0), and not while the node is stopping.
-    if downstream.get_keepalive().is_some() {
-        downstream.set_keepalive(Some(listener.idle_timeout.as_secs().max(1)));
-    }
     downstream.set_read_timeout(Some(listener.idle_timeout));
     downstream.set_write_timeout(Some(listener.idle_timeout));
     // After an early answer the rest of an upload is read for this long, to keep the connection; then it is closed.
