@@ -95,12 +95,17 @@ fn run(path: &Path) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(format_args!("no runtime: {error}\n"), ExitCode::FAILURE),
     };
+    // Watched from before it is read, so that no change falls in between.
+    let mut watch = FileWatch::new().inspect_err(|error| warn!(%error, "files are not watched: use SIGHUP")).ok();
+    if let Some(watch) = &mut watch {
+        watch.set(&[path.to_owned()]);
+    }
     let mut node = match Node::start(path.to_owned(), node::loader()) {
         Ok(node) => node,
         Err(StartError::Config(report)) => return faulty(&report),
         Err(error) => return complain(format_args!("{}\n", crate::error_chain(&error)), ExitCode::FAILURE),
     };
-    match runtime.block_on(serve(&mut node)) {
+    match runtime.block_on(serve(&mut node, watch)) {
         Ok(()) => {
             node.shutdown();
             ExitCode::SUCCESS
@@ -110,11 +115,10 @@ fn run(path: &Path) -> ExitCode {
 }
 
 /// Reloads and waits, until a signal says to stop.
-async fn serve(node: &mut Node) -> anyhow::Result<()> {
+async fn serve(node: &mut Node, mut watch: Option<FileWatch>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut watch = FileWatch::new().inspect_err(|error| warn!(%error, "files are not watched: use SIGHUP")).ok();
     loop {
         if let Some(watch) = &mut watch {
             watch.set(node.files());

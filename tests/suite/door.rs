@@ -15,24 +15,24 @@ use tokio::sync::Semaphore;
 /// Every filter that these tests use, and the upstreams `app` (and `side`, for callouts, when there is one).
 const FILTERS: &str = "
 filters:
-  noop: { wasm: \"file:${GUESTS}/noop.wasm\" }
-  append: { wasm: \"file:${GUESTS}/append.wasm\" }
-  append-request: { wasm: \"file:${GUESTS}/append.wasm\", config: request }
-  hold: { wasm: \"file:${GUESTS}/hold.wasm\" }
-  hold-request: { wasm: \"file:${GUESTS}/hold.wasm\", config: request }
-  hold-response: { wasm: \"file:${GUESTS}/hold.wasm\", config: response }
-  shared: { wasm: \"file:${GUESTS}/shared.wasm\" }
-  ledger: { wasm: \"file:${GUESTS}/ledger.wasm\" }
-  trap: { wasm: \"file:${GUESTS}/trap.wasm\", config: request_headers }
-  deny-request: { wasm: \"file:${GUESTS}/deny.wasm\", config: request_headers }
-  deny-upload: { wasm: \"file:${GUESTS}/deny.wasm\", config: request_body }
-  deny-response: { wasm: \"file:${GUESTS}/deny.wasm\", config: response_headers }
-  seen: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"response add x-seen yes\" }
-  peek: { wasm: \"file:${GUESTS}/peek.wasm\" }
-  no-host: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request remove host\" }
-  target: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"property request.path\\nproperty request.host\" }
-  bad-authority: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request set :authority bad host\" }
-  bad-host: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request set host user@bad/host\" }
+  noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 10s } }
+  append: { wasm: \"file:${GUESTS}/append.wasm\", limits: { deadline: 10s } }
+  append-request: { wasm: \"file:${GUESTS}/append.wasm\", config: request, limits: { deadline: 10s } }
+  hold: { wasm: \"file:${GUESTS}/hold.wasm\", limits: { deadline: 10s } }
+  hold-request: { wasm: \"file:${GUESTS}/hold.wasm\", config: request, limits: { deadline: 10s } }
+  hold-response: { wasm: \"file:${GUESTS}/hold.wasm\", config: response, limits: { deadline: 10s } }
+  shared: { wasm: \"file:${GUESTS}/shared.wasm\", limits: { deadline: 10s } }
+  ledger: { wasm: \"file:${GUESTS}/ledger.wasm\", limits: { deadline: 10s } }
+  trap: { wasm: \"file:${GUESTS}/trap.wasm\", config: request_headers, limits: { deadline: 10s } }
+  deny-request: { wasm: \"file:${GUESTS}/deny.wasm\", config: request_headers, limits: { deadline: 10s } }
+  deny-upload: { wasm: \"file:${GUESTS}/deny.wasm\", config: request_body, limits: { deadline: 10s } }
+  deny-response: { wasm: \"file:${GUESTS}/deny.wasm\", config: response_headers, limits: { deadline: 10s } }
+  seen: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"response add x-seen yes\", limits: { deadline: 10s } }
+  peek: { wasm: \"file:${GUESTS}/peek.wasm\", limits: { deadline: 10s } }
+  no-host: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request remove host\", limits: { deadline: 10s } }
+  target: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"property request.path\\nproperty request.host\", limits: { deadline: 10s } }
+  bad-authority: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request set :authority bad host\", limits: { deadline: 10s } }
+  bad-host: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"request set host user@bad/host\", limits: { deadline: 10s } }
 ";
 
 /// A node with one upstream, `app`, and these routes.
@@ -49,7 +49,7 @@ fn edge_with_callout(app: SocketAddr, side: SocketAddr, routes: &str) -> Edge {
     let upstreams = "upstreams:
   app: { endpoints: [\"127.0.0.1:${PORT_app}\"] }
   side: { endpoints: [\"127.0.0.1:${PORT_side}\"] }";
-    let callout = "  callout: { wasm: \"file:${GUESTS}/callout.wasm\", config: request_headers side /ask }\n";
+    let callout = "  callout: { wasm: \"file:${GUESTS}/callout.wasm\", config: request_headers side /ask, limits: { deadline: 10s } }\n";
     Edge::start(
         &format!("{upstreams}{FILTERS}{callout}sites:\n- hosts: [\"*\"]\n  routes: [{routes}]\n"),
         &[("app", app), ("side", side)],
@@ -832,7 +832,7 @@ async fn an_origin_that_dies_while_a_filter_asks_is_a_502() {
             "upstreams:
   app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }}
   side: {{ endpoints: [\"127.0.0.1:${{PORT_side}}\"] }}{FILTERS}
-  ask: {{ wasm: \"file:${{GUESTS}}/callout.wasm\", config: response_headers side /ask }}
+  ask: {{ wasm: \"file:${{GUESTS}}/callout.wasm\", config: response_headers side /ask, limits: {{ deadline: 10s }} }}
 sites: [{{ hosts: [\"*\"], routes: [
   {{ name: all, filters: [ledger, ask, hold-response], to: app }},
   {{ name: count, match: {{ path: /count }}, filters: [ledger], respond: {{ status: 200 }} }},

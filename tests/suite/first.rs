@@ -31,8 +31,8 @@ async fn a_chain_runs_over_a_route() {
     let edge = Edge::start(
         "upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
 filters:
-  noop: { wasm: \"file:${GUESTS}/noop.wasm\" }
-  hold: { wasm: \"file:${GUESTS}/hold.wasm\" }
+  noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 10s } }
+  hold: { wasm: \"file:${GUESTS}/hold.wasm\", limits: { deadline: 10s } }
 sites: [{ hosts: [\"*\"], routes: [{ name: all, filters: [noop, hold], to: app }] }]",
         &[("app", origin.address())],
     );

@@ -696,7 +696,7 @@ async fn a_client_that_goes_on_uploading_still_reads_why_it_was_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_serves_is_a_404() {
     let edge = Edge::start(
-        "filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\" } }
+        "filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 10s } } }
 sites:
   - { hosts: [www.test], routes: [{ name: known, match: { path: /known/* }, respond: { status: 200, body: here } }] }
   - { hosts: [\"*.wild.test\"], filters: [noop], routes: [{ name: wild, match: { path: /known }, respond: { status: 200, body: wild } }] }
@@ -731,7 +731,7 @@ sites:
 #[tokio::test(flavor = "multi_thread")]
 async fn fixed_responses_are_sent_as_written() {
     let edge = Edge::start(
-        "filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\" }, headers: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"response set x-filtered yes\" } }
+        "filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 10s } }, headers: { wasm: \"file:${GUESTS}/headers.wasm\", config: \"response set x-filtered yes\", limits: { deadline: 10s } } }
 sites:
   - hosts: [\"*\"]
     routes:
@@ -1041,7 +1041,7 @@ async fn the_authority_is_one_for_routing_and_origin() {
     let origin = echo().await;
     let edge = Edge::start(
         "upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
-filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\" } }
+filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 10s } } }
 sites:
   - { hosts: [plain.test], routes: [{ name: plain, to: app }] }
   - { hosts: [chain.test], routes: [{ name: chain, filters: [noop], to: app }] }",

@@ -122,8 +122,8 @@ upstreams:
   app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }}
   broken: {{ endpoints: [\"127.0.0.1:${{PORT_broken}}\"] }}
 filters:
-  noop: {{ wasm: \"file:${{GUESTS}}/noop.wasm\" }}
-  deny: {{ wasm: \"file:${{GUESTS}}/deny.wasm\", config: request_headers }}
+  noop: {{ wasm: \"file:${{GUESTS}}/noop.wasm\", limits: {{ deadline: 10s }} }}
+  deny: {{ wasm: \"file:${{GUESTS}}/deny.wasm\", config: request_headers, limits: {{ deadline: 10s }} }}
 sites:
   - hosts: [\"*\"]
     routes:
