@@ -1,6 +1,6 @@
 //! The edge proxy: configuration, listeners, request path, upstreams, telemetry, command line.
 //!
-//! Start with [`request`](crate::node): a [`node::Node`] holds listeners and workers; every request follows the steps in `request/`,
+//! Start with [`node::Node`], which holds listeners and workers; every request follows the steps in `request/`,
 //! and on routes with filters passes the chain in `chain/`.
 
 pub mod cli;
