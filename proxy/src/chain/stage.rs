@@ -4,12 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pingora::protocols::http::server::Session as HttpSession;
-use selvedge_wasm::{
-    Action, Body, CallError, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Phases, Stream,
-};
+use selvedge_wasm::{Action, Arrival, Body, CallError, Calls, Effects, LocalReply, Outcome, Phases, Stream};
 use smallvec::SmallVec;
-use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::exchange::View;
 use super::{ChainError, Direction, Event, ExchangeState};
@@ -59,18 +56,6 @@ enum Settled {
     Reply(LocalReply),
 }
 
-/// The answers to callouts a stage may have queued before it looks at them.
-const CALLOUT_QUEUE: usize = 64;
-
-type CalloutAnswer = (CalloutId, Result<CalloutResponse, CalloutFailure>);
-
-/// Callouts in flight for one stage; dropping it drops their answers.
-struct Callouts {
-    outstanding: usize,
-    sender: mpsc::Sender<CalloutAnswer>,
-    answers: mpsc::Receiver<CalloutAnswer>,
-}
-
 enum Context {
     /// No event has reached the filter yet.
     Unopened,
@@ -86,7 +71,7 @@ pub(super) struct Stage {
     context: Context,
     request: Side,
     response: Side,
-    callouts: Option<Callouts>,
+    calls: Calls,
 }
 
 impl Stage {
@@ -97,7 +82,7 @@ impl Stage {
             context: Context::Unopened,
             request: Side::default(),
             response: Side::default(),
-            callouts: None,
+            calls: Calls::new(),
         }
     }
 
@@ -248,7 +233,7 @@ impl Stage {
         state: &mut ExchangeState,
         io: &mut HttpSession,
     ) -> Result<Settled, Failure> {
-        if let Some(settled) = self.apply(outcome.action, outcome.effects, direction, state)? {
+        if let Some(settled) = self.apply(outcome.action, outcome.effects, direction)? {
             return Ok(settled);
         }
 
@@ -258,42 +243,32 @@ impl Stage {
         }
         let deadline = tokio::time::Instant::now() + self.filter.wait;
         loop {
-            let outstanding = self.callouts.as_ref().is_some_and(|callouts| callouts.outstanding > 0);
-            if !outstanding && !ends {
+            if !self.calls.pending() && !ends {
                 return Ok(Settled::Held);
             }
 
             let event = tokio::time::timeout_at(deadline, self.wait(io)).await.map_err(|_| Failure::Stuck)?;
             let effects = match event? {
-                Awaited::Callout(id, result) => {
-                    if let Some(callouts) = &mut self.callouts {
-                        callouts.outstanding -= 1;
-                    }
-                    self.call(state, io, |stream, view| stream.on_callout(view, id, result))
+                Awaited::Arrival(arrival) => {
+                    self.call(state, io, |stream, view| stream.on_arrival(view, arrival))
                         .map_err(Failure::Call)?
                         .effects
                 }
                 Awaited::Mail(effects) => effects,
             };
-            if let Some(settled) = self.apply(Action::Pause, effects, direction, state)? {
+            if let Some(settled) = self.apply(Action::Pause, effects, direction)? {
                 return Ok(settled);
             }
         }
     }
 
     /// The immediate effects of a guest call; `None` = the filter is paused.
-    fn apply(
-        &mut self,
-        action: Action,
-        effects: Effects,
-        direction: Direction,
-        state: &ExchangeState,
-    ) -> Result<Option<Settled>, Failure> {
+    fn apply(&mut self, action: Action, effects: Effects, direction: Direction) -> Result<Option<Settled>, Failure> {
         if effects.poisoned {
             return Err(Failure::Call(CallError::Poisoned));
         }
-        for callout in effects.callouts {
-            self.dispatch(callout, state);
+        if !effects.outgoing.is_empty() {
+            self.calls.begin(self.filter.plugin.host(), effects.outgoing);
         }
         if effects.close {
             return Err(Failure::Chain(ChainError::Closed { filter: Arc::clone(&self.filter.name) }));
@@ -308,37 +283,15 @@ impl Stage {
         Ok((action == Action::Continue || resumed).then_some(Settled::Continue))
     }
 
-    fn dispatch(&mut self, callout: selvedge_wasm::Callout, state: &ExchangeState) {
-        let callouts = self.callouts.get_or_insert_with(|| {
-            let (sender, answers) = mpsc::channel(CALLOUT_QUEUE);
-            Callouts { outstanding: 0, sender, answers }
-        });
-        callouts.outstanding += 1;
-        let sender = callouts.sender.clone();
-        let id = callout.id;
-        debug!(filter = %self.filter.name, upstream = %callout.upstream, "callout");
-        let call = state.route.call(callout);
-        tokio::spawn(async move {
-            // The stage may be gone by now: then nobody wants the answer.
-            let _ = sender.send((id, call.await)).await;
-        });
-    }
-
     /// Waits for the next thing that may resume this filter, or for the client to go away. Cancel safe.
     async fn wait(&mut self, io: &mut HttpSession) -> Result<Awaited, Failure> {
         let Context::Open(stream) = &self.context else { return std::future::pending().await };
-        let answers = async {
-            match &mut self.callouts {
-                Some(callouts) => callouts.answers.recv().await,
-                None => std::future::pending().await,
-            }
-        };
         // Before the request body has been read, reading would eat it; then the deadline bounds the wait.
         let watch = io.is_body_done();
         let gone = async { if watch { io.read_body_or_idle(true).await } else { std::future::pending().await } };
         tokio::select! {
             biased;
-            Some((id, result)) = answers => Ok(Awaited::Callout(id, result)),
+            arrival = self.calls.next() => Ok(Awaited::Arrival(arrival)),
             effects = stream.mail() => Ok(Awaited::Mail(effects)),
             read = gone => match read {
                 Err(error) => Err(Failure::Chain(ChainError::ClientGone(error))),
@@ -407,7 +360,7 @@ impl Stage {
     /// The filter takes no further part; what it held goes on.
     fn abandon(&mut self, direction: Direction, event: Event) -> SmallVec<[Event; 3]> {
         self.context = Context::Gone;
-        self.callouts = None;
+        self.calls = Calls::new();
         // A header event that failed is not held yet, a body event's bytes are already in the buffer.
         self.release(direction, event)
     }
@@ -462,7 +415,7 @@ impl Stage {
 
 /// Something a paused filter was waiting for.
 enum Awaited {
-    Callout(CalloutId, Result<CalloutResponse, CalloutFailure>),
+    Arrival(Arrival),
     Mail(Effects),
 }
 

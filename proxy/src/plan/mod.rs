@@ -10,17 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use pingora::http::{RequestHeader, ResponseHeader};
 use selvedge_cache::{Cache, KeyScope, RoutePolicy};
 pub use selvedge_config::OnFailure;
 use selvedge_geoip::Geo;
-use selvedge_wasm::{Callout, CalloutFailure, CalloutResponse, Plugin};
+use selvedge_wasm::Plugin;
 
 pub use self::build::{Built, Resources, build};
 pub use self::identity::Identity;
 pub use self::router::{Router, Selected};
-use crate::callout;
 use crate::upstream::{Upstream, Upstreams};
 
 /// Everything a request needs to know, resolved.
@@ -120,11 +118,6 @@ impl Route {
             (None, Target::Upstream(upstream)) => Some(upstream),
             (None, Target::Respond { .. }) => None,
         }
-    }
-
-    /// Carries out a filter's HTTP callout.
-    pub(crate) fn call(&self, callout: Callout) -> BoxFuture<'static, Result<CalloutResponse, CalloutFailure>> {
-        callout::send(Arc::clone(&self.upstreams), callout)
     }
 }
 

@@ -41,8 +41,8 @@ pub struct Effects {
     pub resume_response: bool,
     /// `close_stream`: reset the exchange.
     pub close: bool,
-    /// HTTP calls to make; each result goes to [`crate::Stream::on_callout`].
-    pub callouts: Vec<Callout>,
+    /// What to send out, in the guest's order: hand it to [`crate::Calls::begin`], and what arrives to [`crate::Stream::on_arrival`].
+    pub outgoing: Vec<Outgoing>,
     /// Only from [`crate::Stream::mail`]: the stream's VM died in another stream's call, so nothing will ever resume this one.
     pub poisoned: bool,
 }
@@ -55,7 +55,7 @@ impl Effects {
             && !self.resume_request
             && !self.resume_response
             && !self.close
-            && self.callouts.is_empty()
+            && self.outgoing.is_empty()
             && !self.poisoned
     }
 }
@@ -73,6 +73,20 @@ pub struct LocalReply {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// gRPC status 0 to 16 when the guest gave one.
     pub grpc_status: Option<u32>,
+}
+
+/// Something a guest asked to be sent out of its exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outgoing {
+    /// An HTTP call (`proxy_http_call`).
+    Http(Callout),
+}
+
+/// Something that came back for a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// The end of an HTTP call.
+    Http(CalloutId, Result<CalloutResponse, CalloutFailure>),
 }
 
 /// Names one HTTP callout within its VM.

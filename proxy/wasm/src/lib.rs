@@ -24,6 +24,7 @@ mod module_cache;
 mod plugin;
 mod vm;
 
+mod calls;
 mod effects;
 mod stream;
 
@@ -38,7 +39,10 @@ pub mod abi;
 mod hostcalls;
 
 pub use body::Body;
-pub use effects::{Action, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome};
+pub use calls::Calls;
+pub use effects::{
+    Action, Arrival, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Outgoing,
+};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use exchange::{Buffer, Exchange, ExchangeError, HeaderMap};
 pub use host::{ForeignError, Host, LogLevel};

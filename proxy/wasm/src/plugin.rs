@@ -7,13 +7,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::effects::{CalloutFailure, CalloutId, CalloutResponse};
+use crate::calls::Calls;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::limits::{Limits, START_FACTOR};
@@ -143,6 +141,12 @@ impl Plugin {
         &self.facts.name
     }
 
+    /// The host it was started with: makes what its streams send out.
+    #[must_use]
+    pub fn host(&self) -> &Arc<dyn Host> {
+        &self.facts.host
+    }
+
     /// The module it runs.
     #[must_use]
     pub fn module(&self) -> &Arc<Module> {
@@ -222,21 +226,21 @@ impl std::fmt::Debug for Plugin {
     }
 }
 
-type Delivery = (Weak<VmCell>, CalloutId, Result<CalloutResponse, CalloutFailure>);
-
 async fn tick_loop(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) {
-    let mut callouts: FuturesUnordered<BoxFuture<'static, Delivery>> = FuturesUnordered::new();
+    // Calls belong to the VM that made them; a new VM starts with none.
+    let mut of = Weak::new();
+    let mut calls = Calls::new();
     while !ticks.is_closed() {
-        // Callouts first: what a tick, a start or an answer asked for is sent without waiting for the next tick.
+        // Calls first: what a tick, a start or an answer asked for is sent without waiting for the next tick.
         if let Some(plugin) = plugin.upgrade()
             && let Some(vm) = plugin.vm(worker)
         {
-            let wanted = vm.0.lock().take_root_callouts();
-            for callout in wanted {
-                let (id, vm) = (callout.id, Arc::downgrade(&vm));
-                let call = plugin.facts.host.call(callout);
-                callouts.push(Box::pin(async move { (vm, id, call.await) }));
+            if !std::ptr::eq(of.as_ptr(), Arc::as_ptr(&vm)) {
+                of = Arc::downgrade(&vm);
+                calls = Calls::new();
             }
+            let outgoing = vm.0.lock().take_root_outgoing();
+            calls.begin(&plugin.facts.host, outgoing);
         }
 
         let period = ticks.period();
@@ -246,12 +250,12 @@ async fn tick_loop(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) {
                 None => std::future::pending().await,
             }
         };
-        // A changed period, or a callout, restarts the wait: ticks are periods of rest, not a clock.
+        // A changed period, or a call, restarts the wait: ticks are periods of rest, not a clock.
         tokio::select! {
             () = ticks.changed() => {}
-            Some((vm, id, result)) = callouts.next() => {
-                if let Some(vm) = vm.upgrade() {
-                    report(&plugin, vm.0.lock().deliver(ROOT, None, id, result).map(drop));
+            arrival = calls.next() => {
+                if let Some(vm) = of.upgrade() {
+                    report(&plugin, vm.0.lock().deliver(ROOT, None, arrival).map(drop));
                 }
             }
             () = tick => {

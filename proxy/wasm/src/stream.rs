@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use wasmtime::TypedFunc;
 
-use crate::effects::{Action, CalloutFailure, CalloutId, CalloutResponse, Effects, Outcome};
+use crate::effects::{Action, Arrival, Effects, Outcome};
 use crate::exchange::{Exchange, HeaderMap};
 use crate::module::Phases;
 use crate::vm::{CallError, Callbacks, VmCell};
@@ -90,18 +90,13 @@ impl Stream {
         self.on_trailers(x, phase, map, "proxy_on_response_trailers", |c| &c.response_trailers)
     }
 
-    /// A callout of this stream came to its end. The outcome's action is always [`Action::Pause`]: an answer by itself releases nothing,
-    /// only the guest's resumes among the effects do. An id that was already delivered is ignored.
+    /// Something came back for this stream. The outcome's action is always [`Action::Pause`]: an answer by itself releases nothing, only
+    /// the guest's resumes among the effects do. What the guest no longer knows is ignored.
     ///
     /// # Errors
     /// As [`Stream::on_request_headers`].
-    pub fn on_callout(
-        &mut self,
-        x: &mut dyn Exchange,
-        id: CalloutId,
-        result: Result<CalloutResponse, CalloutFailure>,
-    ) -> Result<Outcome, CallError> {
-        let effects = self.vm.0.lock().deliver(self.context, Some(x), id, result)?;
+    pub fn on_arrival(&mut self, x: &mut dyn Exchange, arrival: Arrival) -> Result<Outcome, CallError> {
+        let effects = self.vm.0.lock().deliver(self.context, Some(x), arrival)?;
         Ok(Outcome { action: Action::Pause, effects })
     }
 

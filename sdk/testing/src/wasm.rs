@@ -9,8 +9,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use selvedge_sdk::Reply;
 use selvedge_wasm::{
-    Action, Body, Buffer, CallError, CalloutFailure, CalloutId, CalloutResponse, Engine, EngineOptions, ExchangeError,
-    HeaderMap, Host, Limits, LogLevel, MetricValue, Metrics, Module, Phases, Plugin, PluginOptions, SharedData,
+    Action, Arrival, Body, Buffer, CallError, CalloutFailure, CalloutId, CalloutResponse, Engine, EngineOptions,
+    ExchangeError, HeaderMap, Host, Limits, LogLevel, MetricValue, Metrics, Module, Outgoing, Phases, Plugin,
+    PluginOptions, SharedData,
 };
 
 use crate::exchange::{Exchange, Half, Refused, Side};
@@ -129,7 +130,7 @@ impl Stream for WasmStream {
 
     fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Step {
         let result = answer.map(response).ok_or_else(|| CalloutFailure::Connect("the test has taken it down".into()));
-        self.run(exchange, |stream, lent| stream.on_callout(lent, CalloutId(token), result))
+        self.run(exchange, |stream, lent| stream.on_arrival(lent, Arrival::Http(CalloutId(token), result)))
     }
 
     fn finish(&mut self, exchange: &mut Exchange) {
@@ -155,9 +156,9 @@ fn step(outcome: selvedge_wasm::Outcome) -> Step {
         resume_request: effects.resume_request,
         resume_response: effects.resume_response,
         callouts: effects
-            .callouts
+            .outgoing
             .into_iter()
-            .map(|callout| Callout {
+            .map(|Outgoing::Http(callout)| Callout {
                 token: callout.id.0,
                 seen: Seen {
                     upstream: callout.upstream,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::abi::memory::{Guest, give_bytes, read, write_u32};
 use crate::abi::serialize::decode_pairs;
 use crate::abi::status::{Called, Fail, Status, bad};
-use crate::effects::Callout;
+use crate::effects::{Callout, Outgoing};
 use crate::host::ForeignError;
 use crate::limits::{DEFAULT_CALLOUT_TIMEOUT, MAX_CALLOUT_BODY};
 
@@ -54,7 +54,7 @@ pub(super) fn http_call(
     write_u32(guest, out_id, 0)?; // a bad place is found before anything is counted
     let state = guest.data_mut();
     let id = state.new_callout().ok_or(Fail::Because(Status::InternalFailure, "too many HTTP calls at once"))?;
-    state.send_callout(Callout { id, upstream, headers, body, trailers, timeout });
+    state.send(Outgoing::Http(Callout { id, upstream, headers, body, trailers, timeout }));
     write_u32(guest, out_id, id.0)
 }
 

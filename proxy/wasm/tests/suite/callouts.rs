@@ -7,12 +7,16 @@ use futures::FutureExt;
 use super::fakes::*;
 use selvedge_wasm::*;
 
+fn http_calls(effects: Effects) -> Vec<Callout> {
+    effects.outgoing.into_iter().map(|Outgoing::Http(callout)| callout).collect()
+}
+
 fn paused(config: &str) -> (Rig, Stream, FakeExchange, Callout) {
     let rig = guest("callout", config);
     let (mut stream, mut x) = (rig.stream(), FakeExchange::get("/"));
     let outcome = stream.on_request_headers(&mut x, true).unwrap();
     assert_eq!(outcome.action, Action::Pause);
-    let [callout] = outcome.effects.callouts.try_into().unwrap();
+    let [callout] = http_calls(outcome.effects).try_into().unwrap();
     (rig, stream, x, callout)
 }
 
@@ -22,14 +26,14 @@ fn a_callout_pauses_and_its_answer_resumes() {
     assert_eq!((&callout.upstream[..], callout.timeout), ("auth", Duration::from_secs(2)));
     assert!(callout.headers.contains(&(":path".into(), "/check".into())));
 
-    let outcome = stream.on_callout(&mut x, callout.id, Ok(answer())).unwrap();
+    let outcome = stream.on_arrival(&mut x, Arrival::Http(callout.id, Ok(answer()))).unwrap();
     assert_eq!(
         (outcome.action, outcome.effects.resume_request, outcome.effects.resume_response),
         (Action::Pause, true, false)
     );
     assert_eq!(x.text(HeaderMap::Request, "x-callout").as_deref(), Some("200:5"));
 
-    let again = stream.on_callout(&mut x, callout.id, Ok(answer())).unwrap();
+    let again = stream.on_arrival(&mut x, Arrival::Http(callout.id, Ok(answer()))).unwrap();
     assert!(again.effects.is_empty(), "an answer counts once");
 }
 
@@ -37,7 +41,7 @@ fn a_callout_pauses_and_its_answer_resumes() {
 fn a_failed_callout_reaches_the_guest_as_such() {
     for failure in [CalloutFailure::Timeout, CalloutFailure::Connect("refused".into()), CalloutFailure::TooLarge] {
         let (_rig, mut stream, mut x, callout) = paused("request_headers auth /check");
-        let outcome = stream.on_callout(&mut x, callout.id, Err(failure)).unwrap();
+        let outcome = stream.on_arrival(&mut x, Arrival::Http(callout.id, Err(failure))).unwrap();
         assert_eq!(outcome.effects.reply.unwrap().status, 503);
     }
 }
@@ -54,8 +58,11 @@ fn a_stream_that_ends_before_its_answer_leaves_a_healthy_vm() {
     let (rig, stream, _, callout) = paused("request_headers auth /check");
     drop(stream);
     let (mut other, mut x) = (rig.stream(), FakeExchange::get("/"));
-    assert!(other.on_callout(&mut x, callout.id, Ok(answer())).unwrap().effects.is_empty(), "too late, and harmless");
-    assert_eq!(other.on_request_headers(&mut x, true).unwrap().effects.callouts.len(), 1);
+    assert!(
+        other.on_arrival(&mut x, Arrival::Http(callout.id, Ok(answer()))).unwrap().effects.is_empty(),
+        "too late, and harmless"
+    );
+    assert_eq!(other.on_request_headers(&mut x, true).unwrap().effects.outgoing.len(), 1);
 }
 
 const PSEUDO: &str = r#"(data (i32.const 0) "auth")
@@ -78,9 +85,10 @@ fn callouts_are_bounded_per_call() {
     );
     let rig = try_start(&wasm, options("")).unwrap();
     let outcome = rig.stream().on_request_headers(&mut FakeExchange::get("/"), true).unwrap();
-    assert_eq!(outcome.effects.callouts.len(), 32);
-    assert_eq!(outcome.effects.callouts[0].timeout, Duration::from_secs(5), "0 is no endless wait");
-    assert!(outcome.effects.callouts.windows(2).all(|pair| pair[0].id != pair[1].id));
+    let callouts = http_calls(outcome.effects);
+    assert_eq!(callouts.len(), 32);
+    assert_eq!(callouts[0].timeout, Duration::from_secs(5), "0 is no endless wait");
+    assert!(callouts.windows(2).all(|pair| pair[0].id != pair[1].id));
 }
 
 #[tokio::test]

@@ -1,0 +1,166 @@
+//! Making one guest call: under its deadline, with the exchange in reach of hostcalls, and with what it ends in explained.
+
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use wasmtime::{Store, Trap, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
+
+use super::ROOT;
+use super::error::CallError;
+use super::state::State;
+use crate::effects::Effects;
+use crate::exchange::Exchange;
+
+/// What makes a guest call, apart from the callbacks so that both can be borrowed at once.
+pub(crate) struct Core {
+    pub(super) store: Store<State>,
+    pub(super) poisoned: bool,
+}
+
+impl Core {
+    /// One guest call under the plugin's deadline. `Ok(None)` when the guest has no such callback.
+    pub(crate) fn call<P: WasmParams, R: WasmResults>(
+        &mut self,
+        callback: &'static str,
+        function: Option<&TypedFunc<P, R>>,
+        arguments: P,
+    ) -> Result<Option<R>, CallError> {
+        let facts = &self.store.data().facts;
+        let (ticks, deadline) = (facts.call_ticks, facts.limits.deadline);
+        self.call_within(ticks, deadline, callback, function, arguments)
+    }
+
+    pub(super) fn start_call<P: WasmParams, R: WasmResults>(
+        &mut self,
+        callback: &'static str,
+        function: Option<&TypedFunc<P, R>>,
+        arguments: P,
+    ) -> Result<Option<R>, CallError> {
+        let facts = &self.store.data().facts;
+        let (ticks, deadline) = (facts.start_ticks, facts.start_deadline());
+        self.store.data_mut().begin(ROOT);
+        self.call_within(ticks, deadline, callback, function, arguments)
+    }
+
+    fn call_within<P: WasmParams, R: WasmResults>(
+        &mut self,
+        ticks: u64,
+        deadline: Duration,
+        callback: &'static str,
+        function: Option<&TypedFunc<P, R>>,
+        arguments: P,
+    ) -> Result<Option<R>, CallError> {
+        if self.poisoned {
+            return Err(CallError::Poisoned);
+        }
+        let Some(function) = function else { return Ok(None) };
+        self.poisoned = true; // and stays so if a hostcall panics
+        self.store.set_epoch_deadline(ticks);
+        match function.call(&mut self.store, arguments) {
+            Ok(result) => {
+                self.poisoned = false;
+                Ok(Some(result))
+            }
+            Err(error) => {
+                let error = self.explain(callback, deadline, &error);
+                self.poison();
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs guest calls for `context` with the exchange in reach of hostcalls; on every way out it is out of reach again.
+    pub(crate) fn lend<T>(
+        &mut self,
+        context: u32,
+        exchange: Option<&mut dyn Exchange>,
+        run: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        struct Lent<'a>(&'a mut Core);
+        impl Drop for Lent<'_> {
+            fn drop(&mut self) {
+                self.0.store.data_mut().exchange = None;
+            }
+        }
+        let state = self.store.data_mut();
+        state.begin(context);
+        state.exchange = exchange.map(ExchangePointer::new);
+        let lent = Lent(self);
+        run(lent.0)
+    }
+
+    /// Before each of the calls that end a stream.
+    pub(super) fn end_of(&mut self, id: u32) {
+        let state = self.store.data_mut();
+        state.begin(id);
+        state.ending = true;
+    }
+
+    pub(crate) fn take_effects(&mut self) -> Effects {
+        std::mem::take(&mut self.store.data_mut().effects)
+    }
+
+    /// Ends the VM: nothing is called again, and whoever waits for mail learns it.
+    pub(super) fn poison(&mut self) {
+        self.poisoned = true;
+        let state = self.store.data_mut();
+        state.ticks.set(0);
+        for mailbox in state.streams.values_mut() {
+            mailbox.effects().poisoned = true;
+        }
+    }
+
+    pub(super) fn log_failure(&self, error: &CallError) {
+        tracing::warn!(plugin = %self.store.data().facts.name, %error, "a filter failed while ending");
+    }
+
+    pub(super) fn explain(&mut self, callback: &'static str, deadline: Duration, error: &wasmtime::Error) -> CallError {
+        let state = self.store.data_mut();
+        let limits = &state.facts.limits;
+        if state.hostcalls_used_up {
+            return CallError::Hostcalls { callback, limit: limits.hostcalls };
+        }
+        if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+            return CallError::Deadline { callback, limit: deadline };
+        }
+        if state.limiter.memory_refused {
+            return CallError::Memory { callback, limit: limits.memory };
+        }
+        let mut message = error.root_cause().to_string();
+        if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
+            let names: Vec<&str> =
+                backtrace.frames().iter().filter_map(wasmtime::FrameInfo::func_name).take(8).collect();
+            if !names.is_empty() {
+                message = format!("{message}, in {}", names.join(" < "));
+            }
+        }
+        if let Some(words) = state.last_words.take() {
+            message = format!("{message}; it had logged: {words}");
+        }
+        CallError::Trap { callback, message }
+    }
+}
+
+/// The exchange in the store's data, without its lifetime: a store outlives every exchange, so its type cannot name one.
+///
+/// The one rule that makes it sound: it exists only inside [`Core::lend`], which is called with the exchange mutably borrowed and clears
+/// the pointer on every way out, unwinding included; and a hostcall *takes* it, so that no second one (from the guest's allocator, say)
+/// can reach the same exchange.
+pub(crate) struct ExchangePointer(NonNull<dyn Exchange>);
+
+// SAFETY: an `Exchange` is `Send`, and the pointer is the only way to it while it is lent.
+unsafe impl Send for ExchangePointer {}
+
+impl ExchangePointer {
+    fn new<'a>(exchange: &'a mut (dyn Exchange + 'a)) -> Self {
+        // SAFETY: only the lifetime is changed. `Core::lend` drops the pointer before the borrow it is made from ends.
+        Self(unsafe {
+            std::mem::transmute::<NonNull<dyn Exchange + 'a>, NonNull<dyn Exchange + 'static>>(NonNull::from(exchange))
+        })
+    }
+
+    pub(crate) fn as_mut(&mut self) -> &mut dyn Exchange {
+        // SAFETY: the exchange is borrowed for as long as this pointer exists (see the type), and reached through it alone.
+        unsafe { self.0.as_mut() }
+    }
+}

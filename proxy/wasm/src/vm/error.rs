@@ -1,0 +1,55 @@
+//! How a guest call fails.
+
+use std::time::Duration;
+
+/// Why a guest call failed. All but the last two mean that the VM is poisoned: its other streams will see [`CallError::Poisoned`], the
+/// next new stream gets a new VM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The guest trapped: it panicked, or did what WebAssembly forbids.
+    #[error("{callback} trapped: {message}")]
+    Trap {
+        /// The callback that was running.
+        callback: &'static str,
+        /// The trap, the innermost functions, and the last error the guest logged in this call.
+        message: String,
+    },
+    /// The guest ran longer than [`crate::Limits::deadline`].
+    #[error("{callback} ran longer than {limit:?}")]
+    Deadline {
+        /// The callback that was running.
+        callback: &'static str,
+        /// How long it was allowed.
+        limit: Duration,
+    },
+    /// The guest asked for more than [`crate::Limits::memory`] and did not survive the refusal.
+    #[error("{callback} needed more than {limit} bytes of memory")]
+    Memory {
+        /// The callback that was running.
+        callback: &'static str,
+        /// The ceiling in bytes.
+        limit: u64,
+    },
+    /// The guest made more than [`crate::Limits::hostcalls`] hostcalls.
+    #[error("{callback} made more than {limit} hostcalls")]
+    Hostcalls {
+        /// The callback that was running.
+        callback: &'static str,
+        /// The budget.
+        limit: u32,
+    },
+    /// Another call killed this stream's VM before.
+    #[error("the VM died in another call")]
+    Poisoned,
+    /// The VM keeps dying: no new one is made for a while.
+    #[error("the VM is being held back after repeated failures, next try in {retry_in:?}")]
+    Unavailable {
+        /// When a new VM may be made.
+        retry_in: Duration,
+    },
+}
+
+/// Marks the error of a hostcall beyond the budget.
+#[derive(Debug, thiserror::Error)]
+#[error("hostcall budget used up")]
+pub(crate) struct HostcallsUsedUp;

@@ -1,0 +1,290 @@
+//! One VM: an instance of a module with its root context, its live streams, and the state its hostcalls work on.
+//!
+//! ```text
+//! started -> (one guest call at a time)* -> ended (dropped)
+//!                      \-> poisoned (trap, deadline, memory, hostcalls): never called again
+//! ```
+mod core;
+mod error;
+mod state;
+
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use parking_lot::Mutex;
+use wasmtime::{Instance, Store, TypedFunc, WasmParams, WasmResults};
+
+pub(crate) use self::core::Core;
+pub use self::error::CallError;
+use self::state::Mailbox;
+pub(crate) use self::state::{Audience, State};
+use crate::effects::{Arrival, CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
+use crate::exchange::Exchange;
+use crate::module::Module;
+use crate::plugin::{Facts, StartError, Ticks};
+
+/// The id of the root context, in every VM.
+pub(crate) const ROOT: u32 = 1;
+
+/// A VM behind its lock. The lock is held for one guest call and never across an await; each worker has its own VM, so it is free.
+#[derive(Debug)]
+pub(crate) struct VmCell(pub(crate) Mutex<Vm>);
+
+/// See the module.
+pub(crate) struct Vm {
+    pub(crate) core: Core,
+    pub(crate) callbacks: Callbacks,
+    next_context: u32,
+}
+
+/// The callbacks, looked up once. A missing one is never called.
+pub(crate) struct Callbacks {
+    pub(crate) context_create: Option<TypedFunc<(u32, u32), ()>>,
+    pub(crate) vm_start: Option<TypedFunc<(u32, u32), u32>>,
+    pub(crate) configure: Option<TypedFunc<(u32, u32), u32>>,
+    pub(crate) tick: Option<TypedFunc<u32, ()>>,
+    pub(crate) request_headers: Option<TypedFunc<(u32, u32, u32), u32>>,
+    pub(crate) request_body: Option<TypedFunc<(u32, u32, u32), u32>>,
+    pub(crate) request_trailers: Option<TypedFunc<(u32, u32), u32>>,
+    pub(crate) response_headers: Option<TypedFunc<(u32, u32, u32), u32>>,
+    pub(crate) response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
+    pub(crate) response_trailers: Option<TypedFunc<(u32, u32), u32>>,
+    pub(crate) http_call_response: Option<TypedFunc<CalloutArguments, ()>>,
+    pub(crate) done: Option<TypedFunc<u32, u32>>,
+    pub(crate) log: Option<TypedFunc<u32, ()>>,
+    pub(crate) delete: Option<TypedFunc<u32, ()>>,
+}
+
+/// Root context, callout, number of headers, bytes of body, number of trailers.
+type CalloutArguments = (u32, u32, u32, u32, u32);
+
+impl Vm {
+    /// Makes an instance and brings it through `_initialize`, `proxy_on_vm_start` and `proxy_on_configure`.
+    pub(crate) fn start(module: &Module, facts: Arc<Facts>, ticks: Arc<Ticks>) -> Result<Self, StartError> {
+        let mut store = Store::new(module.engine().wasmtime(), State::new(facts.clone(), ticks));
+        store.limiter(|state| &mut state.limiter);
+        store.data_mut().begin(ROOT);
+        store.set_epoch_deadline(facts.start_ticks);
+        let mut core = Core { store, poisoned: false };
+
+        let instance = match module.instance().instantiate(&mut core.store) {
+            Ok(instance) => instance,
+            Err(error) => return Err(StartError::Call(core.explain("instantiation", facts.start_deadline(), &error))),
+        };
+        let callbacks = Callbacks::find(&mut core.store, &instance);
+        let allocator = typed(&mut core.store, &instance, "malloc");
+        let allocator = allocator.or_else(|| typed(&mut core.store, &instance, "proxy_on_memory_allocate"));
+        let memory = instance.get_memory(&mut core.store, "memory");
+        let state = core.store.data_mut();
+        (state.allocator, state.memory) = (allocator, memory);
+
+        let mut vm = Self { core, callbacks, next_context: ROOT + 1 };
+        vm.initialize(&instance).map_err(StartError::Call)?;
+        vm.configure(&facts)?;
+        Ok(vm)
+    }
+
+    /// `_initialize` and, if there is one, `main`; else `_start`: the order of the C++ host.
+    fn initialize(&mut self, instance: &Instance) -> Result<(), CallError> {
+        let core = &mut self.core;
+        let initialize: Option<TypedFunc<(), ()>> = typed(&mut core.store, instance, "_initialize");
+        if initialize.is_some() {
+            let main: Option<TypedFunc<(), u32>> = typed(&mut core.store, instance, "__main_void");
+            core.start_call("_initialize", initialize.as_ref(), ())?;
+            core.start_call("__main_void", main.as_ref(), ())?;
+        } else {
+            let start: Option<TypedFunc<(), ()>> = typed(&mut core.store, instance, "_start");
+            core.start_call("_start", start.as_ref(), ())?;
+        }
+        Ok(())
+    }
+
+    fn configure(&mut self, facts: &Facts) -> Result<(), StartError> {
+        let Self { core, callbacks, .. } = self;
+        let size = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        core.start_call("proxy_on_context_create", callbacks.context_create.as_ref(), (ROOT, 0))
+            .map_err(StartError::Call)?;
+        for (callback, function, config) in [
+            ("proxy_on_vm_start", &callbacks.vm_start, &facts.vm_config),
+            ("proxy_on_configure", &callbacks.configure, &facts.config),
+        ] {
+            let accepted =
+                core.start_call(callback, function.as_ref(), (ROOT, size(config))).map_err(StartError::Call)?;
+            if accepted == Some(0) {
+                core.poison(); // it never served: nobody is to say goodbye to its contexts
+                return Err(StartError::Refused { callback, reason: core.store.data_mut().last_words.take() });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.core.poisoned
+    }
+
+    /// A new stream context.
+    pub(crate) fn open_stream(&mut self) -> Result<u32, CallError> {
+        let Self { core, callbacks, next_context } = self;
+        let state = core.store.data_mut();
+        while *next_context <= ROOT || state.streams.contains_key(next_context) {
+            *next_context = next_context.wrapping_add(1);
+        }
+        let id = *next_context;
+        *next_context = id.wrapping_add(1);
+        state.streams.insert(id, Mailbox::default());
+        state.begin(id);
+        core.call("proxy_on_context_create", callbacks.context_create.as_ref(), (id, ROOT))?;
+        Ok(id)
+    }
+
+    /// Ends a stream: done, log, delete, in this order (the ABI's; Envoy logs first). A failure is logged: the exchange is over anyway.
+    pub(crate) fn close_stream(&mut self, id: u32, exchange: Option<&mut dyn Exchange>, log: bool) {
+        let Self { core, callbacks, .. } = self;
+        let ended = core.lend(id, exchange, |core| {
+            core.end_of(id);
+            core.call("proxy_on_done", callbacks.done.as_ref(), id)?;
+            if log {
+                core.end_of(id);
+                core.call("proxy_on_log", callbacks.log.as_ref(), id)?;
+            }
+            core.end_of(id);
+            core.call("proxy_on_delete", callbacks.delete.as_ref(), id)
+        });
+        let state = core.store.data_mut();
+        let orphans = state.streams.remove(&id).map_or(0, |mailbox| mailbox.callouts_in_flight);
+        let ended = ended.and_then(|_| if orphans > 0 { self.fail_callouts_of(id) } else { Ok(()) });
+        match ended {
+            Ok(()) | Err(CallError::Poisoned) => {}
+            Err(error) => self.core.log_failure(&error),
+        }
+    }
+
+    /// Tells the guest that the calls of an ended stream failed. Its context is gone, so an SDK only forgets them; untold it would
+    /// remember them for ever.
+    fn fail_callouts_of(&mut self, context: u32) -> Result<(), CallError> {
+        let in_flight = &self.core.store.data().callouts_in_flight;
+        let orphans: Vec<u32> = in_flight.iter().filter(|(_, owner)| **owner == context).map(|(id, _)| *id).collect();
+        for id in orphans {
+            self.deliver(ROOT, None, Arrival::Http(CalloutId(id), Err(CalloutFailure::Reset("stream ended".into()))))?;
+        }
+        Ok(())
+    }
+
+    /// Brings an arrival to the guest. `context` is where its effects go; the guest is always told on the root context.
+    pub(crate) fn deliver(
+        &mut self,
+        context: u32,
+        exchange: Option<&mut dyn Exchange>,
+        arrival: Arrival,
+    ) -> Result<Effects, CallError> {
+        match arrival {
+            Arrival::Http(id, result) => self.deliver_answer(context, exchange, id, result),
+        }
+    }
+
+    /// The end of an HTTP call. Unknown ids (already delivered) are ignored.
+    fn deliver_answer(
+        &mut self,
+        context: u32,
+        exchange: Option<&mut dyn Exchange>,
+        id: CalloutId,
+        result: Result<CalloutResponse, CalloutFailure>,
+    ) -> Result<Effects, CallError> {
+        let Self { core, callbacks, .. } = self;
+        if core.poisoned {
+            return Err(CallError::Poisoned);
+        }
+        if !core.store.data_mut().forget_callout(id) {
+            return Ok(Effects::default());
+        }
+        let size = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        let (headers, body, trailers) = match &result {
+            Ok(response) => (size(response.headers.len()), size(response.body.len()), size(response.trailers.len())),
+            Err(_) => (0, 0, 0),
+        };
+        core.lend(context, exchange, |core| {
+            core.store.data_mut().delivery = Some(result);
+            let arguments = (ROOT, id.0, headers, body, trailers);
+            let called = core.call("proxy_on_http_call_response", callbacks.http_call_response.as_ref(), arguments);
+            core.store.data_mut().delivery = None;
+            called.map(|_| core.take_effects())
+        })
+    }
+
+    pub(crate) fn tick(&mut self) -> Result<(), CallError> {
+        let Self { core, callbacks, .. } = self;
+        core.store.data_mut().begin(ROOT);
+        core.call("proxy_on_tick", callbacks.tick.as_ref(), ROOT).map(drop)
+    }
+
+    /// What the root context wants sent, for the root loop.
+    pub(crate) fn take_root_outgoing(&mut self) -> Vec<Outgoing> {
+        std::mem::take(&mut self.core.store.data_mut().root_outgoing)
+    }
+
+    /// Effects queued for a stream by other contexts' calls; registers the waker when there are none.
+    pub(crate) fn poll_mail(&mut self, id: u32, waker: &Waker) -> Poll<Effects> {
+        let Some(mailbox) = self.core.store.data_mut().streams.get_mut(&id) else { return Poll::Pending };
+        if let Some(effects) = mailbox.effects.take() {
+            return Poll::Ready(*effects);
+        }
+        match &mut mailbox.waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Vm {
+    /// Says goodbye to the root context. `proxy_on_done` answering "not yet" is not waited for: there is nothing left that could call it.
+    fn drop(&mut self) {
+        if self.core.poisoned || std::thread::panicking() {
+            return;
+        }
+        let Self { core, callbacks, .. } = self;
+        core.store.data_mut().begin(ROOT);
+        let ended = core
+            .call("proxy_on_done", callbacks.done.as_ref(), ROOT)
+            .and_then(|_| core.call("proxy_on_delete", callbacks.delete.as_ref(), ROOT));
+        if let Err(error) = ended {
+            core.log_failure(&error);
+        }
+    }
+}
+
+impl std::fmt::Debug for Vm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vm").field("poisoned", &self.core.poisoned).finish_non_exhaustive()
+    }
+}
+
+impl Callbacks {
+    fn find(store: &mut Store<State>, instance: &Instance) -> Self {
+        Self {
+            context_create: typed(store, instance, "proxy_on_context_create"),
+            vm_start: typed(store, instance, "proxy_on_vm_start"),
+            configure: typed(store, instance, "proxy_on_configure"),
+            tick: typed(store, instance, "proxy_on_tick"),
+            request_headers: typed(store, instance, "proxy_on_request_headers"),
+            request_body: typed(store, instance, "proxy_on_request_body"),
+            request_trailers: typed(store, instance, "proxy_on_request_trailers"),
+            response_headers: typed(store, instance, "proxy_on_response_headers"),
+            response_body: typed(store, instance, "proxy_on_response_body"),
+            response_trailers: typed(store, instance, "proxy_on_response_trailers"),
+            http_call_response: typed(store, instance, "proxy_on_http_call_response"),
+            done: typed(store, instance, "proxy_on_done"),
+            log: typed(store, instance, "proxy_on_log"),
+            delete: typed(store, instance, "proxy_on_delete"),
+        }
+    }
+}
+
+/// An exported function, if there is one; its signature was checked when the module was loaded.
+fn typed<P: WasmParams, R: WasmResults>(
+    store: &mut Store<State>,
+    instance: &Instance,
+    name: &str,
+) -> Option<TypedFunc<P, R>> {
+    instance.get_typed_func(store, name).ok()
+}

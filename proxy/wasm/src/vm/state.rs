@@ -1,0 +1,225 @@
+//! What hostcalls work on: the guest call that is running, and what the VM's contexts have under way.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::task::Waker;
+
+use wasmtime::{Memory, TypedFunc};
+
+use super::ROOT;
+use super::core::ExchangePointer;
+use super::error::HostcallsUsedUp;
+use crate::effects::{CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
+use crate::limits::{Limiter, MAX_CALLOUTS};
+use crate::metrics::Cell;
+use crate::plugin::{Facts, Ticks};
+
+/// What hostcalls work on.
+pub(crate) struct State {
+    pub(crate) facts: Arc<Facts>,
+    pub(crate) ticks: Arc<Ticks>,
+    pub(crate) limiter: Limiter,
+    pub(crate) memory: Option<Memory>,
+    /// Taken while it runs: a guest whose allocator calls the host cannot make it recurse.
+    pub(crate) allocator: Option<TypedFunc<u32, u32>>,
+
+    // This guest call.
+    pub(super) exchange: Option<ExchangePointer>,
+    /// The context whose callback is running.
+    pub(super) owner: u32,
+    /// The context hostcalls act on: the owner, unless the guest said otherwise.
+    pub(crate) effective: u32,
+    /// The owner is a stream that is ending: nothing can be done to it any more.
+    pub(super) ending: bool,
+    pub(super) effects: Effects,
+    /// The callout being delivered: maps 6 and 7, buffer 4, and the status.
+    pub(crate) delivery: Option<Result<CalloutResponse, CalloutFailure>>,
+    hostcalls: u32,
+    pub(super) hostcalls_used_up: bool,
+    callouts_made: usize,
+    /// What the guest logged last as an error: a panic's message.
+    pub(crate) last_words: Option<String>,
+
+    // As long as the VM.
+    pub(super) streams: HashMap<u32, Mailbox, BuildHasherDefault<IdHasher>>,
+    pub(super) callouts_in_flight: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    root_callouts_in_flight: usize,
+    next_callout: u32,
+    pub(super) root_outgoing: Vec<Outgoing>,
+    pub(crate) metrics: HashMap<u32, Arc<Cell>, BuildHasherDefault<IdHasher>>,
+}
+
+/// What waits for a live stream, queued by other contexts' calls.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    pub(super) effects: Option<Box<Effects>>,
+    pub(super) waker: Option<Waker>,
+    pub(super) callouts_in_flight: usize,
+}
+
+impl Mailbox {
+    pub(super) fn effects(&mut self) -> &mut Effects {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        self.effects.get_or_insert_default()
+    }
+}
+
+/// Where an effect goes.
+pub(crate) enum Audience<'a> {
+    /// To a stream, with this call's outcome or by mail.
+    Stream(&'a mut Effects),
+    /// To nobody: the root context, or a stream that is ending.
+    Nobody,
+}
+
+impl State {
+    pub(super) fn new(facts: Arc<Facts>, ticks: Arc<Ticks>) -> Self {
+        Self {
+            limiter: Limiter::new(&facts.limits),
+            facts,
+            ticks,
+            memory: None,
+            allocator: None,
+            exchange: None,
+            owner: ROOT,
+            effective: ROOT,
+            ending: false,
+            effects: Effects::default(),
+            delivery: None,
+            hostcalls: 0,
+            hostcalls_used_up: false,
+            callouts_made: 0,
+            last_words: None,
+            streams: HashMap::default(),
+            callouts_in_flight: HashMap::default(),
+            root_callouts_in_flight: 0,
+            next_callout: 0,
+            root_outgoing: Vec::new(),
+            metrics: HashMap::default(),
+        }
+    }
+
+    /// Before a guest call for `context`.
+    pub(super) fn begin(&mut self, context: u32) {
+        self.owner = context;
+        self.effective = context;
+        self.ending = false;
+        self.hostcalls = 0;
+        self.callouts_made = 0;
+        self.limiter.memory_refused = false;
+        self.last_words = None;
+        // What a callback without an outcome left (context_create, say) must not reach the next call's stream.
+        if !self.effects.is_empty() {
+            self.effects = Effects::default();
+        }
+    }
+
+    /// Counts a hostcall against the budget.
+    pub(crate) fn spend_hostcall(&mut self) -> wasmtime::Result<()> {
+        self.hostcalls = self.hostcalls.saturating_add(1);
+        let budget = self.facts.limits.hostcalls;
+        if budget != 0 && self.hostcalls > budget {
+            self.hostcalls_used_up = true;
+            return Err(HostcallsUsedUp.into());
+        }
+        Ok(())
+    }
+
+    /// Takes the exchange, if hostcalls act on the context it belongs to now. To be put back with [`State::put_exchange`].
+    pub(crate) fn take_exchange(&mut self) -> Option<ExchangePointer> {
+        if self.effective == self.owner { self.exchange.take() } else { None }
+    }
+
+    pub(crate) fn put_exchange(&mut self, exchange: ExchangePointer) {
+        self.exchange = Some(exchange);
+    }
+
+    /// Whether `context` can be made the effective one.
+    pub(crate) fn is_live(&self, context: u32) -> bool {
+        context == ROOT || self.streams.contains_key(&context)
+    }
+
+    /// Where effects of the current hostcall go.
+    pub(crate) fn audience(&mut self) -> Audience<'_> {
+        if self.effective == ROOT {
+            Audience::Nobody
+        } else if self.effective == self.owner {
+            if self.ending { Audience::Nobody } else { Audience::Stream(&mut self.effects) }
+        } else {
+            self.streams
+                .get_mut(&self.effective)
+                .map_or(Audience::Nobody, |mailbox| Audience::Stream(mailbox.effects()))
+        }
+    }
+
+    /// A number for one more callout of the effective context, unless it has too many.
+    pub(crate) fn new_callout(&mut self) -> Option<CalloutId> {
+        let owner = self.callout_owner();
+        let in_flight = match self.streams.get_mut(&owner) {
+            Some(mailbox) => &mut mailbox.callouts_in_flight,
+            None => &mut self.root_callouts_in_flight,
+        };
+        if *in_flight >= MAX_CALLOUTS || self.callouts_made >= MAX_CALLOUTS {
+            return None;
+        }
+        *in_flight += 1;
+        self.callouts_made += 1;
+        loop {
+            self.next_callout = self.next_callout.wrapping_add(1);
+            if self.next_callout != 0 && !self.callouts_in_flight.contains_key(&self.next_callout) {
+                self.callouts_in_flight.insert(self.next_callout, owner);
+                return Some(CalloutId(self.next_callout));
+            }
+        }
+    }
+
+    /// Hands something to whoever sends it: the stream's driver, or the root loop.
+    pub(crate) fn send(&mut self, outgoing: Outgoing) {
+        match self.audience() {
+            Audience::Stream(effects) => effects.outgoing.push(outgoing),
+            Audience::Nobody => {
+                self.root_outgoing.push(outgoing);
+                self.ticks.wake();
+            }
+        }
+    }
+
+    /// A stream that is ending cannot wait for an answer: its calls are sent all the same, for the root context.
+    fn callout_owner(&self) -> u32 {
+        if self.ending && self.effective == self.owner { ROOT } else { self.effective }
+    }
+
+    /// False when there is no such callout in flight.
+    pub(super) fn forget_callout(&mut self, id: CalloutId) -> bool {
+        let Some(owner) = self.callouts_in_flight.remove(&id.0) else { return false };
+        if let Some(mailbox) = self.streams.get_mut(&owner) {
+            mailbox.callouts_in_flight = mailbox.callouts_in_flight.saturating_sub(1);
+        } else if owner == ROOT {
+            self.root_callouts_in_flight = self.root_callouts_in_flight.saturating_sub(1);
+        }
+        true
+    }
+}
+
+/// Spreads small consecutive ids over a hash map. They are ours, not a stranger's: no need for a keyed hash.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
