@@ -22,6 +22,7 @@ mod module;
 mod module_cache;
 
 mod plugin;
+mod root_loop;
 mod vm;
 
 mod calls;

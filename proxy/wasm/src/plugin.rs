@@ -2,22 +2,21 @@
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::calls::Calls;
+use crate::abi::version::AbiVersion;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::limits::{Limits, START_FACTOR};
 use crate::module::Module;
+use crate::root_loop::{self, Ticks};
 use crate::stream::Stream;
-use crate::vm::{CallError, ROOT, Vm, VmCell};
+use crate::vm::{CallError, Vm, VmCell};
 
 /// How a [`Plugin`] is configured.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +31,8 @@ pub struct PluginOptions {
     pub vm_config: Bytes,
     /// Given to `proxy_on_configure`.
     pub config: Bytes,
+    /// The guest's environment variables (WASI), names and values. It sees no others.
+    pub environment: Vec<(String, String)>,
     /// What each VM may use.
     pub limits: Limits,
     /// How many worker threads will open streams; each gets a VM of its own. 0 counts as 1.
@@ -68,6 +69,8 @@ pub(crate) struct Facts {
     pub(crate) vm_id: String,
     pub(crate) vm_config: Bytes,
     pub(crate) config: Bytes,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) abi: AbiVersion,
     pub(crate) limits: Limits,
     pub(crate) call_ticks: u64,
     pub(crate) start_ticks: u64,
@@ -109,7 +112,7 @@ impl Plugin {
     /// # Errors
     /// [`StartError::Call`] when the guest fails, [`StartError::Refused`] when it says no to the configuration.
     pub fn start(module: Arc<Module>, options: PluginOptions, host: Arc<dyn Host>) -> Result<Arc<Plugin>, StartError> {
-        let PluginOptions { name, root_id, vm_id, vm_config, config, limits, workers } = options;
+        let PluginOptions { name, root_id, vm_id, vm_config, config, environment, limits, workers } = options;
         let call_ticks = module.engine().ticks(limits.deadline);
         let start_ticks = module.engine().ticks(limits.deadline.saturating_mul(START_FACTOR));
         let facts = Arc::new(Facts {
@@ -118,6 +121,8 @@ impl Plugin {
             vm_id,
             vm_config,
             config,
+            environment,
+            abi: module.abi(),
             limits,
             call_ticks,
             start_ticks,
@@ -204,10 +209,10 @@ impl Plugin {
     pub fn tick_loop(self: &Arc<Self>, worker: usize) -> impl Future<Output = ()> + Send + 'static + use<> {
         let worker = worker % self.workers.len();
         let ticks = self.workers[worker].ticks.clone();
-        tick_loop(Arc::downgrade(self), worker, ticks)
+        root_loop::run(Arc::downgrade(self), worker, ticks)
     }
 
-    fn vm(&self, worker: usize) -> Option<Arc<VmCell>> {
+    pub(crate) fn vm(&self, worker: usize) -> Option<Arc<VmCell>> {
         self.workers[worker].vm.lock().vm.clone()
     }
 }
@@ -226,101 +231,9 @@ impl std::fmt::Debug for Plugin {
     }
 }
 
-async fn tick_loop(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) {
-    // Calls belong to the VM that made them; a new VM starts with none.
-    let mut of = Weak::new();
-    let mut calls = Calls::new();
-    while !ticks.is_closed() {
-        // Calls first: what a tick, a start or an answer asked for is sent without waiting for the next tick.
-        if let Some(plugin) = plugin.upgrade()
-            && let Some(vm) = plugin.vm(worker)
-        {
-            if !std::ptr::eq(of.as_ptr(), Arc::as_ptr(&vm)) {
-                of = Arc::downgrade(&vm);
-                calls = Calls::new();
-            }
-            let outgoing = vm.0.lock().take_root_outgoing();
-            calls.begin(&plugin.facts.host, outgoing);
-        }
-
-        let period = ticks.period();
-        let tick = async move {
-            match period {
-                Some(period) => tokio::time::sleep(period).await,
-                None => std::future::pending().await,
-            }
-        };
-        // A changed period, or a call, restarts the wait: ticks are periods of rest, not a clock.
-        tokio::select! {
-            () = ticks.changed() => {}
-            arrival = calls.next() => {
-                if let Some(vm) = of.upgrade() {
-                    report(&plugin, vm.0.lock().deliver(ROOT, None, arrival).map(drop));
-                }
-            }
-            () = tick => {
-                let Some(plugin) = plugin.upgrade() else { return };
-                if let Some(vm) = plugin.vm(worker) {
-                    report(&Arc::downgrade(&plugin), vm.0.lock().tick());
-                }
-            }
-        }
-    }
-}
-
-/// Root-context work has nobody to fail: the operator is told, the next stream gets a new VM.
-fn report(plugin: &Weak<Plugin>, result: Result<(), CallError>) {
-    match (result, plugin.upgrade()) {
-        (Ok(()) | Err(CallError::Poisoned), _) | (_, None) => {}
-        (Err(error), Some(plugin)) => warn!(plugin = %plugin.name(), %error, "a filter failed outside of any request"),
-    }
-}
-
 impl Worker {
     fn new() -> Self {
         Self { vm: Mutex::new(Slot { vm: None, rebuilds: Rebuilds::new(Instant::now()) }), ticks: Arc::default() }
-    }
-}
-
-/// What a VM tells the tick loop of its worker.
-#[derive(Debug, Default)]
-pub(crate) struct Ticks {
-    period_ms: AtomicU32,
-    closed: AtomicBool,
-    changed: Notify,
-}
-
-impl Ticks {
-    /// A new period; 0 stops ticking.
-    pub(crate) fn set(&self, period_ms: u32) {
-        if self.period_ms.swap(period_ms, Ordering::Relaxed) != period_ms {
-            self.wake();
-        }
-    }
-
-    /// Makes the loop look again.
-    pub(crate) fn wake(&self) {
-        self.changed.notify_one();
-    }
-
-    fn period(&self) -> Option<Duration> {
-        match self.period_ms.load(Ordering::Relaxed) {
-            0 => None,
-            ms => Some(Duration::from_millis(ms.into())),
-        }
-    }
-
-    fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.wake();
-    }
-
-    fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    async fn changed(&self) {
-        self.changed.notified().await;
     }
 }
 

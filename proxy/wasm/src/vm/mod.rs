@@ -21,7 +21,8 @@ pub(crate) use self::state::{Audience, State};
 use crate::effects::{Arrival, CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
 use crate::exchange::Exchange;
 use crate::module::Module;
-use crate::plugin::{Facts, StartError, Ticks};
+use crate::plugin::{Facts, StartError};
+use crate::root_loop::Ticks;
 
 /// The id of the root context, in every VM.
 pub(crate) const ROOT: u32 = 1;
@@ -43,16 +44,30 @@ pub(crate) struct Callbacks {
     pub(crate) vm_start: Option<TypedFunc<(u32, u32), u32>>,
     pub(crate) configure: Option<TypedFunc<(u32, u32), u32>>,
     pub(crate) tick: Option<TypedFunc<u32, ()>>,
-    pub(crate) request_headers: Option<TypedFunc<(u32, u32, u32), u32>>,
+    pub(crate) request_headers: HeadersCallback,
     pub(crate) request_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     pub(crate) request_trailers: Option<TypedFunc<(u32, u32), u32>>,
-    pub(crate) response_headers: Option<TypedFunc<(u32, u32, u32), u32>>,
+    pub(crate) response_headers: HeadersCallback,
     pub(crate) response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     pub(crate) response_trailers: Option<TypedFunc<(u32, u32), u32>>,
     pub(crate) http_call_response: Option<TypedFunc<CalloutArguments, ()>>,
     pub(crate) done: Option<TypedFunc<u32, u32>>,
     pub(crate) log: Option<TypedFunc<u32, ()>>,
     pub(crate) delete: Option<TypedFunc<u32, ()>>,
+}
+
+/// `proxy_on_{request,response}_headers`. At most one of them is there: ABI 0.1.0 does not tell the end of the stream.
+pub(crate) struct HeadersCallback {
+    /// Context, number of headers, end of stream.
+    pub(crate) with_end: Option<TypedFunc<(u32, u32, u32), u32>>,
+    /// Context, number of headers.
+    pub(crate) without_end: Option<TypedFunc<(u32, u32), u32>>,
+}
+
+impl HeadersCallback {
+    fn find(store: &mut Store<State>, instance: &Instance, name: &str) -> Self {
+        Self { with_end: typed(store, instance, name), without_end: typed(store, instance, name) }
+    }
 }
 
 /// Root context, callout, number of headers, bytes of body, number of trailers.
@@ -84,14 +99,20 @@ impl Vm {
         Ok(vm)
     }
 
-    /// `_initialize` and, if there is one, `main`; else `_start`: the order of the C++ host.
+    /// `_initialize` and, if there is one, `main`; else `_start`: the order of the C++ host. A module with neither has done what it has to
+    /// in its start section.
     fn initialize(&mut self, instance: &Instance) -> Result<(), CallError> {
         let core = &mut self.core;
         let initialize: Option<TypedFunc<(), ()>> = typed(&mut core.store, instance, "_initialize");
         if initialize.is_some() {
             let main: Option<TypedFunc<(), u32>> = typed(&mut core.store, instance, "__main_void");
+            // A module may call anything `main`; with C's parameters it is C's: no arguments, and no list of them.
+            let main_with_arguments: Option<TypedFunc<(u32, u32), u32>> = typed(&mut core.store, instance, "main");
             core.start_call("_initialize", initialize.as_ref(), ())?;
-            core.start_call("__main_void", main.as_ref(), ())?;
+            match main {
+                Some(main) => core.start_call("__main_void", Some(&main), ())?,
+                None => core.start_call("main", main_with_arguments.as_ref(), (0, 0))?,
+            };
         } else {
             let start: Option<TypedFunc<(), ()>> = typed(&mut core.store, instance, "_start");
             core.start_call("_start", start.as_ref(), ())?;
@@ -108,6 +129,7 @@ impl Vm {
             ("proxy_on_vm_start", &callbacks.vm_start, &facts.vm_config),
             ("proxy_on_configure", &callbacks.configure, &facts.config),
         ] {
+            core.store.data_mut().configuration = config.clone();
             let accepted =
                 core.start_call(callback, function.as_ref(), (ROOT, size(config))).map_err(StartError::Call)?;
             if accepted == Some(0) {
@@ -266,10 +288,10 @@ impl Callbacks {
             vm_start: typed(store, instance, "proxy_on_vm_start"),
             configure: typed(store, instance, "proxy_on_configure"),
             tick: typed(store, instance, "proxy_on_tick"),
-            request_headers: typed(store, instance, "proxy_on_request_headers"),
+            request_headers: HeadersCallback::find(store, instance, "proxy_on_request_headers"),
             request_body: typed(store, instance, "proxy_on_request_body"),
             request_trailers: typed(store, instance, "proxy_on_request_trailers"),
-            response_headers: typed(store, instance, "proxy_on_response_headers"),
+            response_headers: HeadersCallback::find(store, instance, "proxy_on_response_headers"),
             response_body: typed(store, instance, "proxy_on_response_body"),
             response_trailers: typed(store, instance, "proxy_on_response_trailers"),
             http_call_response: typed(store, instance, "proxy_on_http_call_response"),

@@ -5,6 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::task::Waker;
 
+use bytes::Bytes;
 use wasmtime::{Memory, TypedFunc};
 
 use super::ROOT;
@@ -13,7 +14,8 @@ use super::error::HostcallsUsedUp;
 use crate::effects::{CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
 use crate::limits::{Limiter, MAX_CALLOUTS};
 use crate::metrics::Cell;
-use crate::plugin::{Facts, Ticks};
+use crate::plugin::Facts;
+use crate::root_loop::Ticks;
 
 /// What hostcalls work on.
 pub(crate) struct State {
@@ -40,6 +42,8 @@ pub(crate) struct State {
     callouts_made: usize,
     /// What the guest logged last as an error: a panic's message.
     pub(crate) last_words: Option<String>,
+    /// What `proxy_get_configuration` (ABI 0.1.0) reads: the VM's configuration until the VM has started, then the plugin's.
+    pub(crate) configuration: Bytes,
 
     // As long as the VM.
     pub(super) streams: HashMap<u32, Mailbox, BuildHasherDefault<IdHasher>>,
@@ -93,6 +97,7 @@ impl State {
             hostcalls_used_up: false,
             callouts_made: 0,
             last_words: None,
+            configuration: Bytes::new(),
             streams: HashMap::default(),
             callouts_in_flight: HashMap::default(),
             root_callouts_in_flight: 0,
