@@ -23,6 +23,9 @@ mod module_cache;
 
 mod plugin;
 mod root_loop;
+mod breaker;
+mod snapshot;
+mod turn;
 mod vm;
 
 mod calls;

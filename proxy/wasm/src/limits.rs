@@ -9,21 +9,38 @@ pub struct Limits {
     pub memory: u64,
     /// Elements of one table. Default 10 000: function pointers of a large guest, not a data structure.
     pub table_elements: u32,
-    /// How long one guest call may run, by the wall clock, to the precision of the engine's epoch tick. Default 50 ms. Start-up and
-    /// configuration get 20 times as much. 0 ends every call at once, so it is treated as one tick.
+    /// CPU time of one guest call, to the precision of the engine's epoch tick (the first tick of a call is not counted). Default 50 ms.
+    /// Start-up and configuration get 20 times as much. 0 ends every call that lives to see a tick.
+    pub cpu: Duration,
+    /// How long one guest call may take by the wall clock, time in which it was not running included. Default 1 s, so that a busy machine
+    /// does not fail calls that did little. Start-up and configuration get 20 times as much.
     pub deadline: Duration,
     /// How many hostcalls one guest call may make; 0 means no limit. Default 100 000: far above honest use, and it bounds a guest that
     /// does nothing but log.
     pub hostcalls: u32,
+    /// HTTP and gRPC calls that all VMs of the plugin together may have under way. Default 1024. Beyond it a call is refused with
+    /// `INTERNAL_FAILURE`, which SDKs report as an error. 0 refuses all.
+    pub callouts: u32,
+    /// HTTP and gRPC calls that all VMs of the plugin together may begin in a second, averaged, with one second's worth of burst.
+    /// 0 (the default) means no limit.
+    pub callouts_per_second: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 64 << 20, table_elements: 10_000, deadline: Duration::from_millis(50), hostcalls: 100_000 }
+        Self {
+            memory: 64 << 20,
+            table_elements: 10_000,
+            cpu: Duration::from_millis(50),
+            deadline: Duration::from_secs(1),
+            hostcalls: 100_000,
+            callouts: 1024,
+            callouts_per_second: 0,
+        }
     }
 }
 
-/// Start-up (`_initialize`, `proxy_on_vm_start`, `proxy_on_configure`) may take this many deadlines: guests compile rule sets there.
+/// Start-up (`_initialize`, `proxy_on_vm_start`, `proxy_on_configure`) may take this many budgets: guests compile rule sets there.
 pub(crate) const START_FACTOR: u32 = 20;
 
 /// Log lines are cut here: enough for a backtrace, too little to fill a disk in one call.

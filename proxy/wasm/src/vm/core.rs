@@ -1,15 +1,16 @@
 //! Making one guest call: under its deadline, with the exchange in reach of hostcalls, and with what it ends in explained.
 
 use std::ptr::NonNull;
-use std::time::Duration;
 
-use wasmtime::{Store, Trap, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
+use wasmtime::{Store, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
 
 use super::ROOT;
 use super::error::CallError;
 use super::state::State;
 use crate::effects::Effects;
 use crate::exchange::Exchange;
+use crate::limits::START_FACTOR;
+use crate::turn::Overrun;
 
 /// What makes a guest call, apart from the callbacks so that both can be borrowed at once.
 pub(crate) struct Core {
@@ -25,9 +26,7 @@ impl Core {
         function: Option<&TypedFunc<P, R>>,
         arguments: P,
     ) -> Result<Option<R>, CallError> {
-        let facts = &self.store.data().facts;
-        let (ticks, deadline) = (facts.call_ticks, facts.limits.deadline);
-        self.call_within(ticks, deadline, callback, function, arguments)
+        self.call_within(1, callback, function, arguments)
     }
 
     pub(super) fn start_call<P: WasmParams, R: WasmResults>(
@@ -36,16 +35,13 @@ impl Core {
         function: Option<&TypedFunc<P, R>>,
         arguments: P,
     ) -> Result<Option<R>, CallError> {
-        let facts = &self.store.data().facts;
-        let (ticks, deadline) = (facts.start_ticks, facts.start_deadline());
         self.store.data_mut().begin(ROOT);
-        self.call_within(ticks, deadline, callback, function, arguments)
+        self.call_within(START_FACTOR, callback, function, arguments)
     }
 
     fn call_within<P: WasmParams, R: WasmResults>(
         &mut self,
-        ticks: u64,
-        deadline: Duration,
+        budgets: u32,
         callback: &'static str,
         function: Option<&TypedFunc<P, R>>,
         arguments: P,
@@ -55,18 +51,29 @@ impl Core {
         }
         let Some(function) = function else { return Ok(None) };
         self.poisoned = true; // and stays so if a hostcall panics
-        self.store.set_epoch_deadline(ticks);
-        match function.call(&mut self.store, arguments) {
+        self.begin_turn(budgets);
+        let called = function.call(&mut self.store, arguments);
+        self.store.data_mut().turn.end();
+        match called {
             Ok(result) => {
                 self.poisoned = false;
                 Ok(Some(result))
             }
             Err(error) => {
-                let error = self.explain(callback, deadline, &error);
+                let error = self.explain(callback, budgets, &error);
                 self.poison();
                 Err(error)
             }
         }
+    }
+
+    /// Gives the guest so many times the budget of one call. The first tick only starts its clocks (see [`crate::turn`]).
+    pub(super) fn begin_turn(&mut self, budgets: u32) {
+        let state = self.store.data_mut();
+        let limits = &state.facts.limits;
+        let (cpu, wall) = (limits.cpu.saturating_mul(budgets), limits.deadline.saturating_mul(budgets));
+        state.turn.begin(cpu, wall);
+        self.store.set_epoch_deadline(1);
     }
 
     /// Runs guest calls for `context` with the exchange in reach of hostcalls; on every way out it is out of reach again.
@@ -114,14 +121,19 @@ impl Core {
         tracing::warn!(plugin = %self.store.data().facts.name, %error, "a filter failed while ending");
     }
 
-    pub(super) fn explain(&mut self, callback: &'static str, deadline: Duration, error: &wasmtime::Error) -> CallError {
+    pub(super) fn explain(&mut self, callback: &'static str, budgets: u32, error: &wasmtime::Error) -> CallError {
         let state = self.store.data_mut();
         let limits = &state.facts.limits;
         if state.hostcalls_used_up {
             return CallError::Hostcalls { callback, limit: limits.hostcalls };
         }
-        if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
-            return CallError::Deadline { callback, limit: deadline };
+        match state.turn.overrun {
+            Some(Overrun::Cpu) => return CallError::Cpu { callback, limit: limits.cpu.saturating_mul(budgets) },
+            Some(Overrun::Deadline) => {
+                return CallError::Deadline { callback, limit: limits.deadline.saturating_mul(budgets) };
+            }
+            Some(Overrun::Crowded) => return CallError::Crowded { callback },
+            None => {}
         }
         if state.limiter.memory_refused {
             return CallError::Memory { callback, limit: limits.memory };

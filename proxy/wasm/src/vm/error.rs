@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Why a guest call failed. All but the last two mean that the VM is poisoned: its other streams will see [`CallError::Poisoned`], the
+/// Why a guest call failed. All but the last three mean that the VM is poisoned: its other streams will see [`CallError::Poisoned`], the
 /// next new stream gets a new VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
@@ -14,8 +14,16 @@ pub enum CallError {
         /// The trap, the innermost functions, and the last error the guest logged in this call.
         message: String,
     },
-    /// The guest ran longer than [`crate::Limits::deadline`].
-    #[error("{callback} ran longer than {limit:?}")]
+    /// The guest used more CPU than [`crate::Limits::cpu`].
+    #[error("{callback} used more than {limit:?} of CPU time")]
+    Cpu {
+        /// The callback that was running.
+        callback: &'static str,
+        /// How much it was allowed.
+        limit: Duration,
+    },
+    /// The guest took longer than [`crate::Limits::deadline`].
+    #[error("{callback} took longer than {limit:?}")]
     Deadline {
         /// The callback that was running.
         callback: &'static str,
@@ -38,15 +46,27 @@ pub enum CallError {
         /// The budget.
         limit: u32,
     },
+    /// The guest ran long while too many others did.
+    #[error("{callback} ran long while too many other calls did")]
+    Crowded {
+        /// The callback that was running.
+        callback: &'static str,
+    },
+    /// Nothing has failed: the VM is running a call that takes long, on another thread. The call was not made; try again in a millisecond.
+    #[error("the VM is busy")]
+    Busy,
     /// Another call killed this stream's VM before.
     #[error("the VM died in another call")]
     Poisoned,
-    /// The VM keeps dying: no new one is made for a while.
-    #[error("the VM is being held back after repeated failures, next try in {retry_in:?}")]
+    /// The plugin keeps failing: no stream is opened for a while.
+    #[error("held back after repeated failures, next try in {retry_in:?}")]
     Unavailable {
-        /// When a new VM may be made.
+        /// When streams are opened again.
         retry_in: Duration,
     },
+    /// [`crate::EngineOptions::instances`] are all in use.
+    #[error("no instance is free")]
+    Exhausted,
 }
 
 /// Marks the error of a hostcall beyond the budget.

@@ -16,6 +16,7 @@ use crate::limits::{Limiter, MAX_CALLOUTS};
 use crate::metrics::Cell;
 use crate::plugin::Facts;
 use crate::root_loop::Ticks;
+use crate::turn::Turn;
 
 /// What hostcalls work on.
 pub(crate) struct State {
@@ -27,6 +28,8 @@ pub(crate) struct State {
     pub(crate) allocator: Option<TypedFunc<u32, u32>>,
 
     // This guest call.
+    /// How long it may go on.
+    pub(super) turn: Turn,
     pub(super) exchange: Option<ExchangePointer>,
     /// The context whose callback is running.
     pub(super) owner: u32,
@@ -87,6 +90,7 @@ impl State {
             ticks,
             memory: None,
             allocator: None,
+            turn: Turn::default(),
             exchange: None,
             owner: ROOT,
             effective: ROOT,
