@@ -154,9 +154,10 @@ impl Host for FakeHost {
         }
     }
 
-    fn foreign(&self, _plugin: &str, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+    fn foreign(&self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
         match name {
             "echo" => Some(Ok(args.to_vec())),
+            "who" => Some(Ok(format!("{}/{}", caller.plugin, caller.vm_id).into_bytes())),
             "fail" => Some(Err(ForeignError::Internal("as asked".into()))),
             _ => None,
         }
@@ -206,6 +207,7 @@ pub(crate) fn options(config: &str) -> PluginOptions {
         vm_id: "vm".into(),
         vm_config: Bytes::from(config.to_owned()),
         config: Bytes::from(config.to_owned()),
+        environment: Vec::new(),
         limits: Limits { deadline: Duration::from_secs(5), ..Limits::default() },
         workers: 2,
     }
