@@ -52,6 +52,6 @@ pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metric
 pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
 pub use module_cache::CacheDirError;
 pub use plugin::{Plugin, PluginOptions, StartError};
-pub use shared_data::{SharedData, SharedDataError};
+pub use shared_data::{SharedData, SharedDataError, SharedDataLimits, SharedDataSize};
 pub use stream::Stream;
 pub use vm::CallError;
