@@ -46,7 +46,7 @@ pub use effects::{
 };
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use exchange::{Buffer, Exchange, ExchangeError, HeaderMap};
-pub use host::{ForeignError, Host, LogLevel};
+pub use host::{Caller, ForeignError, Host, LogLevel};
 pub use limits::Limits;
 pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics};
 pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};

@@ -3,6 +3,7 @@
 mod buffers;
 mod callouts;
 mod control;
+mod foreign;
 mod headers;
 mod log;
 mod metrics;
@@ -63,7 +64,7 @@ serve! {
         (upstream: u32, upstream_len: u32, headers: u32, headers_len: u32, body: u32, body_len: u32,
          trailers: u32, trailers_len: u32, timeout_ms: u32, out_id: u32);
     "proxy_get_status" => callouts::get_status, (out_code: u32, out_ptr: u32, out_len: u32);
-    "proxy_call_foreign_function" => callouts::foreign,
+    "proxy_call_foreign_function" => foreign::call,
         (name: u32, name_len: u32, args: u32, args_len: u32, out_ptr: u32, out_len: u32);
 
     "proxy_send_local_response" => control::send_local_response,
