@@ -9,7 +9,7 @@
 //! Engine -> Module (compiled, or from the disk cache) -> Plugin -> VM per worker -> Stream per exchange
 //! ```
 //!
-//! Supported: proxy-wasm ABI 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 as far as the ABI asks for it. gRPC callouts and
+//! Supported: proxy-wasm ABI 0.1.0, 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 but for files and sockets. gRPC callouts and
 //! shared queues are linked but not served yet: they answer `UNIMPLEMENTED` (12) and are logged once per plugin.
 #![allow(
     unsafe_code,
@@ -40,6 +40,7 @@ pub mod abi;
 mod hostcalls;
 
 pub use body::Body;
+pub use abi::version::AbiVersion;
 pub use calls::Calls;
 pub use effects::{
     Action, Arrival, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Outgoing,

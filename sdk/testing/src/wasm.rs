@@ -32,6 +32,7 @@ impl WasmGuest {
             vm_id: String::new(),
             vm_config: Bytes::new(),
             config: Bytes::copy_from_slice(config),
+            environment: Vec::new(),
             limits: Limits::default(),
             workers: 1,
         };

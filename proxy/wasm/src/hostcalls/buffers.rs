@@ -51,6 +51,12 @@ pub(super) fn get(guest: &mut Guest<'_>, buffer: u32, start: u32, max: u32, out_
 
 pub(super) fn status(guest: &mut Guest<'_>, buffer: u32, out_len: u32, out_flags: u32) -> Called {
     let len = match Source::from_abi(buffer, guest)? {
+/// The configuration of the phase (ABI 0.1.0): the VM's while it starts, the plugin's afterwards.
+pub(super) fn configuration(guest: &mut Guest<'_>, out_ptr: u32, out_len: u32) -> Called {
+    let configuration = guest.data().configuration.clone();
+    give_bytes(guest, &configuration, out_ptr, out_len)
+}
+
         Source::Absent => None,
         Source::Held(bytes) => Some(bytes.len()),
         Source::Body(buffer) => {

@@ -74,6 +74,23 @@ pub(super) fn continue_stream(guest: &mut Guest<'_>, stream: u32) -> Called {
 pub(super) fn close_stream(guest: &mut Guest<'_>, stream: u32) -> Called {
     http_stream(guest, "proxy_close_stream (TCP)", stream)?;
     if let Audience::Stream(effects) = guest.data_mut().audience() {
+/// ABI 0.1.0's names of `proxy_continue_stream`.
+pub(super) fn continue_request(guest: &mut Guest<'_>) -> Called {
+    continue_stream(guest, 0)
+}
+
+pub(super) fn continue_response(guest: &mut Guest<'_>) -> Called {
+    continue_stream(guest, 1)
+}
+
+/// Asks for the route to be chosen anew (ABI 0.1.0). It is chosen before any filter runs and kept, so what the filter did to the path
+/// reaches the upstream but selects no other one; anything but `OK` would make the SDK panic.
+#[allow(clippy::unnecessary_wraps, reason = "the shape of every hostcall")]
+pub(super) fn clear_route_cache(guest: &mut Guest<'_>) -> Called {
+    guest.data().facts.warn_unserved("proxy_clear_route_cache");
+    Ok(())
+}
+
         effects.close = true;
     }
     Ok(())

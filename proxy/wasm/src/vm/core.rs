@@ -10,6 +10,7 @@ use super::error::CallError;
 use super::state::State;
 use crate::effects::Effects;
 use crate::exchange::Exchange;
+use crate::hostcalls;
 
 /// What makes a guest call, apart from the callbacks so that both can be borrowed at once.
 pub(crate) struct Core {
@@ -60,6 +61,11 @@ impl Core {
             Ok(result) => {
                 self.poisoned = false;
                 Ok(Some(result))
+            }
+            // A command (`_start`) that ends well has started well; libraries of some languages say so by exiting.
+            Err(error) if callback == "_start" && hostcalls::exit_code(&error) == Some(0) => {
+                self.poisoned = false;
+                Ok(None)
             }
             Err(error) => {
                 let error = self.explain(callback, deadline, &error);
