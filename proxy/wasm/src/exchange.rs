@@ -26,6 +26,10 @@ pub enum Buffer {
     Request,
     /// The response body.
     Response,
+    /// What a TCP client has sent.
+    Downstream,
+    /// What a TCP client's upstream has sent.
+    Upstream,
 }
 
 /// One HTTP exchange, lent to a guest for the length of one callback.

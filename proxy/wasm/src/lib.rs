@@ -28,6 +28,7 @@ mod vm;
 mod calls;
 mod effects;
 mod stream;
+mod tcp;
 
 mod body;
 mod exchange;
@@ -39,8 +40,8 @@ mod shared_data;
 pub mod abi;
 mod hostcalls;
 
-pub use body::Body;
 pub use abi::version::AbiVersion;
+pub use body::Body;
 pub use calls::Calls;
 pub use effects::{
     Action, Arrival, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Outgoing,
@@ -55,4 +56,5 @@ pub use module_cache::CacheDirError;
 pub use plugin::{Plugin, PluginOptions, StartError};
 pub use shared_data::{SharedData, SharedDataError, SharedDataLimits, SharedDataSize};
 pub use stream::Stream;
+pub use tcp::{Peer, TcpStream};
 pub use vm::CallError;

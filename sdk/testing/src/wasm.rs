@@ -254,6 +254,7 @@ impl selvedge_wasm::Exchange for Lent {
         match which {
             Buffer::Request => self.request.as_mut(),
             Buffer::Response => self.response.as_mut(),
+            Buffer::Downstream | Buffer::Upstream => None,
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct FakeExchange {
     maps: [Option<Pairs>; 4],
     pub(crate) request_body: Option<Body>,
     pub(crate) response_body: Option<Body>,
+    pub(crate) downstream: Option<Body>,
+    pub(crate) upstream: Option<Body>,
     pub(crate) properties: HashMap<String, Vec<u8>>,
 }
 
@@ -35,6 +37,12 @@ impl FakeExchange {
             ],
         );
         x
+    }
+
+    /// Bytes held for a TCP filter: those of the client, those of the upstream.
+    pub(crate) fn tcp(downstream: Option<&'static str>, upstream: Option<&'static str>) -> Self {
+        let held = |text: Option<&'static str>| text.map(|text| Body::from(Bytes::from(text)));
+        Self { downstream: held(downstream), upstream: held(upstream), ..Self::default() }
     }
 
     pub(crate) fn put(&mut self, map: HeaderMap, pairs: &[(&str, &str)]) {
@@ -99,6 +107,8 @@ impl Exchange for FakeExchange {
         match which {
             Buffer::Request => self.request_body.as_mut(),
             Buffer::Response => self.response_body.as_mut(),
+            Buffer::Downstream => self.downstream.as_mut(),
+            Buffer::Upstream => self.upstream.as_mut(),
         }
     }
 

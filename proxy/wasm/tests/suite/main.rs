@@ -11,4 +11,5 @@ mod filters;
 mod guests;
 mod limits;
 mod loading;
+mod tcp;
 mod wasi;
