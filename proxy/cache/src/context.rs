@@ -1,8 +1,9 @@
 //! What the cache remembers about one request between Pingora's hooks.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::StatusCode;
 use pingora_http::ResponseHeader;
 
@@ -14,6 +15,7 @@ use crate::rules::store::Reason;
 /// [`Cache`](crate::Cache). It is small, and it allocates nothing by itself.
 #[derive(Debug, Default)]
 pub struct CacheCtx {
+    pub(crate) wishes: Option<Box<Wishes>>,
     pub(crate) route: Option<CachedRoute>,
     /// The purge clock when the lookup began: a purge after it must not be undone by this request's fill.
     pub(crate) purge_clock: u64,
@@ -33,6 +35,17 @@ pub struct CacheCtx {
 }
 
 impl CacheCtx {
+    /// What this request wants done differently from its route; to be said before [`Cache::enable`](crate::Cache::enable).
+    pub fn wish(&mut self, wishes: Wishes) {
+        self.wishes = (!wishes.is_empty()).then(|| Box::new(wishes));
+    }
+
+    /// Whether this request has wishes of its own: another one, made from its header, would be about something else.
+    #[must_use]
+    pub fn has_wishes(&self) -> bool {
+        self.wishes.is_some()
+    }
+
     /// Why the response was not stored, once that is decided. For logs.
     #[must_use]
     pub fn refused(&self) -> Option<Reason> {
@@ -43,6 +56,25 @@ impl CacheCtx {
     #[must_use]
     pub fn upstream_status(&self) -> Option<StatusCode> {
         self.upstream_status
+    }
+}
+
+/// How one request is cached differently from its route.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Further parts of the key, in this order. Unsafe requests put out of date what has the same parts, and nothing else.
+    pub key_parts: Vec<Bytes>,
+    /// See [`RoutePolicy::lifetime`].
+    pub lifetime: Option<Duration>,
+    /// Leave the cache alone: neither answer from it nor store.
+    pub bypass: bool,
+}
+
+impl Wishes {
+    /// Whether everything is left to the route.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.key_parts.is_empty() && self.lifetime.is_none() && !self.bypass
     }
 }
 
@@ -77,4 +109,6 @@ pub(crate) enum Bypass {
     Method,
     /// A condition only the origin may evaluate, an upgrade, or a request body.
     Request,
+    /// The request wished so.
+    Wish,
 }

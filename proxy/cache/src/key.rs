@@ -62,6 +62,18 @@ impl KeyScope {
         frame(&mut hasher, route.as_bytes());
         Self(finish(&hasher))
     }
+
+    /// This scope with further parts, in their order; itself without any.
+    #[must_use]
+    pub fn with_parts<P: AsRef<[u8]>>(self, parts: &[P]) -> Self {
+        if parts.is_empty() {
+            return self;
+        }
+        let mut hasher = blake3::Hasher::new();
+        frame(&mut hasher, &self.0);
+        parts.iter().for_each(|part| frame(&mut hasher, part.as_ref()));
+        Self(finish(&hasher))
+    }
 }
 
 /// The key of `request` within `scope`.
@@ -262,6 +274,19 @@ mod tests {
         assert_eq!(base, target(scope, Scheme::Http));
         assert_ne!(base, target(scope, Scheme::Https));
         assert_ne!(base, target(KeyScope::new("siter", "oute"), Scheme::Http));
+    }
+
+    #[test]
+    fn parts_count_by_content_order_and_boundaries() {
+        let scope = KeyScope::new("site", "route");
+        assert_eq!(scope, scope.with_parts::<&str>(&[]));
+        let one = scope.with_parts(&["a", "bc"]);
+        assert_eq!(one, scope.with_parts(&["a", "bc"]));
+        for other in [&["a"][..], &["ab", "c"], &["bc", "a"], &["a", "bc", ""], &[""]] {
+            assert_ne!(one, scope.with_parts(other), "{other:?}");
+        }
+        assert_ne!(scope, scope.with_parts(&[""]));
+        assert_ne!(one, KeyScope::new("site", "other").with_parts(&["a", "bc"]));
     }
 
     #[test]

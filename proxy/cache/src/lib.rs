@@ -55,7 +55,7 @@ use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
 use crate::status::{CACHE_STATUS, Fwd};
 
-pub use crate::context::CacheCtx;
+pub use crate::context::{CacheCtx, Wishes};
 pub use crate::key::{KeyScope, Scheme};
 pub use crate::memory::Usage;
 pub use crate::rules::{QueryPolicy, RoutePolicy};
@@ -170,8 +170,17 @@ impl Cache {
         policy: &Arc<RoutePolicy>,
         ctx: &mut CacheCtx,
     ) -> bool {
-        ctx.route = Some(CachedRoute { scope, scheme, policy: Arc::clone(policy) });
-        ctx.bypassed = bypass(request);
+        let mut route = CachedRoute { scope, scheme, policy: Arc::clone(policy) };
+        let mut wished = None;
+        if let Some(wishes) = &ctx.wishes {
+            route.scope = scope.with_parts(&wishes.key_parts);
+            if wishes.lifetime.is_some() {
+                route.policy = Arc::new(RoutePolicy { lifetime: wishes.lifetime, ..(**policy).clone() });
+            }
+            wished = wishes.bypass.then_some(Bypass::Wish);
+        }
+        ctx.route = Some(route);
+        ctx.bypassed = bypass(request).or(wished);
         if ctx.bypassed.is_some() {
             return false;
         }
@@ -513,7 +522,7 @@ fn no_cache_reason(reason: Reason) -> NoCacheReason {
 fn forwarded(ctx: &CacheCtx) -> Fwd {
     match (ctx.bypassed, ctx.found) {
         (Some(Bypass::Method), _) => Fwd::Method,
-        (Some(Bypass::Request), _) => Fwd::Bypass,
+        (Some(Bypass::Request | Bypass::Wish), _) => Fwd::Bypass,
         (None, _) if ctx.route.is_none() => Fwd::Bypass,
         (None, Found::Nothing) => Fwd::UriMiss,
         (None, Found::OtherVariant) => Fwd::VaryMiss,

@@ -32,6 +32,24 @@ pub struct Filter {
     #[schemars(with = "Option<OnFailure>", extend("default" = "closed"))]
     pub on_failure: OnFailure,
 
+    /// How the filter sees the body of a request: `stream` chunk by chunk, as its own pauses say; `buffer` as a whole, at most
+    /// `limits.body` of it (beyond that 413, Content Too Large), before anything of the request goes on; `{ peek: SIZE }` its
+    /// beginning, before anything goes on, after which the rest passes unseen. The node holds the header for the last two, whatever
+    /// the filter says to it. Choose them for filters that judge bodies: what a filter sees chunk by chunk may reach the origin before
+    /// its verdict. Default `stream`.
+    #[schemars(with = "Option<BodyModeForm>", extend("default" = "stream"))]
+    pub request_body: BodyMode,
+
+    /// How the filter sees the body of a response: as `request_body` says. A response that is larger than `limits.body` and is to be
+    /// buffered is answered with 502 (Bad Gateway). Do not buffer responses that never end, such as event streams. Default `stream`.
+    #[schemars(with = "Option<BodyModeForm>", extend("default" = "stream"))]
+    pub response_body: BodyMode,
+
+    /// What a filter that pauses at a header is shown of the body meanwhile: `spec` all of it, as the text of the ABI says, so that it
+    /// may hold the header until it has seen the body; `stop_all` nothing, until it resumes, as Envoy does it. Default `spec`.
+    #[schemars(with = "Option<OnPause>", extend("default" = "spec"))]
+    pub on_pause: OnPause,
+
     /// What one instance of the filter may use.
     #[schemars(with = "Option<FilterLimits>")]
     pub limits: FilterLimits,
@@ -71,6 +89,58 @@ pub enum OnFailure {
     Closed,
     /// The request goes on without the filter.
     Open,
+}
+
+/// How a filter sees a body.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Chunk by chunk, as the filter's own pauses say.
+    #[default]
+    Stream,
+    /// As a whole, before the header goes on.
+    Buffer,
+    /// At most this much of its beginning, before the header goes on; the rest passes unseen.
+    Peek(ByteSize),
+}
+
+/// How a filter sees a body, as it is written.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "BodyMode")]
+#[expect(dead_code, reason = "describes the grammar; never made")]
+enum BodyModeForm {
+    Word(BodyWord),
+    Peek(Peek),
+}
+
+/// How a filter sees a body, in one word.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes the grammar; never made")]
+enum BodyWord {
+    /// Chunk by chunk, as the filter's own pauses say.
+    Stream,
+    /// As a whole, before the header goes on.
+    Buffer,
+}
+
+/// How much of a body's beginning a filter sees.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes the grammar; never made")]
+struct Peek {
+    /// The size of the beginning; all of a shorter body. Above zero, at most `limits.body`. Required.
+    peek: ByteSize,
+}
+
+/// What a filter that pauses at a header is shown of the body.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum OnPause {
+    /// Every chunk, while the header is held.
+    #[default]
+    Spec,
+    /// Nothing, until the filter resumes.
+    StopAll,
 }
 
 /// What one instance of a filter may use.
@@ -189,6 +259,9 @@ impl fmt::Debug for Filter {
         f.debug_struct("Filter")
             .field("wasm", &self.wasm)
             .field("on_failure", &self.on_failure)
+            .field("request_body", &self.request_body)
+            .field("response_body", &self.response_body)
+            .field("on_pause", &self.on_pause)
             .field("limits", &self.limits)
             .field("config", &format_args!("<not shown>"))
             .field("position", &self.position)
@@ -217,6 +290,10 @@ impl Filter {
             choice(cx, at, &[("closed", OnFailure::Closed), ("open", OnFailure::Open)])
         });
         let limits = fields.read(cx, "limits", FilterLimits::read).unwrap_or_default();
+        let request_body = fields.read(cx, "request_body", |cx, at| BodyMode::read(cx, at, limits.body));
+        let response_body = fields.read(cx, "response_body", |cx, at| BodyMode::read(cx, at, limits.body));
+        let on_pause = fields
+            .read(cx, "on_pause", |cx, at| choice(cx, at, &[("spec", OnPause::Spec), ("stop_all", OnPause::StopAll)]));
         let config_at = fields.get("config");
         let config = match &config_at {
             Some(at) => settings(cx, at),
@@ -227,6 +304,9 @@ impl Filter {
         Some(Self {
             wasm,
             on_failure: on_failure.unwrap_or_default(),
+            request_body: request_body.unwrap_or_default(),
+            response_body: response_body.unwrap_or_default(),
+            on_pause: on_pause.unwrap_or_default(),
             limits,
             config: config.value,
             position: at.name_position().clone(),
@@ -256,6 +336,26 @@ impl WasmSource {
                 )),
             }
         })
+    }
+}
+
+impl BodyMode {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>, held_max: ByteSize) -> Option<Self> {
+        if !matches!(at.node.data, Data::Map(_)) {
+            return choice(cx, at, &[("stream", Self::Stream), ("buffer", Self::Buffer)]);
+        }
+        let mut fields = Fields::open(cx, at, "Peek")?;
+        let peek = fields.need(cx, "peek", |cx, at| {
+            let peek = size(cx, at)?;
+            if peek > held_max {
+                return cx.refuse(
+                    at.fault(format!("more than the filter may hold back, which is {held_max} (`limits.body`)")),
+                );
+            }
+            Some(peek)
+        });
+        fields.close(cx);
+        peek.map(Self::Peek)
     }
 }
 

@@ -37,7 +37,7 @@ mod upstreams;
 mod values;
 
 pub use cache::{Cache, CacheMemory, Collapse};
-pub use filters::{Filter, FilterLimits, FilterUse, OnFailure, WasmSource};
+pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};
 pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tls, TlsVersion};
 pub use load::{Config, Loaded, Loader};

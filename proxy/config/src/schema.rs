@@ -140,7 +140,7 @@ cache: { memory: {}, collapse: {} }
 upstreams:
   a: { endpoints: [{ addr: a:1 }], tls: {}, timeouts: {} }
 filters:
-  f: { wasm: file:f.wasm, limits: {} }
+  f: { wasm: file:f.wasm, limits: {}, request_body: { peek: 1KiB } }
 sites:
 - hosts: ["*"]
   routes:
@@ -197,6 +197,7 @@ sites:
             ("Filter", json!(["wasm"])),
             ("Geo", json!(["database"])),
             ("Listener", json!(["bind"])),
+            ("Peek", json!(["peek"])),
             ("Respond", json!(["status"])),
             ("Site", json!(["hosts", "routes"])),
             ("Tls", json!(["certificates"])),

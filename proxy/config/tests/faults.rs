@@ -305,6 +305,22 @@ fn filters() {
             "8:47 filters.auth.on_failure: `close` is not one of `closed`, `open` | did you mean `closed`?",
         ),
         (
+            "auth: { wasm: builtin:jwt-auth, request_body: whole }",
+            "8:49 filters.auth.request_body: `whole` is not one of `stream`, `buffer`",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, response_body: { peek: 2MiB } }",
+            "8:58 filters.auth.response_body.peek: more than the filter may hold back, which is 1MiB (`limits.body`)",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, response_body: {} }",
+            "8:35 filters.auth.response_body.peek: `peek` is missing",
+        ),
+        (
+            "auth: { wasm: builtin:jwt-auth, on_pause: stopall }",
+            "8:45 filters.auth.on_pause: `stopall` is not one of `spec`, `stop_all` | did you mean `stop_all`?",
+        ),
+        (
             "auth: { wasm: builtin:jwt-auth, limits: { deadline: 50 } }",
             "8:55 filters.auth.limits.deadline: `50` has no unit | a duration is a whole number and one of ms, s, m, h, d: `250ms`, `30s`, `1h`; at most ten years",
         ),

@@ -261,6 +261,7 @@ impl Exchange for View<'_> {
         match which {
             Buffer::Request => self.request_body.as_deref_mut(),
             Buffer::Response => self.response_body.as_deref_mut(),
+            Buffer::Downstream | Buffer::Upstream => None,
         }
     }
 

@@ -418,6 +418,7 @@ impl Plugins<'_> {
                 serde_json::Value::String(text) => Bytes::copy_from_slice(text.as_bytes()),
                 _ => Bytes::copy_from_slice(config.as_bytes()),
             },
+            environment: Vec::new(),
             limits: Limits {
                 memory: filter.limits.memory.bytes(),
                 deadline: filter.limits.deadline,

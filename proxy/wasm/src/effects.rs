@@ -39,7 +39,11 @@ pub struct Effects {
     pub resume_request: bool,
     /// `continue_stream(1)`: release the held response. Nothing to do when it is not held.
     pub resume_response: bool,
-    /// `close_stream`: reset the exchange.
+    /// `continue_stream(2)`: release what a TCP client has sent, or its connection. Nothing to do when nothing is held.
+    pub resume_downstream: bool,
+    /// `continue_stream(3)`: release what a TCP client's upstream has sent. Nothing to do when nothing is held.
+    pub resume_upstream: bool,
+    /// `close_stream`: reset the exchange; close a TCP client's connection and its upstream's.
     pub close: bool,
     /// What to send out, in the guest's order: hand it to [`crate::Calls::begin`], and what arrives to [`crate::Stream::on_arrival`].
     pub outgoing: Vec<Outgoing>,
@@ -54,6 +58,8 @@ impl Effects {
         self.reply.is_none()
             && !self.resume_request
             && !self.resume_response
+            && !self.resume_downstream
+            && !self.resume_upstream
             && !self.close
             && self.outgoing.is_empty()
             && !self.poisoned

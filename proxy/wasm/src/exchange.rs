@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::body::Body;
+use crate::host::{Caller, ForeignError};
 
 /// A header map of the exchange, with the number the ABI gives it. Maps of callouts (6, 7) and gRPC (4, 5) never reach the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,13 +26,18 @@ pub enum Buffer {
     Request,
     /// The response body.
     Response,
+    /// What a TCP client has sent.
+    Downstream,
+    /// What a TCP client's upstream has sent.
+    Upstream,
 }
 
 /// One HTTP exchange, lent to a guest for the length of one callback.
 ///
 /// Reads are to be answered in every phase in which the data exists (a guest that reads the request's headers while the response
 /// passes gets them); a read of something that does not exist is a `None` or `false`, never an error, because the usual guest SDKs
-/// panic on one. Writes that come too late or make no sense are [`ExchangeError`]s: the guest sees `BAD_ARGUMENT`.
+/// panic on one. Writes that come too late or make no sense are [`ExchangeError`]s: the guest sees `BAD_ARGUMENT`. Writes to a response
+/// that has not come yet are not too late but early: keep them until it comes.
 pub trait Exchange: Send {
     /// Visits every pair of `map`: pseudo headers (`:authority`, `:path`, `:method`, `:scheme`; `:status`) first, names in lower case, one
     /// visit per value. Returns false when there is no such map (yet). Two visits in a row must see the same pairs.
@@ -86,6 +92,12 @@ pub trait Exchange: Send {
     /// # Errors
     /// [`ExchangeError::Unavailable`] when the property is read-only (now), [`ExchangeError::Invalid`] for a value it cannot take.
     fn set_property(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError>;
+
+    /// A foreign function that acts on the exchange. `None` means there is none of this name here; [`crate::Host::foreign`] is asked next.
+    fn foreign(&mut self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+        let _ = (caller, name, args);
+        None
+    }
 }
 
 /// Why a write to the exchange was refused. The guest sees `BAD_ARGUMENT` (2).

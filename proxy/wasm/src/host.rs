@@ -53,9 +53,10 @@ pub trait Host: Send + Sync + 'static {
         SystemTime::now()
     }
 
-    /// A foreign function: a host extension called by name. `None` means there is none of this name (`NOT_FOUND`).
-    fn foreign(&self, plugin: &str, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
-        let _ = (plugin, name, args);
+    /// A foreign function: a host extension called by name, after [`crate::Exchange::foreign`] did not know it. `None` means there is none
+    /// of this name (`NOT_FOUND`). The guest waits for it outside of its deadline, so it must be quick whatever the arguments are.
+    fn foreign(&self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+        let _ = (caller, name, args);
         None
     }
 }
@@ -91,6 +92,15 @@ impl LogLevel {
             _ => return None,
         })
     }
+}
+
+/// Who calls a foreign function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller<'a> {
+    /// The plugin's name.
+    pub plugin: &'a str,
+    /// Its key space of shared data.
+    pub vm_id: &'a str,
 }
 
 /// Why a foreign function failed, as the guest will see it.

@@ -9,7 +9,7 @@
 //! Engine -> Module (compiled, or from the disk cache) -> Plugin -> VM per worker -> Stream per exchange
 //! ```
 //!
-//! Supported: proxy-wasm ABI 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 as far as the ABI asks for it. gRPC callouts and
+//! Supported: proxy-wasm ABI 0.1.0, 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 but for files and sockets. gRPC callouts and
 //! shared queues are linked but not served yet: they answer `UNIMPLEMENTED` (12) and are logged once per plugin.
 #![allow(
     unsafe_code,
@@ -31,6 +31,7 @@ mod vm;
 mod calls;
 mod effects;
 mod stream;
+mod tcp;
 
 mod body;
 mod exchange;
@@ -42,6 +43,7 @@ mod shared_data;
 pub mod abi;
 mod hostcalls;
 
+pub use abi::version::AbiVersion;
 pub use body::Body;
 pub use calls::Calls;
 pub use effects::{
@@ -49,12 +51,13 @@ pub use effects::{
 };
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use exchange::{Buffer, Exchange, ExchangeError, HeaderMap};
-pub use host::{ForeignError, Host, LogLevel};
+pub use host::{Caller, ForeignError, Host, LogLevel};
 pub use limits::Limits;
 pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics};
 pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
 pub use module_cache::CacheDirError;
 pub use plugin::{Plugin, PluginOptions, StartError};
-pub use shared_data::{SharedData, SharedDataError};
+pub use shared_data::{SharedData, SharedDataError, SharedDataLimits, SharedDataSize};
 pub use stream::Stream;
+pub use tcp::{Peer, TcpStream};
 pub use vm::CallError;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use wasmtime::{ExternType, FuncType, InstancePre, ValType};
 
+use crate::abi::version::AbiVersion;
 use crate::engine::Engine;
 use crate::hostcalls;
 use crate::vm::State;
@@ -16,6 +17,7 @@ pub struct Module {
     name: String,
     hash: [u8; 32],
     origin: ModuleOrigin,
+    abi: AbiVersion,
     phases: Phases,
     config_schema: Option<String>,
     instance: InstancePre<State>,
@@ -43,7 +45,7 @@ pub enum LoadError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// It exports no `proxy_abi_version_*` that is served here.
-    #[error("module {module}: {found}; served are proxy-wasm ABI 0.2.0 and 0.2.1")]
+    #[error("module {module}: {found}; served are proxy-wasm ABI 0.1.0, 0.2.0 and 0.2.1")]
     Abi {
         /// The module's name.
         module: String,
@@ -57,6 +59,15 @@ pub enum LoadError {
         module: String,
         /// All of them, as `module.name`.
         imports: Vec<String>,
+    },
+    /// It imports a function with another signature than this host's.
+    #[error("module {module}: an import has another signature than the call of that name")]
+    Link {
+        /// The module's name.
+        module: String,
+        /// Which import, and what both sides say.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A callback, or the allocator, has another signature than the ABI's.
     #[error("module {module}: export {export} has not the signature of the ABI, {expected}")]
@@ -107,11 +118,12 @@ impl Module {
             }
         };
 
-        check_abi(name, &code)?;
-        check_exports(name, &code)?;
+        let abi = check_abi(name, &code)?;
+        check_exports(name, &code, abi)?;
         check_imports(name, &code)?;
         let linker = hostcalls::linker(engine.wasmtime(), &code).map_err(invalid)?;
-        let instance = linker.instantiate_pre(&code).map_err(invalid)?;
+        let link = |source: wasmtime::Error| LoadError::Link { module: name.to_owned(), source: source.into() };
+        let instance = linker.instantiate_pre(&code).map_err(link)?;
 
         let phases = match custom_section(wasm, "selvedge.phases") {
             Some(names) => String::from_utf8_lossy(names)
@@ -126,6 +138,7 @@ impl Module {
             name: name.to_owned(),
             hash: hash.into(),
             origin,
+            abi,
             phases,
             config_schema,
             instance,
@@ -142,6 +155,12 @@ impl Module {
     #[must_use]
     pub fn origin(&self) -> ModuleOrigin {
         self.origin
+    }
+
+    /// The version of the ABI it is written for: the newest of those it says.
+    #[must_use]
+    pub fn abi(&self) -> AbiVersion {
+        self.abi
     }
 
     /// BLAKE3 of the wasm bytes.
@@ -177,6 +196,7 @@ impl std::fmt::Debug for Module {
         f.debug_struct("Module")
             .field("name", &self.name)
             .field("origin", &self.origin)
+            .field("abi", &self.abi)
             .field("phases", &self.phases)
             .finish_non_exhaustive()
     }
@@ -184,7 +204,7 @@ impl std::fmt::Debug for Module {
 
 /// A set of the callbacks of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Phases(u8);
+pub struct Phases(u16);
 
 impl Phases {
     /// None of them: the filter only starts and ends.
@@ -203,10 +223,22 @@ impl Phases {
     pub const RESPONSE_TRAILERS: Self = Self(1 << 5);
     /// `log`
     pub const LOG: Self = Self(1 << 6);
+    /// `new_connection`, of a TCP client
+    pub const NEW_CONNECTION: Self = Self(1 << 7);
+    /// `downstream_data`: what a TCP client sends
+    pub const DOWNSTREAM_DATA: Self = Self(1 << 8);
+    /// `downstream_close`
+    pub const DOWNSTREAM_CLOSE: Self = Self(1 << 9);
+    /// `upstream_data`: what its upstream sends
+    pub const UPSTREAM_DATA: Self = Self(1 << 10);
+    /// `upstream_close`
+    pub const UPSTREAM_CLOSE: Self = Self(1 << 11);
     /// All of them.
-    pub const ALL: Self = Self(0x7f);
+    pub const ALL: Self = Self(0xfff);
+    /// Those of TCP connections, without `log`, which they share with HTTP.
+    pub const TCP: Self = Self(0xf80);
 
-    const NAMES: [(&'static str, &'static str, Self); 7] = [
+    const NAMES: [(&'static str, &'static str, Self); 12] = [
         ("request_headers", "proxy_on_request_headers", Self::REQUEST_HEADERS),
         ("request_body", "proxy_on_request_body", Self::REQUEST_BODY),
         ("request_trailers", "proxy_on_request_trailers", Self::REQUEST_TRAILERS),
@@ -214,12 +246,23 @@ impl Phases {
         ("response_body", "proxy_on_response_body", Self::RESPONSE_BODY),
         ("response_trailers", "proxy_on_response_trailers", Self::RESPONSE_TRAILERS),
         ("log", "proxy_on_log", Self::LOG),
+        ("new_connection", "proxy_on_new_connection", Self::NEW_CONNECTION),
+        ("downstream_data", "proxy_on_downstream_data", Self::DOWNSTREAM_DATA),
+        ("downstream_close", "proxy_on_downstream_connection_close", Self::DOWNSTREAM_CLOSE),
+        ("upstream_data", "proxy_on_upstream_data", Self::UPSTREAM_DATA),
+        ("upstream_close", "proxy_on_upstream_connection_close", Self::UPSTREAM_CLOSE),
     ];
 
     /// Whether all of `other` are in this set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// Whether any of `other` is in this set.
+    #[must_use]
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
     }
 }
 
@@ -239,7 +282,8 @@ impl BitOrAssign for Phases {
 /// A name in a list of phases that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no phase; phases are request_headers, request_body, request_trailers, response_headers, response_body, response_trailers and log"
+    "{0:?} is no phase; phases are request_headers, request_body, request_trailers, response_headers, response_body, response_trailers, log, \
+     new_connection, downstream_data, downstream_close, upstream_data and upstream_close"
 )]
 pub struct UnknownPhase(pub String);
 
@@ -268,43 +312,13 @@ fn exported_phases(code: &wasmtime::Module) -> Phases {
     phases
 }
 
-fn check_abi(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
-    let has = |export| matches!(code.get_export(export), Some(ExternType::Func(_)));
-    if has("proxy_abi_version_0_2_1") || has("proxy_abi_version_0_2_0") {
-        return Ok(());
-    }
-    let found = if has("proxy_abi_version_0_1_0") {
-        "built for proxy-wasm ABI 0.1.0 (rebuild it with a newer SDK)"
-    } else {
-        "no proxy_abi_version export, so not a proxy-wasm module"
-    };
-    Err(LoadError::Abi { module: name.to_owned(), found })
+/// The version the module was written for.
+fn check_abi(name: &str, code: &wasmtime::Module) -> Result<AbiVersion, LoadError> {
+    let found = "no proxy_abi_version export, so not a proxy-wasm module";
+    AbiVersion::of(code).ok_or_else(|| LoadError::Abi { module: name.to_owned(), found })
 }
 
-/// Every export the host may call: parameters and results, all `i32`.
-const CALLBACKS: &[(&str, usize, usize)] = &[
-    ("_initialize", 0, 0),
-    ("_start", 0, 0),
-    ("__main_void", 0, 1),
-    ("malloc", 1, 1),
-    ("proxy_on_memory_allocate", 1, 1),
-    ("proxy_on_context_create", 2, 0),
-    ("proxy_on_vm_start", 2, 1),
-    ("proxy_on_configure", 2, 1),
-    ("proxy_on_tick", 1, 0),
-    ("proxy_on_request_headers", 3, 1),
-    ("proxy_on_request_body", 3, 1),
-    ("proxy_on_request_trailers", 2, 1),
-    ("proxy_on_response_headers", 3, 1),
-    ("proxy_on_response_body", 3, 1),
-    ("proxy_on_response_trailers", 2, 1),
-    ("proxy_on_http_call_response", 5, 0),
-    ("proxy_on_done", 1, 1),
-    ("proxy_on_log", 1, 0),
-    ("proxy_on_delete", 1, 0),
-];
-
-fn check_exports(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
+fn check_exports(name: &str, code: &wasmtime::Module, abi: AbiVersion) -> Result<(), LoadError> {
     let all_i32 = |mut types: Box<dyn Iterator<Item = ValType> + '_>| types.all(|ty| matches!(ty, ValType::I32));
     let fits = |ty: &FuncType, params, results| {
         ty.params().len() == params
@@ -312,7 +326,7 @@ fn check_exports(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
             && all_i32(Box::new(ty.params()))
             && all_i32(Box::new(ty.results()))
     };
-    for &(export, params, results) in CALLBACKS {
+    for (export, params, results) in abi.callbacks() {
         let fits = match code.get_export(export) {
             None => true,
             Some(ExternType::Func(ty)) => fits(&ty, params, results),

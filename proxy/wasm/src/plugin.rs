@@ -172,7 +172,7 @@ impl Plugin {
             if !vm.is_poisoned() {
                 let context = vm.open_stream()?;
                 drop(vm);
-                return Ok(Stream::new(cell.clone(), context, self.module.phases()));
+                return Ok(Stream::new(cell.clone(), context, &self.module));
             }
         }
 
@@ -194,7 +194,7 @@ impl Plugin {
         let cell = Arc::new(VmCell(Mutex::new(vm)));
         slot.vm = Some(cell.clone());
         worker.ticks.wake(); // start-up may have queued callouts
-        Ok(Stream::new(cell, context, self.module.phases()))
+        Ok(Stream::new(cell, context, &self.module))
     }
 
     /// Whether any VM asked for a tick period.

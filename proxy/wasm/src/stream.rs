@@ -7,8 +7,8 @@ use wasmtime::TypedFunc;
 
 use crate::effects::{Action, Arrival, Effects, Outcome};
 use crate::exchange::{Exchange, HeaderMap};
-use crate::module::Phases;
-use crate::vm::{CallError, Callbacks, VmCell};
+use crate::module::{Module, Phases};
+use crate::vm::{CallError, Callbacks, HeadersCallback, VmCell};
 
 /// One stream context in one VM.
 ///
@@ -19,15 +19,17 @@ use crate::vm::{CallError, Callbacks, VmCell};
 /// Dropped without [`Stream::finish`], the guest's done, log and delete callbacks run without an exchange.
 #[derive(Debug)]
 pub struct Stream {
-    vm: Arc<VmCell>,
-    context: u32,
+    pub(crate) vm: Arc<VmCell>,
+    pub(crate) context: u32,
     phases: Phases,
+    tells_end_with_headers: bool,
     finished: bool,
 }
 
 impl Stream {
-    pub(crate) fn new(vm: Arc<VmCell>, context: u32, phases: Phases) -> Self {
-        Self { vm, context, phases, finished: false }
+    pub(crate) fn new(vm: Arc<VmCell>, context: u32, module: &Module) -> Self {
+        let tells_end_with_headers = module.abi().tells_end_with_headers();
+        Self { vm, context, phases: module.phases(), tells_end_with_headers, finished: false }
     }
 
     /// The callbacks that have to be run; the others need not be called (and may be).
@@ -120,13 +122,17 @@ impl Stream {
         phase: Phases,
         map: HeaderMap,
         callback: &'static str,
-        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32, u32), u32>>,
+        function: fn(&Callbacks) -> &HeadersCallback,
     ) -> Result<Outcome, CallError> {
         if !self.phases.contains(phase) {
             return Ok(Outcome::proceed());
         }
-        let arguments = (self.context, x.count(map), u32::from(end));
-        self.run(x, callback, function, arguments)
+        let (context, count) = (self.context, x.count(map));
+        if self.tells_end_with_headers {
+            self.run(x, callback, |c| &function(c).with_end, (context, count, u32::from(end)))
+        } else {
+            self.run(x, callback, |c| &function(c).without_end, (context, count))
+        }
     }
 
     fn on_body(
@@ -160,7 +166,7 @@ impl Stream {
         self.run(x, callback, function, arguments)
     }
 
-    fn run<P: wasmtime::WasmParams>(
+    pub(crate) fn run<P: wasmtime::WasmParams>(
         &mut self,
         x: &mut dyn Exchange,
         callback: &'static str,

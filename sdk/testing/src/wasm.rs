@@ -32,6 +32,7 @@ impl WasmGuest {
             vm_id: String::new(),
             vm_config: Bytes::new(),
             config: Bytes::copy_from_slice(config),
+            environment: Vec::new(),
             limits: Limits::default(),
             workers: 1,
         };
@@ -253,6 +254,7 @@ impl selvedge_wasm::Exchange for Lent {
         match which {
             Buffer::Request => self.request.as_mut(),
             Buffer::Response => self.response.as_mut(),
+            Buffer::Downstream | Buffer::Upstream => None,
         }
     }
 

@@ -17,6 +17,7 @@
 //! | `judge` | `request` or `response` | holds the headers until the whole body is there; answers 403 when the body contains `evil` |
 //! | `stuck` | phase | pauses in it and never resumes: `request_headers`, `request_body`, `response_headers`, `response_body` |
 //! | `peek` | – | holds the request's headers until the body has begun, sets `x-peeked` to its first 4 bytes, lets the rest stream |
+//! | `tcp` | what to do, in one line: see `examples/tcp.rs` | a filter of TCP connections |
 //! | `ledger` | – | counts streams opened and done, response headers `x-opened` and `x-done` |
 
 use std::rc::Rc;

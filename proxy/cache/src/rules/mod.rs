@@ -39,6 +39,10 @@ pub struct RoutePolicy {
     /// then: a partial response, `Vary: *`, an answer to a request with `Authorization` that is not marked shareable, and a
     /// response that sets a cookie. No effect while `ttl` is `None`. Default `false`.
     pub override_origin: bool,
+    /// Lifetime of a response in place of what the origin gives, where it may be stored at all: the origin's `no-store`, `private` and
+    /// `no-cache` stand, and errors and cookies without a lifetime of the origin's are not stored. [`ttl`](Self::ttl) together with
+    /// [`override_origin`](Self::override_origin) loses against it. Default `None`.
+    pub lifetime: Option<Duration>,
     /// Which query parameters are part of the cache key. Default: all of them, in the order they came.
     pub query: QueryPolicy,
     /// How long after its lifetime a response may be served while it is fetched anew in the background (RFC 5861, 3), where the

@@ -155,8 +155,15 @@ pub fn storable(
         }
     }
 
-    let Some(lifetime) = forced
-        .or_else(|| explicit(&directives, is_targeted, &response.headers, times.received))
+    let given = forced.or_else(|| explicit(&directives, is_targeted, &response.headers, times.received));
+    let replaceable = match given {
+        Some(_) => forced.is_some() || !directives.no_cache.is_whole(),
+        None => is_cacheable_by_default(status) && !response.headers.contains_key(SET_COOKIE),
+    };
+    let Some(lifetime) = policy
+        .lifetime
+        .filter(|_| replaceable)
+        .or(given)
         .or_else(|| policy.ttl.filter(|_| is_cacheable_by_default(status)))
         .or_else(|| heuristic(&directives, status, &response.headers, times.received))
     else {
@@ -443,6 +450,27 @@ mod tests {
         for (status, fields, filled, overridden) in cases {
             assert_eq!(verdict(*status, fields, &fills), *filled, "{fields:?}");
             assert_eq!(verdict(*status, fields, &overrides), *overridden, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn a_chosen_lifetime_replaces_the_origins_but_no_refusal() {
+        let chosen = RoutePolicy { lifetime: Some(Duration::from_secs(60)), ..RoutePolicy::default() };
+        let overrides = RoutePolicy { ttl: Some(Duration::from_secs(30)), override_origin: true, ..chosen.clone() };
+        type Case<'a> = (u16, Fields<'a>, Result<u64, Reason>, Result<u64, Reason>);
+        let cases: &[Case<'_>] = &[
+            (200, &[], Ok(60), Ok(60)),
+            (200, &[("cache-control", "max-age=5")], Ok(60), Ok(60)),
+            (200, &[("cache-control", "no-store")], Err(Reason::NoStore), Ok(60)),
+            (200, &[("cache-control", "private")], Err(Reason::Private), Ok(60)),
+            (200, &[("cache-control", "no-cache"), ("etag", "\"a\"")], Ok(0), Ok(60)),
+            (200, &[("set-cookie", "a=b")], Err(Reason::NoLifetime), Err(Reason::SetCookie)),
+            (500, &[], Err(Reason::ServerError), Ok(60)),
+            (500, &[("cache-control", "max-age=5")], Ok(60), Ok(60)),
+        ];
+        for (status, fields, alone, with_override) in cases {
+            assert_eq!(verdict(*status, fields, &chosen), *alone, "{status} {fields:?}");
+            assert_eq!(verdict(*status, fields, &overrides), *with_override, "{status} {fields:?}");
         }
     }
 

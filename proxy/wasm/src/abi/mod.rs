@@ -4,3 +4,4 @@ pub mod serialize;
 
 pub(crate) mod memory;
 pub(crate) mod status;
+pub(crate) mod version;

@@ -24,15 +24,18 @@ pub type Pair<'a> = (&'a [u8], &'a [u8]);
 /// Lists are maps with empty values. No pairs give zero bytes.
 #[must_use]
 pub fn encode_pairs<N: AsRef<[u8]>, V: AsRef<[u8]>>(pairs: &[(N, V)]) -> Vec<u8> {
+    encode_visited(|visit| pairs.iter().for_each(|(name, value)| visit(name.as_ref(), value.as_ref())))
+}
+
+/// [`encode_pairs`] for pairs that are visited rather than held: `each` is called twice and must show the same pairs both times. Only the
+/// result is allocated.
+#[must_use]
+pub fn encode_visited(each: impl Fn(&mut dyn FnMut(&[u8], &[u8]))) -> Vec<u8> {
     let mut size = MapSize::default();
-    for (name, value) in pairs {
-        size.add(name.as_ref(), value.as_ref());
-    }
+    each(&mut |name, value| size.add(name, value));
     let mut bytes = vec![0; size.bytes()];
     let mut writer = MapWriter::new(&mut bytes, size);
-    for (name, value) in pairs {
-        writer.put(name.as_ref(), value.as_ref());
-    }
+    each(&mut |name, value| writer.put(name, value));
     bytes
 }
 

@@ -23,13 +23,15 @@ impl Source {
         Ok(match number {
             0 => Self::Body(Buffer::Request),
             1 => Self::Body(Buffer::Response),
+            2 => Self::Body(Buffer::Downstream),
+            3 => Self::Body(Buffer::Upstream),
             4 => match &state.delivery {
                 Some(Ok(response)) => Self::Held(response.body.clone()),
                 _ => Self::Absent,
             },
             6 => Self::Held(state.facts.vm_config.clone()),
             7 => Self::Held(state.facts.config.clone()),
-            2 | 3 | 5 | 8 => Self::Absent,
+            5 | 8 => Self::Absent,
             _ => return Err(bad("no such buffer")),
         })
     }
@@ -47,6 +49,12 @@ pub(super) fn get(guest: &mut Guest<'_>, buffer: u32, start: u32, max: u32, out_
             given?.ok_or_else(|| Status::NotFound.into())
         }
     }
+}
+
+/// The configuration of the phase (ABI 0.1.0): the VM's while it starts, the plugin's afterwards.
+pub(super) fn configuration(guest: &mut Guest<'_>, out_ptr: u32, out_len: u32) -> Called {
+    let configuration = guest.data().configuration.clone();
+    give_bytes(guest, &configuration, out_ptr, out_len)
 }
 
 pub(super) fn status(guest: &mut Guest<'_>, buffer: u32, out_len: u32, out_flags: u32) -> Called {

@@ -1,4 +1,4 @@
-//! Calls out of the exchange: HTTP calls to upstreams, and foreign functions.
+//! Calls out of the exchange: HTTP calls to upstreams.
 
 use std::time::Duration;
 
@@ -8,7 +8,6 @@ use crate::abi::memory::{Guest, give_bytes, read, write_u32};
 use crate::abi::serialize::decode_pairs;
 use crate::abi::status::{Called, Fail, Status, bad};
 use crate::effects::{Callout, Outgoing};
-use crate::host::ForeignError;
 use crate::limits::{DEFAULT_CALLOUT_TIMEOUT, MAX_CALLOUT_BODY};
 
 /// The status code guests know for "the call got no answer" (`BrokenConnection` of the C++ host).
@@ -65,30 +64,6 @@ pub(super) fn get_status(guest: &mut Guest<'_>, out_code: u32, out_ptr: u32, out
     };
     write_u32(guest, out_code, code)?;
     give_bytes(guest, message.as_bytes(), out_ptr, out_len)
-}
-
-pub(super) fn foreign(
-    guest: &mut Guest<'_>,
-    name: u32,
-    name_len: u32,
-    args: u32,
-    args_len: u32,
-    out_ptr: u32,
-    out_len: u32,
-) -> Called {
-    let facts = guest.data().facts.clone();
-    let name = std::str::from_utf8(read(guest, name, name_len)?).map_err(|_| Status::NotFound)?.to_owned();
-    let args = read(guest, args, args_len)?;
-    let result = facts.host.foreign(&facts.name, &name, args).ok_or(Status::NotFound)?;
-    let result = result.map_err(|error| {
-        tracing::debug!(plugin = %facts.name, function = name, %error, "foreign function failed");
-        match error {
-            ForeignError::BadArgument(_) => Status::BadArgument,
-            ForeignError::Serialization(_) => Status::SerializationFailure,
-            ForeignError::Internal(_) => Status::InternalFailure,
-        }
-    })?;
-    give_bytes(guest, &result, out_ptr, out_len)
 }
 
 fn pairs(guest: &mut Guest<'_>, ptr: u32, len: u32) -> Called<Vec<(Bytes, Bytes)>> {

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::abi::memory::{Guest, read, write_u64};
 use crate::abi::serialize::decode_pairs;
-use crate::abi::status::{Called, Fail, Status, bad};
+use crate::abi::status::{Called, bad};
 use crate::effects::LocalReply;
 use crate::vm::Audience;
 
@@ -37,6 +37,7 @@ pub(super) fn send_local_response(
         Audience::Stream(effects) if effects.reply.is_none() => {
             // An answer ends the wait: a resume in the same call would race with it.
             (effects.resume_request, effects.resume_response) = (false, false);
+            (effects.resume_downstream, effects.resume_upstream) = (false, false);
             effects.reply = Some(Box::new(LocalReply { status, details, body, headers, grpc_status }));
         }
         Audience::Stream(_) => tracing::debug!(plugin = %plugin.name, "second local reply in one call dropped"),
@@ -59,36 +60,49 @@ fn valid_header(plugin: &str, name: &[u8], value: &[u8]) -> Option<(HeaderName, 
 }
 
 pub(super) fn continue_stream(guest: &mut Guest<'_>, stream: u32) -> Called {
-    http_stream(guest, "proxy_continue_stream (TCP)", stream)?;
+    known_stream(stream)?;
     if let Audience::Stream(effects) = guest.data_mut().audience()
         && effects.reply.is_none()
     {
         match stream {
             0 => effects.resume_request = true,
-            _ => effects.resume_response = true,
+            1 => effects.resume_response = true,
+            2 => effects.resume_downstream = true,
+            _ => effects.resume_upstream = true,
         }
     }
     Ok(())
 }
 
+/// ABI 0.1.0's names of `proxy_continue_stream`.
+pub(super) fn continue_request(guest: &mut Guest<'_>) -> Called {
+    continue_stream(guest, 0)
+}
+
+pub(super) fn continue_response(guest: &mut Guest<'_>) -> Called {
+    continue_stream(guest, 1)
+}
+
+/// Asks for the route to be chosen anew (ABI 0.1.0). It is chosen before any filter runs and kept, so what the filter did to the path
+/// reaches the upstream but selects no other one; anything but `OK` would make the SDK panic.
+#[allow(clippy::unnecessary_wraps, reason = "the shape of every hostcall")]
+pub(super) fn clear_route_cache(guest: &mut Guest<'_>) -> Called {
+    guest.data().facts.warn_unserved("proxy_clear_route_cache");
+    Ok(())
+}
+
 pub(super) fn close_stream(guest: &mut Guest<'_>, stream: u32) -> Called {
-    http_stream(guest, "proxy_close_stream (TCP)", stream)?;
+    known_stream(stream)?;
     if let Audience::Stream(effects) = guest.data_mut().audience() {
         effects.close = true;
     }
     Ok(())
 }
 
-/// Only HTTP requests (0) and responses (1) are streams here.
-fn http_stream(guest: &mut Guest<'_>, call: &str, stream: u32) -> Called {
-    match stream {
-        0 | 1 => Ok(()),
-        2 | 3 => {
-            guest.data().facts.warn_unserved(call);
-            Err(Fail::Status(Status::Unimplemented))
-        }
-        _ => Err(bad("no such stream type")),
-    }
+/// HTTP request (0) and response (1), TCP downstream (2) and upstream (3). Those of the other protocol are no error: there is nothing to
+/// resume, and whatever a guest names when it closes, it wants its own stream closed.
+fn known_stream(stream: u32) -> Called {
+    if stream <= 3 { Ok(()) } else { Err(bad("no such stream type")) }
 }
 
 pub(super) fn set_effective_context(guest: &mut Guest<'_>, context: u32) -> Called {

@@ -42,6 +42,15 @@ impl Map {
 }
 
 pub(super) fn get(guest: &mut Guest<'_>, map: u32, name: u32, name_len: u32, out_ptr: u32, out_len: u32) -> Called {
+    match find(guest, map, name, name_len, out_ptr, out_len) {
+        Err(Fail::Status(Status::NotFound)) if !guest.data().facts.abi.missing_header_is_not_found() => {
+            give_bytes(guest, &[], out_ptr, out_len)
+        }
+        found => found,
+    }
+}
+
+fn find(guest: &mut Guest<'_>, map: u32, name: u32, name_len: u32, out_ptr: u32, out_len: u32) -> Called {
     let map = match Map::from_abi(map)? {
         Map::Exchange(map) => map,
         held => {
@@ -155,7 +164,7 @@ fn change(
 
 fn refused(error: ExchangeError) -> Fail {
     match error {
-        ExchangeError::Unavailable => bad("the header map is not writable in this phase"),
+        ExchangeError::Unavailable => bad("the header map has gone on already, or there is none"),
         ExchangeError::Invalid => bad("invalid header name or value"),
     }
 }

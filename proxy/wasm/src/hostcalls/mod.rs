@@ -3,10 +3,12 @@
 mod buffers;
 mod callouts;
 mod control;
+mod foreign;
 mod headers;
 mod log;
 mod metrics;
 mod properties;
+mod runtimes;
 mod shared_data;
 mod wasi;
 
@@ -46,6 +48,7 @@ serve! {
 
     "proxy_get_buffer_bytes" => buffers::get, (buffer: u32, start: u32, max: u32, out_ptr: u32, out_len: u32);
     "proxy_get_buffer_status" => buffers::status, (buffer: u32, out_len: u32, out_flags: u32);
+    "proxy_get_configuration" => buffers::configuration, (out_ptr: u32, out_len: u32);
     "proxy_set_buffer_bytes" => buffers::set, (buffer: u32, start: u32, len: u32, ptr: u32, data_len: u32);
 
     "proxy_get_property" => properties::get, (path: u32, path_len: u32, out_ptr: u32, out_len: u32);
@@ -63,12 +66,15 @@ serve! {
         (upstream: u32, upstream_len: u32, headers: u32, headers_len: u32, body: u32, body_len: u32,
          trailers: u32, trailers_len: u32, timeout_ms: u32, out_id: u32);
     "proxy_get_status" => callouts::get_status, (out_code: u32, out_ptr: u32, out_len: u32);
-    "proxy_call_foreign_function" => callouts::foreign,
+    "proxy_call_foreign_function" => foreign::call,
         (name: u32, name_len: u32, args: u32, args_len: u32, out_ptr: u32, out_len: u32);
 
     "proxy_send_local_response" => control::send_local_response,
         (status: u32, details: u32, details_len: u32, body: u32, body_len: u32, headers: u32, headers_len: u32, grpc_status: u32);
     "proxy_continue_stream" => control::continue_stream, (stream: u32);
+    "proxy_continue_request" => control::continue_request, ();
+    "proxy_continue_response" => control::continue_response, ();
+    "proxy_clear_route_cache" => control::clear_route_cache, ();
     "proxy_close_stream" => control::close_stream, (stream: u32);
     "proxy_set_effective_context" => control::set_effective_context, (context: u32);
     "proxy_set_tick_period_milliseconds" => control::set_tick_period, (period: u32);
@@ -92,8 +98,8 @@ const UNSERVED: &[&str] = &[
 /// Whether a module may import this function.
 pub(crate) fn knows(module: &str, name: &str) -> bool {
     match module {
-        "env" => SERVED.contains(&name) || UNSERVED.contains(&name),
-        _ => wasi::MODULES.contains(&module),
+        "env" => SERVED.contains(&name) || UNSERVED.contains(&name) || runtimes::SERVED.contains(&name),
+        _ => wasi::is_module(module),
     }
 }
 
@@ -101,6 +107,7 @@ pub(crate) fn knows(module: &str, name: &str) -> bool {
 pub(crate) fn linker(engine: &Engine, module: &Module) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     serve(&mut linker)?;
+    runtimes::serve(&mut linker)?;
     wasi::serve(&mut linker)?;
 
     linker.allow_shadowing(true); // a module may import the same function twice
@@ -114,11 +121,16 @@ pub(crate) fn linker(engine: &Engine, module: &Module) -> wasmtime::Result<Linke
                 results.fill(Val::I32(Status::Unimplemented.code().cast_signed()));
                 Ok(())
             })?;
-        } else if wasi::is_stub(import.module(), import.name()) {
-            wasi::stub(&mut linker, import.module(), import.name(), ty)?;
+        } else if wasi::is_module(import.module()) && !wasi::knows(import.name()) {
+            wasi::link_unknown(&mut linker, import.module(), import.name(), ty)?;
         }
     }
     Ok(linker)
+}
+
+/// The code a guest exited with, when that is what ended its call.
+pub(crate) fn exit_code(error: &wasmtime::Error) -> Option<u32> {
+    wasi::exit_code(error)
 }
 
 /// Runs a hostcall's body and turns its end into what the guest gets.

@@ -10,6 +10,10 @@ pub(super) fn get(guest: &mut Guest<'_>, path: u32, path_len: u32, out_ptr: u32,
     let facts = guest.data().facts.clone();
     let bytes = read(guest, path, path_len)?;
     let segments = decode_path(bytes).ok_or(Status::NotFound)?;
+    if segments.segments() == ["plugin_vm_memory"] {
+        let bytes = guest.data().memory.map_or(0, |memory| memory.data_size(&*guest));
+        return give_bytes(guest, &(bytes as u64).to_le_bytes(), out_ptr, out_len);
+    }
     let own = match segments.segments() {
         ["plugin_name"] => Some(&facts.name),
         ["plugin_root_id"] => Some(&facts.root_id),
@@ -36,7 +40,7 @@ pub(super) fn set(guest: &mut Guest<'_>, path: u32, path_len: u32, ptr: u32, len
         let segments = decode_path(&path).ok_or_else(|| bad("not a property path"))?;
         let value = read(guest, ptr, len)?;
         exchange.set_property(segments.segments(), value).map_err(|error| match error {
-            ExchangeError::Unavailable => bad("the property cannot be set (now)"),
+            ExchangeError::Unavailable => bad("the property belongs to the host, or cannot be set any more"),
             ExchangeError::Invalid => bad("the property cannot have this value"),
         })
     });

@@ -23,6 +23,6 @@ pub(super) fn set(guest: &mut Guest<'_>, key: u32, key_len: u32, value: u32, val
     let value = read(guest, value, value_len)?;
     facts.host.shared().set(&facts.vm_id, &key, value, cas).map_err(|error| match error {
         SharedDataError::CasMismatch => Status::CasMismatch.into(),
-        SharedDataError::TooLarge => too_large(),
+        SharedDataError::TooLarge | SharedDataError::NotACounter => too_large(),
     })
 }

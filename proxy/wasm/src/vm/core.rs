@@ -9,6 +9,7 @@ use super::error::CallError;
 use super::state::State;
 use crate::effects::Effects;
 use crate::exchange::Exchange;
+use crate::hostcalls;
 use crate::limits::START_FACTOR;
 use crate::turn::Overrun;
 
@@ -58,6 +59,11 @@ impl Core {
             Ok(result) => {
                 self.poisoned = false;
                 Ok(Some(result))
+            }
+            // A command (`_start`) that ends well has started well; libraries of some languages say so by exiting.
+            Err(error) if callback == "_start" && hostcalls::exit_code(&error) == Some(0) => {
+                self.poisoned = false;
+                Ok(None)
             }
             Err(error) => {
                 let error = self.explain(callback, budgets, &error);

@@ -18,6 +18,8 @@ pub(crate) struct FakeExchange {
     maps: [Option<Pairs>; 4],
     pub(crate) request_body: Option<Body>,
     pub(crate) response_body: Option<Body>,
+    pub(crate) downstream: Option<Body>,
+    pub(crate) upstream: Option<Body>,
     pub(crate) properties: HashMap<String, Vec<u8>>,
 }
 
@@ -35,6 +37,12 @@ impl FakeExchange {
             ],
         );
         x
+    }
+
+    /// Bytes held for a TCP filter: those of the client, those of the upstream.
+    pub(crate) fn tcp(downstream: Option<&'static str>, upstream: Option<&'static str>) -> Self {
+        let held = |text: Option<&'static str>| text.map(|text| Body::from(Bytes::from(text)));
+        Self { downstream: held(downstream), upstream: held(upstream), ..Self::default() }
     }
 
     pub(crate) fn put(&mut self, map: HeaderMap, pairs: &[(&str, &str)]) {
@@ -99,6 +107,8 @@ impl Exchange for FakeExchange {
         match which {
             Buffer::Request => self.request_body.as_mut(),
             Buffer::Response => self.response_body.as_mut(),
+            Buffer::Downstream => self.downstream.as_mut(),
+            Buffer::Upstream => self.upstream.as_mut(),
         }
     }
 
@@ -154,9 +164,10 @@ impl Host for FakeHost {
         }
     }
 
-    fn foreign(&self, _plugin: &str, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+    fn foreign(&self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
         match name {
             "echo" => Some(Ok(args.to_vec())),
+            "who" => Some(Ok(format!("{}/{}", caller.plugin, caller.vm_id).into_bytes())),
             "fail" => Some(Err(ForeignError::Internal("as asked".into()))),
             _ => None,
         }
@@ -206,6 +217,7 @@ pub(crate) fn options(config: &str) -> PluginOptions {
         vm_id: "vm".into(),
         vm_config: Bytes::from(config.to_owned()),
         config: Bytes::from(config.to_owned()),
+        environment: Vec::new(),
         limits: Limits { deadline: Duration::from_secs(5), ..Limits::default() },
         workers: 2,
     }

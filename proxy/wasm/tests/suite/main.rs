@@ -4,8 +4,12 @@
 mod fakes;
 
 mod abi;
+mod abi_0_1_0;
 mod bench;
 mod callouts;
 mod filters;
+mod guests;
 mod limits;
 mod loading;
+mod tcp;
+mod wasi;
