@@ -21,12 +21,13 @@ mod engine;
 mod module;
 mod module_cache;
 
+mod breaker;
 mod plugin;
 mod root_loop;
-mod breaker;
 mod snapshot;
 mod turn;
 mod vm;
+mod vms;
 
 mod calls;
 mod effects;
@@ -56,7 +57,7 @@ pub use limits::Limits;
 pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics};
 pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
 pub use module_cache::CacheDirError;
-pub use plugin::{Plugin, PluginOptions, StartError};
+pub use plugin::{Isolation, Plugin, PluginOptions, Snapshots, StartError};
 pub use shared_data::{SharedData, SharedDataError, SharedDataLimits, SharedDataSize};
 pub use stream::Stream;
 pub use tcp::{Peer, TcpStream};

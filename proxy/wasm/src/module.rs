@@ -4,6 +4,7 @@ use std::ops::{BitOr, BitOrAssign};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use wasmtime::{ExternType, FuncType, InstancePre, ValType};
 
 use crate::abi::version::AbiVersion;
@@ -21,6 +22,7 @@ pub struct Module {
     phases: Phases,
     config_schema: Option<String>,
     instance: InstancePre<State>,
+    wasm: Bytes,
 }
 
 /// Where the compiled code came from.
@@ -142,6 +144,7 @@ impl Module {
             phases,
             config_schema,
             instance,
+            wasm: Bytes::copy_from_slice(wasm),
         }))
     }
 
@@ -184,6 +187,20 @@ impl Module {
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// The module as it was loaded.
+    pub(crate) fn wasm(&self) -> &[u8] {
+        &self.wasm
+    }
+
+    /// The module linked for instances that serve one stream each: the same code, in an engine that takes their memory from a pool.
+    pub(crate) fn pooled_instance(&self) -> wasmtime::Result<InstancePre<State>> {
+        let engine = self.engine.pooled()?;
+        let code = self.instance.module().serialize()?;
+        // SAFETY: these are the bytes that `serialize` has just made, of code that wasmtime compiled with the same settings.
+        let code = unsafe { wasmtime::Module::deserialize(engine, code) }?;
+        hostcalls::linker(engine, &code)?.instantiate_pre(&code)
     }
 
     pub(crate) fn instance(&self) -> &InstancePre<State> {

@@ -2,21 +2,27 @@
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::num::NonZeroU8;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
+use wasmtime::InstancePre;
 
 use crate::abi::version::AbiVersion;
+use crate::breaker::Breaker;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::limits::{Limits, START_FACTOR};
 use crate::module::Module;
 use crate::root_loop::{self, Ticks};
+use crate::snapshot;
 use crate::stream::Stream;
-use crate::vm::{CallError, Vm, VmCell};
+use crate::vm::{CallError, Role, State, Vm, VmCell};
+use crate::vms::{Choice, Worker};
 
 /// How a [`Plugin`] is configured.
 #[derive(Debug, Clone, Default)]
@@ -35,8 +41,39 @@ pub struct PluginOptions {
     pub environment: Vec<(String, String)>,
     /// What each VM may use.
     pub limits: Limits,
-    /// How many worker threads will open streams; each gets a VM of its own. 0 counts as 1.
+    /// How many worker threads will open streams. 0 counts as 1.
     pub workers: usize,
+    /// How streams share VMs.
+    pub isolation: Isolation,
+    /// Whether instances for one stream each begin from a snapshot. Of no effect with other isolations.
+    pub snapshot: Snapshots,
+    /// Let only worker 0's root context tick, so that a period is kept once in the process. Default false: each worker's ticks.
+    pub tick_once: bool,
+}
+
+/// How streams share VMs: what a trap, a leak or a bad state in one of them can touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// One VM for all streams of a worker. The fastest, and what other hosts do.
+    #[default]
+    Worker,
+    /// So many VMs on each worker; a stream gets the one with the fewest.
+    Pool(NonZeroU8),
+    /// A fresh instance for each stream, gone with it: nothing a stream does to it is seen by another. Ticks, queues and other work of the
+    /// root context are done by a VM of their own, which shares no memory with the streams'.
+    Request,
+}
+
+/// Whether instances of [`Isolation::Request`] begin from a snapshot of the configured guest instead of starting anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Snapshots {
+    /// When starting anew takes longer than 50 us, and the module can be snapshot.
+    #[default]
+    Auto,
+    /// Always; a module that cannot be is an error.
+    Always,
+    /// Never: every stream starts the guest. For guests that draw seeds while they start and depend on their being different.
+    Never,
 }
 
 /// Why a plugin could not be started.
@@ -53,13 +90,43 @@ pub enum StartError {
         /// The last error it logged, if it logged one.
         reason: Option<String>,
     },
+    /// [`Snapshots::Always`], and the module keeps state where a snapshot cannot see it.
+    #[error("the filter cannot be snapshot: {0}")]
+    Snapshot(String),
 }
 
-/// A module with one configuration. VMs are made when a worker first needs one; a poisoned VM is replaced by the next new stream.
+/// A module with one configuration, and its VMs.
 pub struct Plugin {
     module: Arc<Module>,
     facts: Arc<Facts>,
+    isolation: Isolation,
+    tick_once: bool,
     workers: Box<[Worker]>,
+    start: Start,
+    spare: Arc<Spare>,
+}
+
+/// How a VM of the plugin comes to be.
+struct Start {
+    /// For VMs that streams share, and those of root contexts.
+    shared: InstancePre<State>,
+    /// For instances that serve one stream, with whether they are configured when they are made.
+    alone: Option<(InstancePre<State>, bool)>,
+    /// What starting takes.
+    took: Duration,
+}
+
+/// Starting takes so long that it is not to be done while a request waits.
+const DEAR: Duration = Duration::from_millis(1);
+
+/// Starting takes so long that a snapshot is worth its page faults.
+const WORTH_A_SNAPSHOT: Duration = Duration::from_micros(50);
+
+/// A started VM in reserve, for plugins that are dear to start.
+#[derive(Debug, Default)]
+struct Spare {
+    vm: Mutex<Option<Vm>>,
+    being_made: AtomicBool,
 }
 
 /// What every VM of a plugin knows.
@@ -72,49 +139,53 @@ pub(crate) struct Facts {
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) abi: AbiVersion,
     pub(crate) limits: Limits,
-    pub(crate) call_ticks: u64,
-    pub(crate) start_ticks: u64,
+    /// CPU and wall-clock budget of a call, and of each call of a start.
+    pub(crate) call_budget: (Duration, Duration),
+    pub(crate) start_budget: (Duration, Duration),
     pub(crate) host: Arc<dyn Host>,
     /// Its clock must tick as long as any VM may run: VMs say goodbye when they are dropped.
-    _engine: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
+    breaker: Breaker,
+    /// Streams opened, by worker.
+    streams: Box<[Counter]>,
     /// Zero of the guests' monotonic clock.
     pub(crate) started: Instant,
     /// Calls that are not served and were warned about.
     warned: Mutex<HashSet<String>>,
 }
 
-impl Facts {
-    pub(crate) fn start_deadline(&self) -> Duration {
-        self.limits.deadline.saturating_mul(START_FACTOR)
-    }
+/// A count that one worker writes: on a cache line of its own.
+#[repr(align(64))]
+#[derive(Debug, Default)]
+struct Counter(AtomicU64);
 
+impl Facts {
     /// Says once per plugin that it uses something that is not served.
     pub(crate) fn warn_unserved(&self, call: &str) {
         if self.warned.lock().insert(call.to_owned()) {
             warn!(plugin = %self.name, call, "the filter uses a call that this host does not serve");
         }
     }
-}
 
-struct Worker {
-    vm: Mutex<Slot>,
-    ticks: Arc<Ticks>,
-}
-
-struct Slot {
-    vm: Option<Arc<VmCell>>,
-    rebuilds: Rebuilds,
+    /// A guest call has failed: counts towards holding the plugin back.
+    pub(crate) fn failed(&self) {
+        let streams = self.streams.iter().map(|streams| streams.0.load(Ordering::Relaxed)).sum();
+        if let Some(open_for) = self.breaker.failed(streams, Instant::now()) {
+            warn!(plugin = %self.name, ?open_for, "the filter fails most of its requests and is held back");
+        }
+    }
 }
 
 impl Plugin {
-    /// Starts worker 0's VM, so that a bad module or configuration fails here.
+    /// Starts the VMs that serve first, so that a bad module or configuration fails here and no request waits for a start. Blocks for as
+    /// long as the guest takes to configure itself, and for a compilation where a snapshot is made: keep it off serving threads.
     ///
     /// # Errors
-    /// [`StartError::Call`] when the guest fails, [`StartError::Refused`] when it says no to the configuration.
+    /// [`StartError`], by cause.
     pub fn start(module: Arc<Module>, options: PluginOptions, host: Arc<dyn Host>) -> Result<Arc<Plugin>, StartError> {
-        let PluginOptions { name, root_id, vm_id, vm_config, config, environment, limits, workers } = options;
-        let call_ticks = module.engine().ticks(limits.deadline);
-        let start_ticks = module.engine().ticks(limits.deadline.saturating_mul(START_FACTOR));
+        let PluginOptions { name, root_id, vm_id, vm_config, config, environment, limits, .. } = options;
+        let budget = |times| (limits.cpu.saturating_mul(times), limits.deadline.saturating_mul(times));
+        let workers = options.workers.max(1);
         let facts = Arc::new(Facts {
             name,
             root_id,
@@ -123,21 +194,42 @@ impl Plugin {
             config,
             environment,
             abi: module.abi(),
+            call_budget: budget(1),
+            start_budget: budget(START_FACTOR),
             limits,
-            call_ticks,
-            start_ticks,
             host,
-            _engine: Arc::clone(module.engine()),
+            engine: Arc::clone(module.engine()),
             started: Instant::now(),
+            breaker: Breaker::new(Instant::now()),
+            streams: (0..workers).map(|_| Counter::default()).collect(),
             warned: Mutex::default(),
         });
 
-        let workers: Box<[Worker]> = (0..workers.max(1)).map(|_| Worker::new()).collect();
-        if let Some(first) = workers.first() {
-            let vm = Vm::start(&module, facts.clone(), first.ticks.clone())?;
-            first.vm.lock().vm = Some(Arc::new(VmCell(Mutex::new(vm))));
+        let workers: Box<[Worker]> = (0..workers).map(|_| Worker::new()).collect();
+        let shared = module.instance().clone();
+        let began = Instant::now();
+        let first = Vm::start(&shared, facts.clone(), workers[0].ticks.clone(), Role::Root)?;
+        let took = began.elapsed();
+        let root_works = workers[0].ticks.period().is_some() || first.has_root_outgoing();
+        workers[0].add(Arc::new(VmCell::new(first)));
+
+        let alone = match options.isolation {
+            Isolation::Request => Some(alone(&module, &facts, options.snapshot)?),
+            Isolation::Worker | Isolation::Pool(_) => None,
+        };
+        let others = match options.isolation {
+            Isolation::Request => root_works,
+            Isolation::Worker | Isolation::Pool(_) => took > DEAR,
+        };
+        for worker in workers.iter().skip(1).filter(|_| others) {
+            worker.add(Arc::new(VmCell::new(Vm::start(&shared, facts.clone(), worker.ticks.clone(), Role::Root)?)));
         }
-        Ok(Arc::new(Self { module, facts, workers }))
+
+        let (isolation, tick_once) = (options.isolation, options.tick_once);
+        let start = Start { shared, alone, took };
+        let plugin = Self { module, facts, isolation, tick_once, workers, start, spare: Arc::default() };
+        plugin.make_spare();
+        Ok(Arc::new(plugin))
     }
 
     /// The name it was started with.
@@ -158,43 +250,99 @@ impl Plugin {
         &self.module
     }
 
-    /// Opens a stream context on a worker's VM, making the VM first if there is none or it is poisoned. To be called on that worker's
-    /// thread: VMs are locked, so another thread would work, but wait. Workers beyond [`PluginOptions::workers`] wrap around.
+    /// How its streams share VMs.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        self.isolation
+    }
+
+    /// Whether its streams' instances begin from a snapshot.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        self.start.alone.as_ref().is_some_and(|(_, configured)| *configured)
+    }
+
+    /// Opens a stream context on a worker. To be called on that worker's thread. Workers beyond [`PluginOptions::workers`] wrap around.
     ///
     /// # Errors
-    /// [`CallError::Unavailable`] when the VM died too often lately (16 times in a row, then once a second), else what went wrong in the
-    /// guest.
+    /// [`CallError::Busy`]: try again in a millisecond. [`CallError::Unavailable`] when the plugin has failed too often lately,
+    /// [`CallError::Exhausted`] when there is no room for another instance, else what went wrong in the guest.
     pub fn open_stream(self: &Arc<Self>, worker: usize) -> Result<Stream, CallError> {
-        let worker = &self.workers[worker % self.workers.len()];
-        let mut slot = worker.vm.lock();
-        if let Some(cell) = &slot.vm {
-            let mut vm = cell.0.lock();
-            if !vm.is_poisoned() {
-                let context = vm.open_stream()?;
-                drop(vm);
-                return Ok(Stream::new(cell.clone(), context, &self.module));
-            }
-        }
+        let index = worker % self.workers.len();
+        self.facts.breaker.admit(Instant::now).map_err(|retry_in| CallError::Unavailable { retry_in })?;
+        let worker = &self.workers[index];
+        let stream = match &self.start.alone {
+            None => self.open_shared(worker),
+            Some((instance, configured)) => self.open_alone(worker, instance, *configured),
+        }?;
+        self.facts.streams[index].0.fetch_add(1, Ordering::Relaxed);
+        Ok(stream)
+    }
 
-        // The first VM of a worker is no replacement, but a module that cannot start must not be tried at every request either.
-        slot.rebuilds.take(Instant::now()).map_err(|retry_in| CallError::Unavailable { retry_in })?;
-        if slot.vm.take().is_some() {
-            info!(plugin = %self.facts.name, "replacing a filter's VM that had failed");
-        }
-        let mut vm =
-            Vm::start(&self.module, self.facts.clone(), worker.ticks.clone()).map_err(|error| match error {
-                StartError::Call(error) => error,
-                StartError::Refused { callback, reason } => {
-                    let message =
-                        format!("refused its configuration, {}", reason.as_deref().unwrap_or("without a reason"));
-                    CallError::Trap { callback, message }
-                }
-            })?;
+    fn open_shared(&self, worker: &Worker) -> Result<Stream, CallError> {
+        let cell = match worker.choose(self.isolation, self.start.took > DEAR, &self.facts.name)? {
+            Choice::Use(cell) => cell,
+            Choice::Start => {
+                let began = Instant::now();
+                let vm = self.new_vm(&worker.ticks).map(|vm| Arc::new(VmCell::new(vm)));
+                worker.started(began, vm.as_ref().ok());
+                vm?
+            }
+        };
+        let context = cell.lock()?.open_stream()?;
+        Ok(Stream::new(cell, context, &self.module, None))
+    }
+
+    fn open_alone(
+        &self,
+        worker: &Worker,
+        instance: &InstancePre<State>,
+        configured: bool,
+    ) -> Result<Stream, CallError> {
+        let vm = if configured {
+            Vm::resume(instance, self.facts.clone())
+        } else {
+            Vm::start(instance, self.facts.clone(), Arc::default(), Role::Alone).map_err(StartError::into_call)
+        };
+        let mut vm = vm?;
         let context = vm.open_stream()?;
-        let cell = Arc::new(VmCell(Mutex::new(vm)));
-        slot.vm = Some(cell.clone());
-        worker.ticks.wake(); // start-up may have queued callouts
-        Ok(Stream::new(cell, context, &self.module))
+        Ok(Stream::new(Arc::new(VmCell::new(vm)), context, &self.module, Some(worker.ticks.clone())))
+    }
+
+    /// Starts a VM, or takes the one in reserve.
+    fn new_vm(&self, ticks: &Arc<Ticks>) -> Result<Vm, CallError> {
+        let spare = self.spare.vm.lock().take();
+        let vm = match spare {
+            Some(mut vm) => {
+                vm.adopt(ticks.clone());
+                Ok(vm)
+            }
+            None => Vm::start(&self.start.shared, self.facts.clone(), ticks.clone(), Role::Root)
+                .map_err(StartError::into_call),
+        };
+        self.make_spare();
+        vm
+    }
+
+    /// Starts a VM in reserve, on a thread of its own, when starting takes longer than a request should wait.
+    fn make_spare(&self) {
+        let wanted = self.start.took > DEAR && self.start.alone.is_none() && self.spare.vm.lock().is_none();
+        if !wanted || self.spare.being_made.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (instance, facts, spare) = (self.start.shared.clone(), self.facts.clone(), self.spare.clone());
+        let thread = std::thread::Builder::new().name("wasm-spare".into());
+        let made = thread.spawn(move || {
+            match Vm::start(&instance, facts.clone(), Arc::default(), Role::Spare) {
+                Ok(vm) => *spare.vm.lock() = Some(vm),
+                Err(error) => debug!(plugin = %facts.name, %error, "no VM in reserve"),
+            }
+            spare.being_made.store(false, Ordering::Release);
+        });
+        if let Err(error) = made {
+            self.spare.being_made.store(false, Ordering::Release);
+            debug!(plugin = %self.facts.name, %error, "no VM in reserve: no thread");
+        }
     }
 
     /// Whether any VM asked for a tick period.
@@ -203,24 +351,94 @@ impl Plugin {
         self.workers.iter().any(|worker| worker.ticks.period().is_some())
     }
 
-    /// The work of a worker's root context: ticks at the period the guest asked for (counted from the end of the last one), and callouts
-    /// that belong to no stream. To be spawned once per worker, on a tokio runtime with time; ends when the plugin is dropped, which it
-    /// does not prevent.
+    /// The work of a worker's root context: ticks at the period the guest asked for (counted from the end of the last one), and calls
+    /// that belong to no stream. To be spawned once per worker, on a tokio runtime with time. Ends soon after the plugin is dropped, which
+    /// it does not prevent: when the guest has said that it is done, at most 5 s later.
     pub fn tick_loop(self: &Arc<Self>, worker: usize) -> impl Future<Output = ()> + Send + 'static + use<> {
         let worker = worker % self.workers.len();
         let ticks = self.workers[worker].ticks.clone();
         root_loop::run(Arc::downgrade(self), worker, ticks)
     }
 
-    pub(crate) fn vm(&self, worker: usize) -> Option<Arc<VmCell>> {
-        self.workers[worker].vm.lock().vm.clone()
+    /// The VM whose root context works on this worker. One that has failed is replaced when it had asked for ticks; otherwise the next
+    /// stream does it.
+    pub(crate) fn root(&self, worker: usize) -> Option<Arc<VmCell>> {
+        let worker = &self.workers[worker];
+        if let Some(cell) = worker.root() {
+            return Some(cell);
+        }
+        worker.ticks.period()?;
+        let Choice::Start = worker.choose(Isolation::Worker, false, &self.facts.name).ok()? else { return None };
+        let began = Instant::now();
+        let vm = self.new_vm(&worker.ticks).map(|vm| Arc::new(VmCell::new(vm))).ok();
+        worker.started(began, vm.as_ref());
+        vm
+    }
+
+    /// Whether this worker's root context is to tick.
+    pub(crate) fn ticks_on(&self, worker: usize) -> bool {
+        worker == 0 || !self.tick_once
+    }
+}
+
+/// How instances for one stream each are made.
+fn alone(module: &Module, facts: &Arc<Facts>, snapshots: Snapshots) -> Result<(InstancePre<State>, bool), StartError> {
+    let fresh = module.pooled_instance().map_err(|error| StartError::Snapshot(error.to_string()))?;
+    let wanted = match snapshots {
+        Snapshots::Always => true,
+        Snapshots::Never => false,
+        Snapshots::Auto => {
+            let mut fastest = Duration::MAX;
+            for _ in 0..3 {
+                let began = Instant::now();
+                Vm::start(&fresh, facts.clone(), Arc::default(), Role::Rehearsal)?;
+                fastest = fastest.min(began.elapsed());
+            }
+            fastest > WORTH_A_SNAPSHOT
+        }
+    };
+    if !wanted {
+        return Ok((fresh, false));
+    }
+    match snapshot::take(module, facts) {
+        Ok(instance) => Ok((instance, true)),
+        Err(snapshot::SnapshotError::Start(error)) => Err(error),
+        Err(error) if snapshots == Snapshots::Always => Err(StartError::Snapshot(describe(&error))),
+        Err(error) => {
+            info!(plugin = %facts.name, reason = describe(&error), "no snapshot: the filter starts anew for each request");
+            Ok((fresh, false))
+        }
+    }
+}
+
+fn describe(error: &snapshot::SnapshotError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+impl StartError {
+    /// The same, for a stream that needed the start.
+    fn into_call(self) -> CallError {
+        match self {
+            Self::Call(error) => error,
+            Self::Refused { callback, reason } => {
+                let reason = reason.as_deref().unwrap_or("without a reason");
+                CallError::Trap { callback, message: format!("refused its configuration, {reason}") }
+            }
+            Self::Snapshot(message) => CallError::Trap { callback: "snapshot", message },
+        }
     }
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
         for worker in &self.workers {
-            worker.ticks.close();
+            worker.ticks.close(worker.take_all());
         }
     }
 }
@@ -228,70 +446,5 @@ impl Drop for Plugin {
 impl std::fmt::Debug for Plugin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plugin").field("name", &self.facts.name).field("module", &self.module).finish_non_exhaustive()
-    }
-}
-
-impl Worker {
-    fn new() -> Self {
-        Self { vm: Mutex::new(Slot { vm: None, rebuilds: Rebuilds::new(Instant::now()) }), ticks: Arc::default() }
-    }
-}
-
-/// A token bucket for new VMs: a burst of crashes is absorbed, a module that always crashes costs one start a second.
-#[derive(Debug)]
-struct Rebuilds {
-    tokens: u32,
-    since: Instant,
-}
-
-impl Rebuilds {
-    const BURST: u32 = 16;
-    const REFILL: Duration = Duration::from_secs(1);
-
-    fn new(now: Instant) -> Self {
-        Self { tokens: Self::BURST, since: now }
-    }
-
-    /// One token, or how long until there is one.
-    fn take(&mut self, now: Instant) -> Result<(), Duration> {
-        let refilled =
-            u32::try_from(now.duration_since(self.since).as_secs() / Self::REFILL.as_secs()).unwrap_or(u32::MAX);
-        if self.tokens.saturating_add(refilled) >= Self::BURST {
-            self.tokens = Self::BURST;
-            self.since = now;
-        } else {
-            self.tokens += refilled;
-            self.since += Self::REFILL * refilled;
-        }
-        match self.tokens.checked_sub(1) {
-            Some(left) => {
-                self.tokens = left;
-                Ok(())
-            }
-            None => Err(Self::REFILL.saturating_sub(now.duration_since(self.since))),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rebuilds_come_in_a_burst_then_one_a_second() {
-        let start = Instant::now();
-        let mut rebuilds = Rebuilds::new(start);
-        for _ in 0..Rebuilds::BURST {
-            assert_eq!(rebuilds.take(start), Ok(()));
-        }
-        assert_eq!(rebuilds.take(start), Err(Duration::from_secs(1)));
-        let later = start + Duration::from_millis(1200);
-        assert_eq!(rebuilds.take(later), Ok(()));
-        assert_eq!(rebuilds.take(later), Err(Duration::from_millis(800)));
-        let much_later = start + Duration::from_secs(3600);
-        for _ in 0..Rebuilds::BURST {
-            assert_eq!(rebuilds.take(much_later), Ok(()));
-        }
-        assert!(rebuilds.take(much_later).is_err());
     }
 }

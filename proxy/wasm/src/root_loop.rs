@@ -4,60 +4,121 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::calls::Calls;
+use crate::effects::Outgoing;
+use crate::host::Host;
 use crate::plugin::Plugin;
-use crate::vm::{CallError, ROOT};
+use crate::vm::{CallError, ROOT, Vm, VmCell};
+
+/// How long a guest may go on after it answered "not yet" to `proxy_on_done`.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long to leave a busy VM alone.
+const BUSY: Duration = Duration::from_millis(1);
 
 pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) {
     // Calls belong to the VM that made them; a new VM starts with none.
-    let mut of = Weak::new();
+    let mut of: Option<Arc<VmCell>> = None;
     let mut calls = Calls::new();
     while !ticks.is_closed() {
-        // Calls first: what a tick, a start or an answer asked for is sent without waiting for the next tick.
-        if let Some(plugin) = plugin.upgrade()
-            && let Some(vm) = plugin.vm(worker)
-        {
-            if !std::ptr::eq(of.as_ptr(), Arc::as_ptr(&vm)) {
-                of = Arc::downgrade(&vm);
-                calls = Calls::new();
-            }
-            let outgoing = vm.0.lock().take_root_outgoing();
-            calls.begin(&plugin.host(), outgoing);
+        let Some(plugin) = plugin.upgrade() else { break };
+        let root = plugin.root(worker);
+        if of.as_ref().map(Arc::as_ptr) != root.as_ref().map(Arc::as_ptr) {
+            (of, calls) = (root, Calls::new());
         }
-
-        let period = ticks.period();
-        let tick = async move {
-            match period {
-                Some(period) => tokio::time::sleep(period).await,
-                None => std::future::pending().await,
-            }
-        };
+        // Calls first: what a tick, a start or an answer asked for is sent without waiting for the next tick.
+        if let Some(vm) = &of {
+            send_outgoing(vm, &mut calls, plugin.host()).await;
+        }
+        for orphan in ticks.take_orphans() {
+            send_orphan(plugin.host(), orphan);
+        }
+        let ticking = plugin.ticks_on(worker);
+        drop(plugin);
         // A changed period, or a call, restarts the wait: ticks are periods of rest, not a clock.
-        tokio::select! {
-            () = ticks.changed() => {}
-            arrival = calls.next() => {
-                if let Some(vm) = of.upgrade() {
-                    report(&plugin, vm.0.lock().deliver(ROOT, None, arrival).map(drop));
-                }
-            }
-            () = tick => {
-                let Some(plugin) = plugin.upgrade() else { return };
-                if let Some(vm) = plugin.vm(worker) {
-                    report(&Arc::downgrade(&plugin), vm.0.lock().tick());
-                }
-            }
+        step(&ticks, ticking, of.as_ref(), &mut calls).await;
+    }
+
+    drop(of);
+    for vm in ticks.take_farewells() {
+        say_goodbye(vm, &ticks).await;
+    }
+}
+
+/// Waits for the next thing the root context has to do, and has it done.
+async fn step(ticks: &Ticks, ticking: bool, vm: Option<&Arc<VmCell>>, calls: &mut Calls) {
+    let tick = async {
+        match ticks.period().filter(|_| ticking) {
+            Some(period) => tokio::time::sleep(period).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = ticks.changed() => {}
+        arrival = calls.next() => {
+            let Some(vm) = vm else { return };
+            let delivered = when_free(vm, |vm| vm.deliver(ROOT, None, arrival.clone()).map(drop)).await;
+            report(vm, delivered);
+        }
+        () = tick => {
+            let Some(vm) = vm else { return };
+            let ticked = when_free(vm, Vm::tick).await;
+            report(vm, ticked);
+        }
+    }
+}
+
+/// Ends a plugin's VM: `proxy_on_done`, then the guest may finish what it has under way, then `proxy_on_delete`.
+async fn say_goodbye(vm: Arc<VmCell>, ticks: &Ticks) {
+    let Ok(false) = when_free(&vm, Vm::say_done).await else { return };
+    let mut calls = Calls::new();
+    let finish = async {
+        loop {
+            let state = when_free(&vm, |vm| Ok((vm.is_done(), vm.host()))).await;
+            let Ok((false, host)) = state else { return };
+            send_outgoing(&vm, &mut calls, &host).await;
+            step(ticks, true, Some(&vm), &mut calls).await;
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, finish).await;
+    // With the last reference the VM is dropped, which deletes the root context.
+}
+
+async fn send_outgoing(vm: &VmCell, calls: &mut Calls, host: &Arc<dyn Host>) {
+    if let Ok(outgoing) = when_free(vm, |vm| Ok(vm.take_root_outgoing())).await {
+        calls.begin(host, outgoing);
+    }
+}
+
+/// Calls sent by a stream that ended with its instance: nobody is left for the answer.
+fn send_orphan(host: &Arc<dyn Host>, orphan: Outgoing) {
+    match orphan {
+        Outgoing::Http(callout) => drop(tokio::spawn(host.call(callout))),
+    }
+}
+
+/// Runs something on a VM as soon as it is not busy.
+async fn when_free<T>(vm: &VmCell, mut run: impl FnMut(&mut Vm) -> Result<T, CallError>) -> Result<T, CallError> {
+    loop {
+        match vm.lock().and_then(|mut vm| run(&mut vm)) {
+            Err(CallError::Busy) => tokio::time::sleep(BUSY).await,
+            ran => return ran,
         }
     }
 }
 
 /// Root-context work has nobody to fail: the operator is told, the next stream gets a new VM.
-fn report(plugin: &Weak<Plugin>, result: Result<(), CallError>) {
-    match (result, plugin.upgrade()) {
-        (Ok(()) | Err(CallError::Poisoned), _) | (_, None) => {}
-        (Err(error), Some(plugin)) => warn!(plugin = %plugin.name(), %error, "a filter failed outside of any request"),
+fn report(vm: &VmCell, result: Result<(), CallError>) {
+    match result {
+        Ok(()) | Err(CallError::Poisoned) => {}
+        Err(error) => {
+            let plugin = vm.lock().map(|vm| vm.name()).unwrap_or_default();
+            warn!(plugin, %error, "a filter failed outside of any request");
+        }
     }
 }
 
@@ -67,7 +128,14 @@ pub(crate) struct Ticks {
     period_ms: AtomicU32,
     closed: AtomicBool,
     changed: Notify,
+    /// What streams that ended with their instance wanted sent.
+    orphans: Mutex<Vec<Outgoing>>,
+    /// The plugin's VMs when it is dropped.
+    farewells: Mutex<Vec<Arc<VmCell>>>,
 }
+
+/// Calls of ended streams that may wait to be sent; more are dropped, as a guest in trouble makes them.
+const ORPHANS: usize = 1024;
 
 impl Ticks {
     /// A new period; 0 stops ticking.
@@ -89,7 +157,26 @@ impl Ticks {
         }
     }
 
-    pub(crate) fn close(&self) {
+    /// Keeps calls that a stream made while it ended with its instance.
+    pub(crate) fn adopt(&self, outgoing: Vec<Outgoing>) {
+        let mut orphans = self.orphans.lock();
+        let room = ORPHANS.saturating_sub(orphans.len());
+        orphans.extend(outgoing.into_iter().take(room));
+        drop(orphans);
+        self.wake();
+    }
+
+    fn take_orphans(&self) -> Vec<Outgoing> {
+        std::mem::take(&mut self.orphans.lock())
+    }
+
+    fn take_farewells(&self) -> Vec<Arc<VmCell>> {
+        std::mem::take(&mut self.farewells.lock())
+    }
+
+    /// The plugin is gone: its VMs are to say goodbye. Without a loop they do when this is dropped.
+    pub(crate) fn close(&self, vms: Vec<Arc<VmCell>>) {
+        *self.farewells.lock() = vms;
         self.closed.store(true, Ordering::Release);
         self.wake();
     }

@@ -16,7 +16,7 @@ use crate::hostcalls;
 use crate::module::Module;
 use crate::plugin::{Facts, StartError};
 use crate::root_loop::Ticks;
-use crate::vm::{State, Vm};
+use crate::vm::{Role, State, Vm};
 
 /// Why a plugin's instances have to start from the beginning each time.
 #[derive(Debug, thiserror::Error)]
@@ -40,15 +40,15 @@ pub(crate) fn take(module: &Module, facts: &Arc<Facts>) -> Result<InstancePre<St
     let code = wasmtime::Module::from_binary(module.engine().wasmtime(), &instrumented).map_err(unsupported)?;
     let linker = hostcalls::linker(module.engine().wasmtime(), &code).map_err(unsupported)?;
     let pre = linker.instantiate_pre(&code).map_err(unsupported)?;
-    let mut vm = Vm::start(&pre, facts.clone(), Arc::<Ticks>::default()).map_err(SnapshotError::Start)?;
+    let mut vm = Vm::start(&pre, facts.clone(), Arc::<Ticks>::default(), Role::Rehearsal).map_err(SnapshotError::Start)?;
 
     // Nothing in it waits for anything.
-    let snapshot = vm.snapshot(|store, instance| {
-        wizer.snapshot(&context, &mut Configured { store, instance }).now_or_never()
-    });
-    let snapshot = snapshot.transpose().map_err(unsupported)?.ok_or_else(|| {
-        SnapshotError::Unsupported(wasmtime::Error::msg("the snapshot waited for something"))
-    })?;
+    let snapshot =
+        vm.snapshot(|store, instance| wizer.snapshot(&context, &mut Configured { store, instance }).now_or_never());
+    let snapshot = snapshot
+        .transpose()
+        .map_err(unsupported)?
+        .ok_or_else(|| SnapshotError::Unsupported(wasmtime::Error::msg("the snapshot waited for something")))?;
     let code = wasmtime::Module::from_binary(engine, &snapshot).map_err(unsupported)?;
     let linker = hostcalls::linker(engine, &code).map_err(unsupported)?;
     linker.instantiate_pre(&code).map_err(unsupported)

@@ -2,19 +2,26 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
 
 use wasmtime::TypedFunc;
 
 use crate::effects::{Action, Arrival, Effects, Outcome};
 use crate::exchange::{Exchange, HeaderMap};
 use crate::module::{Module, Phases};
+use crate::root_loop::Ticks;
 use crate::vm::{CallError, Callbacks, HeadersCallback, VmCell};
+
+/// How long to leave a busy VM alone.
+const BUSY: Duration = Duration::from_millis(1);
 
 /// One stream context in one VM.
 ///
 /// Each callback runs the guest to its end and returns what it came to. Callbacks the module does not have (or does not want, see
-/// [`Stream::phases`]) come to [`Action::Continue`] at the price of one test. After an error the stream is of no more use: its VM is
-/// poisoned.
+/// [`Stream::phases`]) come to [`Action::Continue`] at the price of one test. After an error other than
+/// [`CallError::Busy`] the stream is of no more use: its VM is poisoned.
 ///
 /// Dropped without [`Stream::finish`], the guest's done, log and delete callbacks run without an exchange.
 #[derive(Debug)]
@@ -24,12 +31,15 @@ pub struct Stream {
     phases: Phases,
     tells_end_with_headers: bool,
     finished: bool,
+    /// The worker's root loop, when the VM is this stream's own: it sends what the guest still wants sent when it ends.
+    heir: Option<Arc<Ticks>>,
 }
 
 impl Stream {
-    pub(crate) fn new(vm: Arc<VmCell>, context: u32, module: &Module) -> Self {
+    pub(crate) fn new(vm: Arc<VmCell>, context: u32, module: &Module, heir: Option<Arc<Ticks>>) -> Self {
         let tells_end_with_headers = module.abi().tells_end_with_headers();
-        Self { vm, context, phases: module.phases(), tells_end_with_headers, finished: false }
+        vm.live().fetch_add(1, Ordering::Relaxed);
+        Self { vm, context, phases: module.phases(), tells_end_with_headers, finished: false, heir }
     }
 
     /// The callbacks that have to be run; the others need not be called (and may be).
@@ -98,21 +108,35 @@ impl Stream {
     /// # Errors
     /// As [`Stream::on_request_headers`].
     pub fn on_arrival(&mut self, x: &mut dyn Exchange, arrival: Arrival) -> Result<Outcome, CallError> {
-        let effects = self.vm.0.lock().deliver(self.context, Some(x), arrival)?;
+        let effects = self.vm.lock()?.deliver(self.context, Some(x), arrival)?;
         Ok(Outcome { action: Action::Pause, effects })
     }
 
     /// The exchange is over: runs the guest's done, log and delete callbacks. A guest that fails here is logged; nothing it asks for can
     /// change the exchange, but HTTP callouts are still sent (by the tick loop).
-    pub fn finish(&mut self, x: &mut dyn Exchange) {
-        self.close(Some(x));
+    ///
+    /// # Errors
+    /// [`CallError::Busy`] only: to be called again. A second call after success does nothing.
+    pub fn finish(&mut self, x: &mut dyn Exchange) -> Result<(), CallError> {
+        self.close(Some(x))
     }
 
     /// Effects queued for this stream by calls of other contexts: a tick, or another stream, that made this one its effective context.
     /// Waits for ever when there are none. Cancel safe: what was not received stays queued.
     pub fn mail(&self) -> impl Future<Output = Effects> + Send + use<> {
         let (vm, context) = (self.vm.clone(), self.context);
-        poll_fn(move |cx| vm.0.lock().poll_mail(context, cx.waker()))
+        async move {
+            loop {
+                let mail = poll_fn(|cx| match vm.lock() {
+                    Ok(mut vm) => vm.poll_mail(context, cx.waker()).map(Some),
+                    Err(_) => Poll::Ready(None), // busy: what it is busy with may be mail for us
+                });
+                match mail.await {
+                    Some(mail) => return mail,
+                    None => tokio::time::sleep(BUSY).await,
+                }
+            }
+        }
     }
 
     fn on_headers(
@@ -173,7 +197,7 @@ impl Stream {
         function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<P, u32>>,
         arguments: P,
     ) -> Result<Outcome, CallError> {
-        let mut vm = self.vm.0.lock();
+        let mut vm = self.vm.lock()?;
         let vm = &mut *vm;
         let function = function(&vm.callbacks).as_ref();
         vm.core.lend(self.context, Some(x), |core| {
@@ -185,15 +209,29 @@ impl Stream {
         })
     }
 
-    fn close(&mut self, x: Option<&mut dyn Exchange>) {
-        if !std::mem::replace(&mut self.finished, true) {
-            self.vm.0.lock().close_stream(self.context, x, self.phases.contains(Phases::LOG));
+    fn close(&mut self, x: Option<&mut dyn Exchange>) -> Result<(), CallError> {
+        if self.finished {
+            return Ok(());
         }
+        let mut vm = self.vm.lock()?;
+        self.finished = true;
+        self.vm.live().fetch_sub(1, Ordering::Relaxed);
+        vm.close_stream(self.context, x, self.phases.contains(Phases::LOG));
+        if let Some(heir) = &self.heir {
+            let outgoing = vm.take_root_outgoing();
+            if !outgoing.is_empty() {
+                heir.adopt(outgoing);
+            }
+        }
+        Ok(())
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.close(None);
+        if self.close(None).is_err() {
+            self.vm.live().fetch_sub(1, Ordering::Relaxed);
+            self.vm.close_when_free(self.context, self.phases.contains(Phases::LOG));
+        }
     }
 }

@@ -93,8 +93,11 @@ impl TcpStream {
     }
 
     /// The connection is over: runs the guest's done, log and delete callbacks. As [`Stream::finish`].
-    pub fn finish(&mut self, x: &mut dyn Exchange) {
-        self.0.finish(x);
+    ///
+    /// # Errors
+    /// As [`Stream::finish`].
+    pub fn finish(&mut self, x: &mut dyn Exchange) -> Result<(), CallError> {
+        self.0.finish(x)
     }
 
     /// As [`Stream::mail`].
@@ -131,7 +134,7 @@ impl TcpStream {
             return Ok(Outcome::proceed());
         }
         let context = self.0.context;
-        let mut vm = self.0.vm.0.lock();
+        let mut vm = self.0.vm.lock()?;
         let vm = &mut *vm;
         let function = function(&vm.callbacks).as_ref();
         vm.core.lend(context, Some(x), |core| {

@@ -58,8 +58,18 @@ pub(crate) enum Overrun {
 
 impl Turn {
     /// Before a call.
-    pub(crate) fn begin(&mut self, cpu: Duration, wall: Duration) {
+    pub(crate) fn begin(&mut self, (cpu, wall): (Duration, Duration)) {
         *self = Self { cpu, wall, counted: None, overrun: None };
+    }
+
+    /// CPU time the call may use.
+    pub(crate) fn cpu(&self) -> Duration {
+        self.cpu
+    }
+
+    /// Time the call may take.
+    pub(crate) fn wall(&self) -> Duration {
+        self.wall
     }
 
     /// After a call.

@@ -124,9 +124,12 @@ pub(super) fn current_time(guest: &mut Guest<'_>, out: u32) -> Called {
     write_u64(guest, out, u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Ends a context that answered "not yet" to `proxy_on_done`. No context is waited for, so there is nothing to do; the ABI's `NOT_FOUND`
-/// would make the Rust SDK panic.
+/// Ends a context that answered "not yet" to `proxy_on_done`. For any other the ABI says `NOT_FOUND`, which would make the Rust SDK panic:
+/// saying it twice, or too early, changes nothing.
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every hostcall")]
-pub(super) fn done(_guest: &mut Guest<'_>) -> Called {
+pub(super) fn done(guest: &mut Guest<'_>) -> Called {
+    if !guest.data_mut().done() {
+        tracing::debug!(plugin = %guest.data().facts.name, "proxy_done by a context that was not asked");
+    }
     Ok(())
 }

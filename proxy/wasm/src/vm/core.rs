@@ -10,7 +10,6 @@ use super::state::State;
 use crate::effects::Effects;
 use crate::exchange::Exchange;
 use crate::hostcalls;
-use crate::limits::START_FACTOR;
 use crate::turn::Overrun;
 
 /// What makes a guest call, apart from the callbacks so that both can be borrowed at once.
@@ -27,7 +26,7 @@ impl Core {
         function: Option<&TypedFunc<P, R>>,
         arguments: P,
     ) -> Result<Option<R>, CallError> {
-        self.call_within(1, callback, function, arguments)
+        self.call_within(false, callback, function, arguments)
     }
 
     pub(super) fn start_call<P: WasmParams, R: WasmResults>(
@@ -37,12 +36,12 @@ impl Core {
         arguments: P,
     ) -> Result<Option<R>, CallError> {
         self.store.data_mut().begin(ROOT);
-        self.call_within(START_FACTOR, callback, function, arguments)
+        self.call_within(true, callback, function, arguments)
     }
 
     fn call_within<P: WasmParams, R: WasmResults>(
         &mut self,
-        budgets: u32,
+        starting: bool,
         callback: &'static str,
         function: Option<&TypedFunc<P, R>>,
         arguments: P,
@@ -52,7 +51,7 @@ impl Core {
         }
         let Some(function) = function else { return Ok(None) };
         self.poisoned = true; // and stays so if a hostcall panics
-        self.begin_turn(budgets);
+        self.begin_turn(starting);
         let called = function.call(&mut self.store, arguments);
         self.store.data_mut().turn.end();
         match called {
@@ -66,19 +65,18 @@ impl Core {
                 Ok(None)
             }
             Err(error) => {
-                let error = self.explain(callback, budgets, &error);
+                let error = self.explain(callback, &error);
                 self.poison();
+                self.store.data().facts.failed();
                 Err(error)
             }
         }
     }
 
-    /// Gives the guest so many times the budget of one call. The first tick only starts its clocks (see [`crate::turn`]).
-    pub(super) fn begin_turn(&mut self, budgets: u32) {
+    /// Gives the guest the budget of one call. The first tick only starts its clocks (see [`crate::turn`]).
+    pub(super) fn begin_turn(&mut self, starting: bool) {
         let state = self.store.data_mut();
-        let limits = &state.facts.limits;
-        let (cpu, wall) = (limits.cpu.saturating_mul(budgets), limits.deadline.saturating_mul(budgets));
-        state.turn.begin(cpu, wall);
+        state.turn.begin(if starting { state.facts.start_budget } else { state.facts.call_budget });
         self.store.set_epoch_deadline(1);
     }
 
@@ -117,7 +115,6 @@ impl Core {
     pub(super) fn poison(&mut self) {
         self.poisoned = true;
         let state = self.store.data_mut();
-        state.ticks.set(0);
         for mailbox in state.streams.values_mut() {
             mailbox.effects().poisoned = true;
         }
@@ -127,17 +124,15 @@ impl Core {
         tracing::warn!(plugin = %self.store.data().facts.name, %error, "a filter failed while ending");
     }
 
-    pub(super) fn explain(&mut self, callback: &'static str, budgets: u32, error: &wasmtime::Error) -> CallError {
+    pub(super) fn explain(&mut self, callback: &'static str, error: &wasmtime::Error) -> CallError {
         let state = self.store.data_mut();
         let limits = &state.facts.limits;
         if state.hostcalls_used_up {
             return CallError::Hostcalls { callback, limit: limits.hostcalls };
         }
         match state.turn.overrun {
-            Some(Overrun::Cpu) => return CallError::Cpu { callback, limit: limits.cpu.saturating_mul(budgets) },
-            Some(Overrun::Deadline) => {
-                return CallError::Deadline { callback, limit: limits.deadline.saturating_mul(budgets) };
-            }
+            Some(Overrun::Cpu) => return CallError::Cpu { callback, limit: state.turn.cpu() },
+            Some(Overrun::Deadline) => return CallError::Deadline { callback, limit: state.turn.wall() },
             Some(Overrun::Crowded) => return CallError::Crowded { callback },
             None => {}
         }

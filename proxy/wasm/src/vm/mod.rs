@@ -4,6 +4,7 @@
 //! started -> (one guest call at a time)* -> ended (dropped)
 //!                      \-> poisoned (trap, deadline, memory, hostcalls): never called again
 //! ```
+mod cell;
 mod core;
 mod error;
 mod state;
@@ -11,31 +12,42 @@ mod state;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use parking_lot::Mutex;
-use wasmtime::{Instance, Store, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{Instance, InstancePre, PoolConcurrencyLimitError, Store, TypedFunc, WasmParams, WasmResults};
 
+pub(crate) use self::cell::VmCell;
 pub(crate) use self::core::Core;
 pub use self::error::CallError;
-use self::state::Mailbox;
 pub(crate) use self::state::{Audience, State};
+use self::state::{Mailbox, RootEnd};
 use crate::effects::{Arrival, CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
 use crate::exchange::Exchange;
-use crate::module::Module;
+use crate::host::Host;
 use crate::plugin::{Facts, StartError};
 use crate::root_loop::Ticks;
 
 /// The id of the root context, in every VM.
 pub(crate) const ROOT: u32 = 1;
 
-/// A VM behind its lock. The lock is held for one guest call and never across an await; each worker has its own VM, so it is free.
-#[derive(Debug)]
-pub(crate) struct VmCell(pub(crate) Mutex<Vm>);
+/// What a VM is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Its root context works, and streams may share it.
+    Root,
+    /// In reserve for the above, and quiet: the log has the lines of the VM it will replace.
+    Spare,
+    /// For one stream, without a root context that works.
+    Alone,
+    /// Started only to see how that goes, or to take a snapshot.
+    Rehearsal,
+}
 
 /// See the module.
 pub(crate) struct Vm {
     pub(crate) core: Core,
     pub(crate) callbacks: Callbacks,
+    instance: Instance,
     next_context: u32,
+    role: Role,
 }
 
 /// The callbacks, looked up once. A missing one is never called.
@@ -80,17 +92,46 @@ type CalloutArguments = (u32, u32, u32, u32, u32);
 
 impl Vm {
     /// Makes an instance and brings it through `_initialize`, `proxy_on_vm_start` and `proxy_on_configure`.
-    pub(crate) fn start(module: &Module, facts: Arc<Facts>, ticks: Arc<Ticks>) -> Result<Self, StartError> {
-        let mut store = Store::new(module.engine().wasmtime(), State::new(facts.clone(), ticks));
-        store.limiter(|state| &mut state.limiter);
-        store.data_mut().begin(ROOT);
-        store.set_epoch_deadline(facts.start_ticks);
-        let mut core = Core { store, poisoned: false };
+    pub(crate) fn start(
+        instance: &InstancePre<State>,
+        facts: Arc<Facts>,
+        ticks: Arc<Ticks>,
+        role: Role,
+    ) -> Result<Self, StartError> {
+        let mut vm = Self::make(instance, facts.clone(), ticks, role).map_err(StartError::Call)?;
+        vm.initialize().map_err(StartError::Call)?;
+        vm.configure(&facts)?;
+        vm.core.store.data_mut().quiet = false;
+        Ok(vm)
+    }
 
-        let instance = match module.instance().instantiate(&mut core.store) {
+    /// Makes an instance for one stream from a snapshot: it is as [`Vm::start`] leaves it.
+    pub(crate) fn resume(instance: &InstancePre<State>, facts: Arc<Facts>) -> Result<Self, CallError> {
+        let mut vm = Self::make(instance, facts, Arc::default(), Role::Alone)?;
+        vm.core.store.data_mut().quiet = false;
+        Ok(vm)
+    }
+
+    fn make(
+        instance: &InstancePre<State>,
+        facts: Arc<Facts>,
+        ticks: Arc<Ticks>,
+        role: Role,
+    ) -> Result<Self, CallError> {
+        let engine = facts.engine.clone();
+        let mut store = Store::new(instance.module().engine(), State::new(facts, ticks, role));
+        store.limiter(|state| &mut state.limiter);
+        store.epoch_deadline_callback(move |mut store| Ok(store.data_mut().turn.tick(&engine)));
+        store.data_mut().begin(ROOT);
+        let mut core = Core { store, poisoned: false };
+        core.begin_turn(true);
+
+        let instance = match instance.instantiate(&mut core.store) {
             Ok(instance) => instance,
-            Err(error) => return Err(StartError::Call(core.explain("instantiation", facts.start_deadline(), &error))),
+            Err(error) if error.is::<PoolConcurrencyLimitError>() => return Err(CallError::Exhausted),
+            Err(error) => return Err(core.explain("instantiation", &error)),
         };
+        core.store.data_mut().turn.end();
         let callbacks = Callbacks::find(&mut core.store, &instance);
         let allocator = typed(&mut core.store, &instance, "malloc");
         let allocator = allocator.or_else(|| typed(&mut core.store, &instance, "proxy_on_memory_allocate"));
@@ -98,16 +139,37 @@ impl Vm {
         let state = core.store.data_mut();
         (state.allocator, state.memory) = (allocator, memory);
 
-        let mut vm = Self { core, callbacks, next_context: ROOT + 1 };
-        vm.initialize(&instance).map_err(StartError::Call)?;
-        vm.configure(&facts)?;
-        Ok(vm)
+        Ok(Self { core, callbacks, instance, next_context: ROOT + 1, role })
+    }
+
+    /// Lets a started VM be looked at from outside of the guest; it serves nothing afterwards.
+    pub(crate) fn snapshot<T>(&mut self, look: impl FnOnce(&mut Store<State>, Instance) -> T) -> T {
+        self.core.poisoned = true;
+        look(&mut self.core.store, self.instance)
+    }
+
+    /// Makes a VM that was in reserve a worker's own.
+    pub(crate) fn adopt(&mut self, ticks: Arc<Ticks>) {
+        let state = self.core.store.data_mut();
+        if let Some(period) = state.ticks.period() {
+            ticks.set(u32::try_from(period.as_millis()).unwrap_or(u32::MAX));
+        }
+        state.ticks = ticks;
+        self.role = Role::Root;
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.core.store.data().facts.name.clone()
+    }
+
+    pub(crate) fn host(&self) -> Arc<dyn Host> {
+        self.core.store.data().facts.host.clone()
     }
 
     /// `_initialize` and, if there is one, `main`; else `_start`: the order of the C++ host. A module with neither has done what it has to
     /// in its start section.
-    fn initialize(&mut self, instance: &Instance) -> Result<(), CallError> {
-        let core = &mut self.core;
+    fn initialize(&mut self) -> Result<(), CallError> {
+        let Self { core, instance, .. } = self;
         let initialize: Option<TypedFunc<(), ()>> = typed(&mut core.store, instance, "_initialize");
         if initialize.is_some() {
             let main: Option<TypedFunc<(), u32>> = typed(&mut core.store, instance, "__main_void");
@@ -151,7 +213,7 @@ impl Vm {
 
     /// A new stream context.
     pub(crate) fn open_stream(&mut self) -> Result<u32, CallError> {
-        let Self { core, callbacks, next_context } = self;
+        let Self { core, callbacks, next_context, .. } = self;
         let state = core.store.data_mut();
         while *next_context <= ROOT || state.streams.contains_key(next_context) {
             *next_context = next_context.wrapping_add(1);
@@ -169,21 +231,47 @@ impl Vm {
         let Self { core, callbacks, .. } = self;
         let ended = core.lend(id, exchange, |core| {
             core.end_of(id);
-            core.call("proxy_on_done", callbacks.done.as_ref(), id)?;
+            let done = core.call("proxy_on_done", callbacks.done.as_ref(), id)?;
             if log {
                 core.end_of(id);
                 core.call("proxy_on_log", callbacks.log.as_ref(), id)?;
+            }
+            if done == Some(0) && core.store.data_mut().linger(id) {
+                return Ok(None); // deleted when it calls `proxy_done`
             }
             core.end_of(id);
             core.call("proxy_on_delete", callbacks.delete.as_ref(), id)
         });
         let state = core.store.data_mut();
-        let orphans = state.streams.remove(&id).map_or(0, |mailbox| mailbox.callouts_in_flight);
+        let orphans = if state.lingering.contains(&id) {
+            state.streams.get(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)
+        } else {
+            state.streams.remove(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)
+        };
         let ended = ended.and_then(|_| if orphans > 0 { self.fail_callouts_of(id) } else { Ok(()) });
         match ended {
             Ok(()) | Err(CallError::Poisoned) => {}
             Err(error) => self.core.log_failure(&error),
         }
+    }
+
+    /// Deletes the ended streams that have said that they are done.
+    pub(crate) fn reap(&mut self) {
+        let Self { core, callbacks, .. } = self;
+        while let Some(id) = core.store.data_mut().done_lingering.pop() {
+            core.end_of(id);
+            let deleted = core.call("proxy_on_delete", callbacks.delete.as_ref(), id);
+            core.store.data_mut().streams.remove(&id);
+            match deleted {
+                Ok(_) | Err(CallError::Poisoned) => {}
+                Err(error) => core.log_failure(&error),
+            }
+        }
+    }
+
+    /// Whether [`Vm::reap`] has something to do.
+    pub(crate) fn has_done_streams(&self) -> bool {
+        !self.core.store.data().done_lingering.is_empty()
     }
 
     /// Tells the guest that the calls of an ended stream failed. Its context is gone, so an SDK only forgets them; untold it would
@@ -244,6 +332,10 @@ impl Vm {
         core.call("proxy_on_tick", callbacks.tick.as_ref(), ROOT).map(drop)
     }
 
+    pub(crate) fn has_root_outgoing(&self) -> bool {
+        !self.core.store.data().root_outgoing.is_empty()
+    }
+
     /// What the root context wants sent, for the root loop.
     pub(crate) fn take_root_outgoing(&mut self) -> Vec<Outgoing> {
         std::mem::take(&mut self.core.store.data_mut().root_outgoing)
@@ -263,19 +355,42 @@ impl Vm {
     }
 }
 
+impl Vm {
+    /// Asks the root context whether it is done. False: it will say so with `proxy_done`.
+    pub(crate) fn say_done(&mut self) -> Result<bool, CallError> {
+        let Self { core, callbacks, .. } = self;
+        let state = core.store.data_mut();
+        if std::mem::replace(&mut state.root_end, RootEnd::Asked) != RootEnd::NotAsked {
+            return Ok(true);
+        }
+        state.begin(ROOT);
+        let done = core.call("proxy_on_done", callbacks.done.as_ref(), ROOT)?;
+        if done != Some(0) {
+            core.store.data_mut().root_end = RootEnd::Done;
+        }
+        Ok(done != Some(0))
+    }
+
+    /// Whether the root context has nothing more to do.
+    pub(crate) fn is_done(&self) -> bool {
+        self.core.poisoned || self.core.store.data().root_end == RootEnd::Done
+    }
+}
+
 impl Drop for Vm {
-    /// Says goodbye to the root context. `proxy_on_done` answering "not yet" is not waited for: there is nothing left that could call it.
+    /// Says goodbye to the root context, unless its work was for one stream only. A root context that is not done gets no more time here.
     fn drop(&mut self) {
-        if self.core.poisoned || std::thread::panicking() {
+        let serves = matches!(self.role, Role::Root | Role::Spare);
+        if self.core.poisoned || !serves || std::thread::panicking() {
             return;
         }
-        let Self { core, callbacks, .. } = self;
-        core.store.data_mut().begin(ROOT);
-        let ended = core
-            .call("proxy_on_done", callbacks.done.as_ref(), ROOT)
-            .and_then(|_| core.call("proxy_on_delete", callbacks.delete.as_ref(), ROOT));
+        let ended = self.say_done().and_then(|_| {
+            let Self { core, callbacks, .. } = self;
+            core.store.data_mut().begin(ROOT);
+            core.call("proxy_on_delete", callbacks.delete.as_ref(), ROOT)
+        });
         if let Err(error) = ended {
-            core.log_failure(&error);
+            self.core.log_failure(&error);
         }
     }
 }

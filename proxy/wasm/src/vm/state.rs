@@ -1,6 +1,6 @@
 //! What hostcalls work on: the guest call that is running, and what the VM's contexts have under way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::task::Waker;
@@ -8,9 +8,9 @@ use std::task::Waker;
 use bytes::Bytes;
 use wasmtime::{Memory, TypedFunc};
 
-use super::ROOT;
 use super::core::ExchangePointer;
 use super::error::HostcallsUsedUp;
+use super::{ROOT, Role};
 use crate::effects::{CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
 use crate::limits::{Limiter, MAX_CALLOUTS};
 use crate::metrics::Cell;
@@ -26,6 +26,16 @@ pub(crate) struct State {
     pub(crate) memory: Option<Memory>,
     /// Taken while it runs: a guest whose allocator calls the host cannot make it recurse.
     pub(crate) allocator: Option<TypedFunc<u32, u32>>,
+
+    /// Log lines below errors are left out: the same were written when the plugin started.
+    pub(crate) quiet: bool,
+    /// The VM serves one stream: its root context is nobody to call back.
+    pub(crate) alone: bool,
+    pub(super) root_end: RootEnd,
+    /// Streams that have ended but answered "not yet" to `proxy_on_done`, oldest first.
+    pub(super) lingering: VecDeque<u32>,
+    /// Those of them that have called `proxy_done` since.
+    pub(super) done_lingering: Vec<u32>,
 
     // This guest call.
     /// How long it may go on.
@@ -74,6 +84,18 @@ impl Mailbox {
     }
 }
 
+/// Ended streams a VM keeps for what they still have to do.
+const MAX_LINGERING: usize = 1024;
+
+/// How far the end of the root context has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RootEnd {
+    NotAsked,
+    /// `proxy_on_done` was called; it has answered "not yet", or is answering.
+    Asked,
+    Done,
+}
+
 /// Where an effect goes.
 pub(crate) enum Audience<'a> {
     /// To a stream, with this call's outcome or by mail.
@@ -83,13 +105,18 @@ pub(crate) enum Audience<'a> {
 }
 
 impl State {
-    pub(super) fn new(facts: Arc<Facts>, ticks: Arc<Ticks>) -> Self {
+    pub(super) fn new(facts: Arc<Facts>, ticks: Arc<Ticks>, role: Role) -> Self {
         Self {
             limiter: Limiter::new(&facts.limits),
             facts,
             ticks,
             memory: None,
             allocator: None,
+            quiet: role != Role::Root,
+            alone: matches!(role, Role::Alone | Role::Rehearsal),
+            root_end: RootEnd::NotAsked,
+            lingering: VecDeque::new(),
+            done_lingering: Vec::new(),
             turn: Turn::default(),
             exchange: None,
             owner: ROOT,
@@ -144,6 +171,33 @@ impl State {
 
     pub(crate) fn put_exchange(&mut self, exchange: ExchangePointer) {
         self.exchange = Some(exchange);
+    }
+
+    /// Keeps an ended stream's context until it says that it is done. The oldest have to go when there are too many.
+    pub(super) fn linger(&mut self, context: u32) -> bool {
+        if self.alone {
+            return false; // its VM ends with it
+        }
+        self.lingering.push_back(context);
+        if self.lingering.len() > MAX_LINGERING {
+            self.done_lingering.extend(self.lingering.pop_front());
+        }
+        true
+    }
+
+    /// The effective context says that it is done. False when nobody had asked it, or it was done already.
+    pub(crate) fn done(&mut self) -> bool {
+        if self.effective == ROOT {
+            let asked = self.root_end == RootEnd::Asked;
+            if asked {
+                self.root_end = RootEnd::Done;
+                self.ticks.wake();
+            }
+            return asked;
+        }
+        let Some(place) = self.lingering.iter().position(|context| *context == self.effective) else { return false };
+        self.done_lingering.extend(self.lingering.remove(place));
+        true
     }
 
     /// Whether `context` can be made the effective one.
