@@ -39,7 +39,7 @@ mod values;
 pub use cache::{Cache, CacheMemory, Collapse};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};
-pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tls, TlsVersion};
+pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tcp, Tls, TlsVersion};
 pub use load::{Config, Loaded, Loader};
 pub use node::{ModuleCache, Node, Workers};
 pub use report::{Fault, Position, Report};

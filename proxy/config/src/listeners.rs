@@ -1,12 +1,13 @@
 //! `listeners`: the addresses the node answers on.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, choice, duration, filled_list, parsed, path, size},
-    report::Position,
+    decode::{At, Cx, Fields, choice, duration, filled_list, list, parsed, path, reference, size},
+    filters::{Declared, FilterUse},
+    report::{Fault, Position},
     tree::{Data, Kind},
     values::{ByteSize, DurationText},
 };
@@ -21,12 +22,16 @@ pub struct Listener {
     pub bind: SocketAddr,
 
     /// What may be spoken: `h1`, `h2`, or both. With `tls` the client chooses by ALPN. Without `tls`, `h2` is served to
-    /// clients that know it beforehand (h2c by prior knowledge), never by upgrade. Default `[h1, h2]`.
+    /// clients that know it beforehand (h2c by prior knowledge), never by upgrade. Not with `tcp`. Default `[h1, h2]`.
     #[schemars(with = "Option<Vec<Protocol>>", length(min = 1), extend("default" = ["h1", "h2"]))]
     pub protocols: Vec<Protocol>,
 
     /// TLS on this address. Absent: plain text.
     pub tls: Option<Tls>,
+
+    /// Connections are taken as they are, whatever is spoken on them, and forwarded to one upstream. Such a listener serves no
+    /// sites. Absent: HTTP.
+    pub tcp: Option<Tcp>,
 
     /// How much and how slowly a client may send.
     #[schemars(with = "Option<ListenerLimits>")]
@@ -45,6 +50,23 @@ pub enum Protocol {
     H1,
     /// HTTP/2.
     H2,
+}
+
+/// What is done with the connections of a listener that does not speak HTTP.
+#[derive(Debug, Clone, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Tcp {
+    /// The upstream each connection is forwarded to, on a connection of its own. Its `protocol` has no meaning here. Required.
+    pub upstream: String,
+
+    /// The filters each connection runs, in order: what the client sends passes the first one first, what the upstream sends
+    /// the last one first. Each a name, or a name with settings that are merged over the declared configuration. Default: none.
+    #[schemars(with = "Option<Vec<FilterUse>>")]
+    pub filters: Vec<FilterUse>,
+
+    /// Where it is written.
+    #[schemars(skip)]
+    pub position: Position,
 }
 
 /// TLS towards clients.
@@ -117,17 +139,17 @@ pub enum TlsVersion {
 #[schemars(deny_unknown_fields)]
 pub struct ListenerLimits {
     /// The largest request body; a larger one is answered with 413 (Content Too Large). It bounds what one client can
-    /// make the origin read. Above zero. Default `16MiB`.
+    /// make the origin read. Not with `tcp`. Above zero. Default `16MiB`.
     #[schemars(with = "Option<ByteSize>", extend("default" = "16MiB"))]
     pub body: ByteSize,
 
     /// How long a client may take to send a request's headers, from its first byte. Short stops slow-header attacks, long
-    /// serves bad radio links. Above zero. Default `10s`.
+    /// serves bad radio links. The same for a TLS handshake. Above zero. Default `10s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "10s"))]
     pub header_timeout: Duration,
 
     /// How long a connection may stand idle between requests before it is closed. Long saves handshakes, short saves
-    /// memory. Above zero. Default `60s`.
+    /// memory. With `tcp`: how long both sides may be silent. Above zero. Default `60s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
     pub idle_timeout: Duration,
 }
@@ -138,21 +160,63 @@ impl Default for ListenerLimits {
     }
 }
 
+/// What a listener may refer to.
+pub(crate) struct Names<'n> {
+    pub(crate) upstreams: &'n BTreeSet<&'n str>,
+    pub(crate) filters: &'n Declared,
+}
+
+/// Whether a listener is one for TCP, whatever else may be wrong with it.
+pub(crate) fn is_tcp(at: &At<'_>) -> bool {
+    matches!(&at.node.data, Data::Map(entries) if entries.iter().any(|entry| entry.key == "tcp"))
+}
+
 impl Listener {
-    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>) -> Option<Self> {
         let mut fields = Fields::open(cx, at, "Listener")?;
         let bind = fields.need(cx, "bind", |cx, at| parsed(cx, at, "an address and a port: `127.0.0.1:8080`", address));
-        let protocols = fields.read(cx, "protocols", read_protocols);
+        let protocols_at = fields.get("protocols");
+        let protocols = protocols_at.as_ref().and_then(|at| read_protocols(cx, at));
         let tls = fields.read(cx, "tls", Tls::read);
-        let limits = fields.read(cx, "limits", ListenerLimits::read).unwrap_or_default();
+        let limits_at = fields.get("limits");
+        let limits = limits_at.as_ref().and_then(|at| ListenerLimits::read(cx, at)).unwrap_or_default();
+        let tcp_at = fields.get("tcp");
+        let tcp = tcp_at.as_ref().and_then(|at| Tcp::read(cx, at, names));
+        if tcp_at.is_some() {
+            for at in [protocols_at, limits_at.and_then(|at| entry_of(&at, "body"))].into_iter().flatten() {
+                let fault = Fault::at(at.name_position(), "this has no meaning with `tcp`").with_key(at.path.clone());
+                cx.report(fault.with_help("it is about HTTP: remove one of them"));
+            }
+        }
         fields.close(cx);
+        if tcp_at.is_some() && tcp.is_none() {
+            return None;
+        }
         Some(Self {
             bind: bind?,
             protocols: protocols.unwrap_or_else(|| vec![Protocol::H1, Protocol::H2]),
             tls,
+            tcp,
             limits,
             position: at.name_position().clone(),
         })
+    }
+}
+
+/// What stands at a key of a mapping, if there is one.
+fn entry_of<'t>(at: &At<'t>, key: &str) -> Option<At<'t>> {
+    let Data::Map(entries) = &at.node.data else { return None };
+    entries.iter().find(|entry| entry.key == key).map(|entry| at.entry(entry))
+}
+
+impl Tcp {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Tcp")?;
+        let upstream = fields.need(cx, "upstream", |cx, at| reference(cx, at, "upstream", names.upstreams));
+        let filters =
+            fields.read(cx, "filters", |cx, at| list(cx, at, |cx, at| FilterUse::read(cx, at, names.filters)));
+        fields.close(cx);
+        Some(Self { upstream: upstream?, filters: filters.unwrap_or_default(), position: at.name_position().clone() })
     }
 }
 

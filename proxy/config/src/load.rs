@@ -19,7 +19,7 @@ use crate::{
     decode::{At, Cx, Fields, beside, brief, check_key, list, mapping, parsed, whole},
     filters::{Declared, Filter},
     geo::Geo,
-    listeners::Listener,
+    listeners::{self, Listener},
     node::Node as Process,
     report::{Fault, Position, Report},
     sites::{Names, Site},
@@ -83,7 +83,7 @@ pub struct Config {
     #[schemars(with = "Option<BTreeMap<String, Filter>>")]
     pub filters: BTreeMap<String, Filter>,
 
-    /// Which hosts are served, and by which routes. At least one over all files.
+    /// Which hosts are served, and by which routes. At least one over all files, unless every listener has `tcp`.
     #[schemars(with = "Option<Vec<Site>>")]
     pub sites: Vec<Site>,
 }
@@ -407,7 +407,8 @@ impl<'t> Sections<'t> {
                 cx.report(fault.with_help("declare one: `listeners: { web: { bind: 127.0.0.1:8080 } }`"));
             }
             let empty_sites = self.has_sites && self.sites.is_empty() && sound;
-            if whole && !self.has_sites || empty_sites {
+            let only_tcp = !self.listeners.is_empty() && self.listeners.values().all(listeners::is_tcp);
+            if !only_tcp && (whole && !self.has_sites || empty_sites) {
                 let fault = start.fault("there are no `sites`").with_key("sites");
                 cx.report(fault.with_help("declare one: `sites: [{ hosts: [\"*\"], routes: [{ to: UPSTREAM }] }]`"));
             }
@@ -417,14 +418,6 @@ impl<'t> Sections<'t> {
         let telemetry = self.telemetry.as_ref().and_then(|at| Telemetry::read(cx, at)).unwrap_or_default();
         let geo = self.geo.as_ref().and_then(|at| Geo::read(cx, at));
         let cache = self.cache.as_ref().and_then(|at| Cache::read(cx, at));
-
-        let mut listeners = BTreeMap::new();
-        for (name, at) in &self.listeners {
-            if let Some(listener) = Listener::read(cx, at) {
-                listeners.insert((*name).to_owned(), listener);
-            }
-        }
-        check_binds(cx, &listeners);
 
         let upstream_names: BTreeSet<&str> = self.upstreams.keys().copied().collect();
         let mut drafts = BTreeMap::new();
@@ -441,8 +434,19 @@ impl<'t> Sections<'t> {
             filters.insert((*name).to_owned(), filter);
         }
 
+        let mut listeners = BTreeMap::new();
+        for (name, at) in &self.listeners {
+            let names = listeners::Names { upstreams: &upstream_names, filters: &filters };
+            if let Some(listener) = Listener::read(cx, at, &names) {
+                listeners.insert((*name).to_owned(), listener);
+            }
+        }
+        check_binds(cx, &listeners);
+
+        let tcp_listeners = self.listeners.iter().filter(|(_, at)| listeners::is_tcp(at));
         let names = Names {
             listeners: self.listeners.keys().copied().collect(),
+            tcp_listeners: tcp_listeners.map(|(name, _)| *name).collect(),
             upstreams: upstream_names,
             filters: &filters,
             cache: self.cache.is_some() || cx.incomplete,

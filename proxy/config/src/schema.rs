@@ -135,6 +135,7 @@ node: {}
 telemetry: { access_log: {} }
 listeners:
   web: { bind: 127.0.0.1:1, limits: {}, tls: { certificates: [{ cert: a, key: b }] } }
+  db: { bind: 127.0.0.1:2, tcp: { upstream: a } }
 geo: { database: builtin:test }
 cache: { memory: {}, collapse: {} }
 upstreams:
@@ -200,6 +201,7 @@ sites:
             ("Peek", json!(["peek"])),
             ("Respond", json!(["status"])),
             ("Site", json!(["hosts", "routes"])),
+            ("Tcp", json!(["upstream"])),
             ("Tls", json!(["certificates"])),
             ("WeightedEndpoint", json!(["addr"])),
         ]);

@@ -30,7 +30,7 @@ pub struct Site {
     #[schemars(with = "Vec<String>", length(min = 1))]
     pub hosts: Vec<Host>,
 
-    /// On which listeners, by name. Default: all.
+    /// On which listeners, by name; not on those with `tcp`. Default: all.
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub listeners: Vec<String>,
 
@@ -282,6 +282,8 @@ fn names(headers: &[(String, String)]) -> Vec<&str> {
 /// What a site may refer to.
 pub(crate) struct Names<'n> {
     pub(crate) listeners: BTreeSet<&'n str>,
+    /// Those among the listeners that do not speak HTTP.
+    pub(crate) tcp_listeners: BTreeSet<&'n str>,
     pub(crate) upstreams: BTreeSet<&'n str>,
     pub(crate) filters: &'n Declared,
     /// Whether there is a store to keep responses in.
@@ -312,6 +314,10 @@ impl Site {
             let mut seen = BTreeSet::new();
             filled_list(cx, at, |cx, at| {
                 let name = reference(cx, at, "listener", &names.listeners)?;
+                if names.tcp_listeners.contains(name.as_str()) {
+                    let fault = at.fault(format!("the listener `{name}` has `tcp`: it serves no sites"));
+                    return cx.refuse(fault.with_help("what its connections get is in its own `tcp`"));
+                }
                 if seen.insert(name.clone()) {
                     Some(name)
                 } else {
@@ -322,10 +328,15 @@ impl Site {
         let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
         let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, &filters));
         fields.close(cx);
+        let http: Vec<&str> = names.listeners.difference(&names.tcp_listeners).copied().collect();
+        if http.is_empty() && !names.listeners.is_empty() && !cx.incomplete {
+            let fault = at.fault("nobody can ask for this site: every listener has `tcp`");
+            cx.report(fault.with_help("declare a listener without `tcp`, or remove the site"));
+        }
         cx.spend_copies(at, names.listeners.len())?;
         Some(Self {
             hosts: own_hosts?,
-            listeners: listeners.unwrap_or_else(|| names.listeners.iter().map(|name| (*name).to_owned()).collect()),
+            listeners: listeners.unwrap_or_else(|| http.into_iter().map(String::from).collect()),
             filters,
             routes: routes?,
             position: at.node.position.clone(),

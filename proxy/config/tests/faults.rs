@@ -169,6 +169,26 @@ fn listeners() {
             "web: { bind: 127.0.0.1:8080, protocols: [h1, h1] }",
             "4:48 listeners.web.protocols[1]: this protocol is written twice",
         ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  db: { bind: 127.0.0.1:1, tcp: {} }",
+            "5:28 listeners.db.tcp.upstream: `upstream` is missing",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  db: { bind: 127.0.0.1:1, tcp: { upstream: deom } }",
+            "5:45 listeners.db.tcp.upstream: there is no upstream `deom` | did you mean `demo`?",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  db: { bind: 127.0.0.1:1, tcp: { upstream: demo, filters: [aut] } }",
+            "5:61 listeners.db.tcp.filters[0]: there is no filter `aut` | did you mean `auth`?",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  db: { bind: 127.0.0.1:1, protocols: [h1], tcp: { upstream: demo } }",
+            "5:28 listeners.db.protocols: this has no meaning with `tcp` | it is about HTTP: remove one of them",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  db: { bind: 127.0.0.1:1, limits: { body: 1MiB }, tcp: { upstream: demo } }",
+            "5:38 listeners.db.limits.body: this has no meaning with `tcp` | it is about HTTP: remove one of them",
+        ),
         ("web: { bind: 127.0.0.1:8080, tls: {} }", "4:32 listeners.web.tls.certificates: `certificates` is missing"),
         (
             "web: { bind: 127.0.0.1:8080, tls: { certificates: devel } }",
@@ -524,6 +544,24 @@ fn routes() {
         ),
     ];
     check(&cases, |route| Parts { route, ..SOUND });
+}
+
+#[test]
+fn sites_and_listeners_for_tcp_do_not_go_together() {
+    let db = "db: { bind: 127.0.0.1:8080, tcp: { upstream: demo } }";
+    let found = |listeners, site| -> Vec<String> {
+        faults_of(&Parts { listeners, site, ..SOUND }.text()).iter().map(line).collect()
+    };
+    assert_eq!(
+        found(db, SOUND.site),
+        ["10:3 sites[0]: nobody can ask for this site: every listener has `tcp` | declare a listener without `tcp`, or remove the site"]
+    );
+    let both = "db: { bind: 127.0.0.1:8080, tcp: { upstream: demo } }\n  web: { bind: 127.0.0.1:8081 }";
+    assert_eq!(
+        found(both, "hosts: [a.test]\n  listeners: [web, db]"),
+        ["12:20 sites[0].listeners[1]: the listener `db` has `tcp`: it serves no sites | what its connections get is in its own `tcp`"]
+    );
+    assert_eq!(found(both, SOUND.site), [""; 0]);
 }
 
 #[test]

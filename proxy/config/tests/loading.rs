@@ -91,6 +91,24 @@ fn what_is_not_written_has_its_default() {
 }
 
 #[test]
+fn a_node_may_have_nothing_but_listeners_for_tcp() {
+    let config = load(
+        r#"
+version: 1
+listeners:
+  db: { bind: 127.0.0.1:5432, tcp: { upstream: db, filters: [auth, auth: { b: 2 }] } }
+upstreams: { db: { endpoints: [127.0.0.1:5433] } }
+filters: { auth: { wasm: builtin:jwt-auth, config: { a: 1 } } }
+"#,
+    );
+    let tcp = config.listeners["db"].tcp.as_ref().unwrap();
+    assert_eq!((tcp.upstream.as_str(), config.sites.len()), ("db", 0));
+    let settings: Vec<_> = tcp.filters.iter().map(|used| used.config.clone()).collect();
+    assert_eq!(settings, [json!({ "a": 1 }), json!({ "a": 1, "b": 2 })]);
+    assert_eq!((tcp.position.line, tcp.position.column), (4, 31));
+}
+
+#[test]
 fn everything_can_be_written() {
     let config = load(
         r#"
