@@ -220,7 +220,7 @@ impl Stage {
                 request_body: Some(&mut self.request.body),
                 response_body: Some(&mut self.response.body),
             };
-            stream.finish(&mut view);
+            stream.finish(&mut view).ok();
         }
     }
 

@@ -368,6 +368,7 @@ impl Plugin {
             return Some(cell);
         }
         worker.ticks.period()?;
+        self.facts.breaker.admit(Instant::now).ok()?;
         let Choice::Start = worker.choose(Isolation::Worker, false, &self.facts.name).ok()? else { return None };
         let began = Instant::now();
         let vm = self.new_vm(&worker.ticks).map(|vm| Arc::new(VmCell::new(vm))).ok();

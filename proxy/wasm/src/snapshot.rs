@@ -40,7 +40,8 @@ pub(crate) fn take(module: &Module, facts: &Arc<Facts>) -> Result<InstancePre<St
     let code = wasmtime::Module::from_binary(module.engine().wasmtime(), &instrumented).map_err(unsupported)?;
     let linker = hostcalls::linker(module.engine().wasmtime(), &code).map_err(unsupported)?;
     let pre = linker.instantiate_pre(&code).map_err(unsupported)?;
-    let mut vm = Vm::start(&pre, facts.clone(), Arc::<Ticks>::default(), Role::Rehearsal).map_err(SnapshotError::Start)?;
+    let mut vm =
+        Vm::start(&pre, facts.clone(), Arc::<Ticks>::default(), Role::Rehearsal).map_err(SnapshotError::Start)?;
 
     // Nothing in it waits for anything.
     let snapshot =

@@ -134,7 +134,7 @@ fn an_allocator_that_lies_never_gets_the_host_to_write() {
     assert_eq!(get("i32.const 65534"), Ok(INVALID_MEMORY));
     assert_eq!(get("i32.const 65533"), Ok(OK));
     assert!(matches!(get("unreachable"), Err(CallError::Trap { callback: "proxy_on_request_headers", .. })));
-    assert!(matches!(get("(loop (br 0)) i32.const 1"), Err(CallError::Deadline { .. })));
+    assert!(matches!(get("(loop (br 0)) i32.const 1"), Err(CallError::Cpu { .. })));
 }
 
 #[test]
@@ -236,7 +236,12 @@ fn no_combination_of_edge_values_hurts_the_host() {
         let rig = try_start(
             &wasm,
             PluginOptions {
-                limits: Limits { deadline: std::time::Duration::from_secs(60), hostcalls: 0, ..Limits::default() },
+                limits: Limits {
+                    cpu: std::time::Duration::from_secs(60),
+                    deadline: std::time::Duration::from_secs(60),
+                    hostcalls: 0,
+                    ..Limits::default()
+                },
                 ..options("config")
             },
         )

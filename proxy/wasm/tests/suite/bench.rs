@@ -18,7 +18,7 @@ fn warm_vm_request() {
                 let mut stream = rig.stream();
                 stream.on_request_headers(&mut x, true).unwrap();
                 stream.on_response_headers(&mut x, true).unwrap();
-                stream.finish(&mut x);
+                stream.finish(&mut x).unwrap();
             }
             best = best.min(started.elapsed().as_nanos() / 1000);
         }

@@ -65,11 +65,11 @@ fn a_stream_that_ends_before_its_answer_leaves_a_healthy_vm() {
     assert_eq!(other.on_request_headers(&mut x, true).unwrap().effects.outgoing.len(), 1);
 }
 
-const PSEUDO: &str = r#"(data (i32.const 0) "auth")
+pub(crate) const PSEUDO: &str = r#"(data (i32.const 0) "auth")
     (data (i32.const 100) "\03\00\00\00\07\00\00\00\03\00\00\00\05\00\00\00\01\00\00\00\0a\00\00\00\01\00\00\00:method\00GET\00:path\00/\00:authority\00a\00")"#;
-const HTTP_CALL: &str =
+pub(crate) const HTTP_CALL: &str =
     r#"(import "env" "proxy_http_call" (func $http (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#;
-const CALL: &str = "(call $http (i32.const 0) (i32.const 4) (i32.const 100) (i32.const 62) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 800))";
+pub(crate) const CALL: &str = "(call $http (i32.const 0) (i32.const 4) (i32.const 100) (i32.const 62) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 800))";
 
 #[test]
 fn callouts_are_bounded_per_call() {
@@ -103,7 +103,7 @@ async fn a_call_made_while_ending_is_still_sent() {
     );
     let rig = try_start(&wasm, options("")).unwrap();
     let _ticking = tokio::spawn(rig.plugin.tick_loop(0));
-    rig.stream().finish(&mut FakeExchange::get("/"));
+    rig.stream().finish(&mut FakeExchange::get("/")).unwrap();
     eventually("the call", || rig.host.calls.lock().len() == 1).await;
 }
 

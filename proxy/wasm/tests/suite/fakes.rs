@@ -218,8 +218,9 @@ pub(crate) fn options(config: &str) -> PluginOptions {
         vm_config: Bytes::from(config.to_owned()),
         config: Bytes::from(config.to_owned()),
         environment: Vec::new(),
-        limits: Limits { deadline: Duration::from_secs(5), ..Limits::default() },
+        limits: Limits { cpu: Duration::from_secs(5), deadline: Duration::from_secs(20), ..Limits::default() },
         workers: 2,
+        ..PluginOptions::default()
     }
 }
 

@@ -6,7 +6,7 @@ use super::fakes::*;
 use selvedge_wasm::*;
 
 fn tight(config: &str) -> PluginOptions {
-    PluginOptions { limits: Limits { deadline: Duration::from_millis(300), ..Limits::default() }, ..options(config) }
+    PluginOptions { limits: Limits { cpu: Duration::from_millis(300), ..options("").limits }, ..options(config) }
 }
 
 /// Runs all callbacks of an exchange with bodies and trailers.
@@ -23,7 +23,7 @@ fn whole_exchange(stream: &mut Stream) -> Result<(), CallError> {
     stream.on_response_headers(&mut x, false)?;
     stream.on_response_body(&mut x, 0, true)?;
     stream.on_response_trailers(&mut x)?;
-    stream.finish(&mut x);
+    stream.finish(&mut x).unwrap();
     Ok(())
 }
 
@@ -94,7 +94,7 @@ fn other_workers_do_not_notice() {
 }
 
 #[test]
-fn a_vm_that_keeps_dying_is_held_back() {
+fn a_plugin_that_fails_every_stream_is_held_back() {
     let rig = guest("trap", "request_headers");
     let held_back = (0..40).find_map(|_| match rig.plugin.open_stream(0) {
         Ok(mut stream) => {
@@ -108,21 +108,30 @@ fn a_vm_that_keeps_dying_is_held_back() {
 }
 
 #[test]
-fn an_endless_loop_ends_at_the_deadline() {
+fn an_endless_loop_ends_when_its_cpu_time_is_used_up() {
     let rig = try_start(&guest_wasm("spin"), tight("request_headers")).unwrap();
     let started = Instant::now();
     let error = whole_exchange(&mut rig.stream()).unwrap_err();
-    assert_eq!(error, CallError::Deadline { callback: "proxy_on_request_headers", limit: Duration::from_millis(300) });
+    assert_eq!(error, CallError::Cpu { callback: "proxy_on_request_headers", limit: Duration::from_millis(300) });
     assert!(started.elapsed() >= Duration::from_millis(290) && started.elapsed() < Duration::from_secs(10));
     rig.stream();
 }
 
 #[test]
-fn an_endless_loop_in_configure_gets_twenty_deadlines() {
-    let limits = Limits { deadline: Duration::from_millis(25), ..Limits::default() };
+fn a_call_ends_at_its_deadline_whatever_cpu_time_it_has_left() {
+    let limits = Limits { deadline: Duration::from_millis(50), ..options("").limits };
+    let rig = try_start(&guest_wasm("spin"), PluginOptions { limits, ..options("request_headers") }).unwrap();
+    let error = whole_exchange(&mut rig.stream()).unwrap_err();
+    let limit = Duration::from_millis(50);
+    assert_eq!(error, CallError::Deadline { callback: "proxy_on_request_headers", limit });
+}
+
+#[test]
+fn an_endless_loop_in_configure_gets_twenty_budgets() {
+    let limits = Limits { cpu: Duration::from_millis(25), ..options("").limits };
     let error = try_start(&guest_wasm("spin"), PluginOptions { limits, ..options("configure") }).err().unwrap();
     let limit = Duration::from_millis(500);
-    assert_eq!(error, StartError::Call(CallError::Deadline { callback: "proxy_on_configure", limit }));
+    assert_eq!(error, StartError::Call(CallError::Cpu { callback: "proxy_on_configure", limit }));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod bench;
 mod callouts;
 mod filters;
 mod guests;
+mod isolation;
 mod limits;
 mod loading;
 mod tcp;

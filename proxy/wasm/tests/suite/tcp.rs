@@ -25,7 +25,7 @@ fn every_callback_comes_with_its_arguments_and_the_end_in_the_order_of_the_abi()
     stream.on_upstream_data(&mut received("defg"), 4, true).unwrap();
     stream.on_upstream_close(&mut x, Peer::Remote).unwrap();
     stream.on_downstream_close(&mut x, Peer::Local).unwrap();
-    stream.finish(&mut x);
+    stream.finish(&mut x).unwrap();
     let logs: Vec<String> = rig.host.logs.lock().iter().map(|(_, line)| line.clone()).collect();
     assert_eq!(
         logs,
