@@ -21,3 +21,7 @@ mod story;
 mod cli;
 
 mod tour;
+
+mod conformance;
+
+mod third_party;

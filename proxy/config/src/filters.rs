@@ -50,6 +50,13 @@ pub struct Filter {
     #[schemars(with = "Option<OnPause>", extend("default" = "spec"))]
     pub on_pause: OnPause,
 
+    /// How the filter sees header values that are not UTF-8, which many guest SDKs die over. `escape`: bytes that are no UTF-8 as `%XX`,
+    /// while the message keeps the real ones; a filter that writes back what it was shown changes nothing. `reject`: a request with
+    /// such a value is answered with 400 (Bad Request) before the filter sees it, a response with 502 (Bad Gateway). `pass`: the bytes
+    /// as they are, for filters that take any, such as those that come with the node. Default `escape`.
+    #[schemars(with = "Option<HeaderEncoding>", extend("default" = "escape"))]
+    pub header_encoding: HeaderEncoding,
+
     /// What one instance of the filter may use.
     #[schemars(with = "Option<FilterLimits>")]
     pub limits: FilterLimits,
@@ -89,6 +96,19 @@ pub enum OnFailure {
     Closed,
     /// The request goes on without the filter.
     Open,
+}
+
+/// How a filter sees header values that are not UTF-8.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum HeaderEncoding {
+    /// With `%XX` for each byte that is not UTF-8.
+    #[default]
+    Escape,
+    /// Not at all: the message is refused.
+    Reject,
+    /// As they are.
+    Pass,
 }
 
 /// How a filter sees a body.
@@ -262,6 +282,7 @@ impl fmt::Debug for Filter {
             .field("request_body", &self.request_body)
             .field("response_body", &self.response_body)
             .field("on_pause", &self.on_pause)
+            .field("header_encoding", &self.header_encoding)
             .field("limits", &self.limits)
             .field("config", &format_args!("<not shown>"))
             .field("position", &self.position)
@@ -294,6 +315,14 @@ impl Filter {
         let response_body = fields.read(cx, "response_body", |cx, at| BodyMode::read(cx, at, limits.body));
         let on_pause = fields
             .read(cx, "on_pause", |cx, at| choice(cx, at, &[("spec", OnPause::Spec), ("stop_all", OnPause::StopAll)]));
+        let header_encoding = fields.read(cx, "header_encoding", |cx, at| {
+            let choices = [
+                ("escape", HeaderEncoding::Escape),
+                ("reject", HeaderEncoding::Reject),
+                ("pass", HeaderEncoding::Pass),
+            ];
+            choice(cx, at, &choices)
+        });
         let config_at = fields.get("config");
         let config = match &config_at {
             Some(at) => settings(cx, at),
@@ -307,6 +336,7 @@ impl Filter {
             request_body: request_body.unwrap_or_default(),
             response_body: response_body.unwrap_or_default(),
             on_pause: on_pause.unwrap_or_default(),
+            header_encoding: header_encoding.unwrap_or_default(),
             limits,
             config: config.value,
             position: at.name_position().clone(),

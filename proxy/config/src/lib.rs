@@ -37,7 +37,7 @@ mod upstreams;
 mod values;
 
 pub use cache::{Cache, CacheMemory, Collapse};
-pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, OnFailure, OnPause, WasmSource};
+pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};
 pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tcp, Tls, TlsVersion};
 pub use load::{Config, Loaded, Loader};

@@ -337,6 +337,10 @@ fn filters() {
             "8:35 filters.auth.response_body.peek: `peek` is missing",
         ),
         (
+            "auth: { wasm: builtin:jwt-auth, header_encoding: escaped }",
+            "8:52 filters.auth.header_encoding: `escaped` is not one of `escape`, `reject`, `pass` | did you mean `escape`?",
+        ),
+        (
             "auth: { wasm: builtin:jwt-auth, on_pause: stopall }",
             "8:45 filters.auth.on_pause: `stopall` is not one of `spec`, `stop_all` | did you mean `stop_all`?",
         ),
@@ -554,12 +558,16 @@ fn sites_and_listeners_for_tcp_do_not_go_together() {
     };
     assert_eq!(
         found(db, SOUND.site),
-        ["10:3 sites[0]: nobody can ask for this site: every listener has `tcp` | declare a listener without `tcp`, or remove the site"]
+        [
+            "10:3 sites[0]: nobody can ask for this site: every listener has `tcp` | declare a listener without `tcp`, or remove the site"
+        ]
     );
     let both = "db: { bind: 127.0.0.1:8080, tcp: { upstream: demo } }\n  web: { bind: 127.0.0.1:8081 }";
     assert_eq!(
         found(both, "hosts: [a.test]\n  listeners: [web, db]"),
-        ["12:20 sites[0].listeners[1]: the listener `db` has `tcp`: it serves no sites | what its connections get is in its own `tcp`"]
+        [
+            "12:20 sites[0].listeners[1]: the listener `db` has `tcp`: it serves no sites | what its connections get is in its own `tcp`"
+        ]
     );
     assert_eq!(found(both, SOUND.site), [""; 0]);
 }

@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, fs, path::Path, path::PathBuf, time::Duration};
 use proptest::prelude::*;
 use selvedge_config::{
     AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Config, EndpointAddr, FilterLimits,
-    GeoDatabase, Host, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure,
-    OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report, Servers, Target, Timeouts, TlsVersion,
-    UpstreamProtocol, ValueError, WasmSource, Workers, parse_duration,
+    GeoDatabase, HeaderEncoding, Host, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node,
+    OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report, Servers, Target, Timeouts,
+    TlsVersion, UpstreamProtocol, ValueError, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -141,6 +141,7 @@ filters:
     request_body: { peek: 2KiB }
     response_body: buffer
     on_pause: stop_all
+    header_encoding: reject
     limits: { memory: 64MiB, deadline: 5ms, body: 2MB, wait: 1s }
     config: { issuer: a, list: [1, -2, 0x10, 1.5, true, ~, "7"] }
 sites:
@@ -185,8 +186,9 @@ sites:
     assert_eq!(app.protocol, UpstreamProtocol::H2);
     let auth = &config.filters["auth"];
     assert_eq!((&auth.wasm, auth.on_failure), (&WasmSource::File("auth.wasm".into()), OnFailure::Open));
-    let modes = (auth.request_body, auth.response_body, auth.on_pause);
-    assert_eq!(modes, (BodyMode::Peek(ByteSize::kib(2)), BodyMode::Buffer, OnPause::StopAll));
+    let modes = (auth.request_body, auth.response_body, auth.on_pause, auth.header_encoding);
+    let written = (BodyMode::Peek(ByteSize::kib(2)), BodyMode::Buffer, OnPause::StopAll, HeaderEncoding::Reject);
+    assert_eq!(modes, written);
     let limits = FilterLimits {
         memory: ByteSize::mib(64),
         deadline: Duration::from_millis(5),
