@@ -72,7 +72,7 @@ fn request(plugin: &Arc<Plugin>, bodies: Bodies) -> Result<Action, CallError> {
     if !none {
         outcome = stream.on_response_body(&mut exchange, 1024, true)?;
     }
-    stream.finish(&mut exchange);
+    stream.finish(&mut exchange).unwrap();
     Ok(outcome.action)
 }
 

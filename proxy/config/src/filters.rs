@@ -12,8 +12,10 @@ use serde_json::Value;
 
 use crate::{
     decode::{
-        At, Cx, Fields, beside, choice, duration, mapping, parsed, reference, settings, size, suggest, unknown_name,
+        At, Cx, Fields, beside, brief, choice, duration, mapping, parsed, reference, settings, size, suggest, text,
+        unknown_name, whole,
     },
+    isolation::{Isolation, IsolationForm, Snapshot, Tick, sha256},
     report::{Fault, Position},
     tree::{Data, Place, Settings},
     values::{ByteSize, DurationText},
@@ -26,6 +28,45 @@ pub struct Filter {
     /// The module: `builtin:NAME` for one that comes with the node, or `file:PATH`. Required.
     #[schemars(with = "String", regex(pattern = r"^(builtin|file):|\$\{"))]
     pub wasm: WasmSource,
+
+    /// The SHA-256 of the module's bytes, in hexadecimal. With it, a module that is not the very one it was when this was written is a
+    /// fault. Default: any.
+    #[schemars(with = "Option<String>", regex(pattern = r"^[0-9a-fA-F]{64}$|\$\{"))]
+    pub sha256: Option<[u8; 32]>,
+
+    /// Which requests share an instance of the module: `worker` all of one worker thread, as on other hosts; `{ pool: N }` as well, but
+    /// with N instances on each worker; `request` none, each gets a fresh instance that is gone with it. What a request can do to an
+    /// instance, a trap for example, is felt by those who share it. `request` costs each request some microseconds, and the filter
+    /// keeps nothing in its memory from one request to the next (shared data and metrics it keeps). Default `worker`.
+    #[schemars(with = "Option<IsolationForm>", extend("default" = "worker"))]
+    pub isolation: Isolation,
+
+    /// Where the instances of `isolation: request` begin: `auto` takes a snapshot of the configured module when starting it takes long,
+    /// `always` takes one in any case, `never` starts the module for each request. What a module has drawn by lot while it started is
+    /// the same in all instances of a snapshot. Default `auto`.
+    #[schemars(with = "Option<Snapshot>", extend("default" = "auto"))]
+    pub snapshot: Snapshot,
+
+    /// Who ticks when the module asks for ticks: `each_worker`, as on other hosts, or `once_per_node`. Default `each_worker`.
+    #[schemars(with = "Option<Tick>", extend("default" = "each_worker"))]
+    pub tick: Tick,
+
+    /// Which filter of a module that holds several, as the property `plugin_root_id`. Default: empty.
+    #[schemars(with = "Option<String>")]
+    pub root_id: String,
+
+    /// The key space of shared data and queues, as the property `plugin_vm_id`: filters with the same one share them. Default: the
+    /// filter's name.
+    #[schemars(with = "Option<String>")]
+    pub vm_id: Option<String>,
+
+    /// What the module is given when its VM starts, before its configuration: any YAML, as `config`. Default: nothing.
+    #[schemars(with = "Option<Value>")]
+    pub vm_config: Value,
+
+    /// The environment variables the module sees, names and values. It sees no others. Default: none.
+    #[schemars(with = "Option<BTreeMap<String, String>>")]
+    pub environment: BTreeMap<String, String>,
 
     /// What a request gets when the filter traps or runs out of a limit: `closed` answers 503 (Service Unavailable),
     /// `open` goes on without the filter. Choose `open` only where the filter guards nothing. Default `closed`.
@@ -171,9 +212,22 @@ pub struct FilterLimits {
     #[schemars(with = "Option<ByteSize>", extend("default" = "32MiB"))]
     pub memory: ByteSize,
 
-    /// How long one call into the module may run. It holds a worker thread for that time. Above zero. Default `50ms`.
+    /// CPU time that one call into the module may use. A call that runs for more than a few milliseconds goes on beside the worker's
+    /// other requests, not in their way. Starting and configuring the module may take 20 times as much. Above zero. Default `50ms`.
     #[schemars(with = "Option<DurationText>", extend("default" = "50ms"))]
+    pub cpu: Duration,
+
+    /// How long one call into the module may take by the clock, whether it runs or waits for a core. Above zero. Default `1s`.
+    #[schemars(with = "Option<DurationText>", extend("default" = "1s"))]
     pub deadline: Duration,
+
+    /// How many calls to upstreams (HTTP and gRPC) the filter may have under way on the node. From 1 to 65535. Default 1024.
+    #[schemars(with = "Option<u16>", range(min = 1), extend("default" = 1024))]
+    pub callouts: u16,
+
+    /// How many calls to upstreams the filter may begin per second on the node, averaged; 0 means no limit. Up to 65535. Default 0.
+    #[schemars(with = "Option<u16>", extend("default" = 0))]
+    pub callouts_per_second: u16,
 
     /// How much of a request's or response's body may be held back for the filter. Above zero. Default `1MiB`.
     #[schemars(with = "Option<ByteSize>", extend("default" = "1MiB"))]
@@ -188,7 +242,10 @@ impl Default for FilterLimits {
     fn default() -> Self {
         Self {
             memory: ByteSize::mib(32),
-            deadline: Duration::from_millis(50),
+            cpu: Duration::from_millis(50),
+            deadline: Duration::from_secs(1),
+            callouts: 1024,
+            callouts_per_second: 0,
             body: ByteSize::mib(1),
             wait: Duration::from_secs(10),
         }
@@ -278,6 +335,14 @@ impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Filter")
             .field("wasm", &self.wasm)
+            .field("sha256", &self.sha256)
+            .field("isolation", &self.isolation)
+            .field("snapshot", &self.snapshot)
+            .field("tick", &self.tick)
+            .field("root_id", &self.root_id)
+            .field("vm_id", &self.vm_id)
+            .field("vm_config", &format_args!("<not shown>"))
+            .field("environment", &format_args!("<not shown>"))
             .field("on_failure", &self.on_failure)
             .field("request_body", &self.request_body)
             .field("response_body", &self.response_body)
@@ -323,6 +388,14 @@ impl Filter {
             ];
             choice(cx, at, &choices)
         });
+        let sha256 = fields.read(cx, "sha256", sha256);
+        let isolation = fields.read(cx, "isolation", Isolation::read);
+        let snapshot = fields.read(cx, "snapshot", Snapshot::read);
+        let tick = fields.read(cx, "tick", Tick::read);
+        let root_id = fields.read(cx, "root_id", text);
+        let vm_id = fields.read(cx, "vm_id", text);
+        let vm_config = fields.read(cx, "vm_config", settings);
+        let environment = fields.read(cx, "environment", environment);
         let config_at = fields.get("config");
         let config = match &config_at {
             Some(at) => settings(cx, at),
@@ -332,6 +405,14 @@ impl Filter {
         let ((wasm, wasm_position), config) = (wasm?, config?);
         Some(Self {
             wasm,
+            sha256,
+            isolation: isolation.unwrap_or_default(),
+            snapshot: snapshot.unwrap_or_default(),
+            tick: tick.unwrap_or_default(),
+            root_id: root_id.unwrap_or_default(),
+            vm_id,
+            vm_config: vm_config.map(|settings| settings.value).unwrap_or_default(),
+            environment: environment.unwrap_or_default(),
             on_failure: on_failure.unwrap_or_default(),
             request_body: request_body.unwrap_or_default(),
             response_body: response_body.unwrap_or_default(),
@@ -344,6 +425,19 @@ impl Filter {
             places: config.places,
         })
     }
+}
+
+fn environment(cx: &mut Cx<'_>, at: &At<'_>) -> Option<BTreeMap<String, String>> {
+    let mut variables = BTreeMap::new();
+    for entry in mapping(cx, at)? {
+        let inner = at.entry(entry);
+        if entry.key.is_empty() || entry.key.contains(['=', '\0']) {
+            cx.report(inner.fault(format!("`{}` is not the name of a variable", brief(&entry.key))));
+        } else if let Some(value) = text(cx, &inner) {
+            variables.insert(entry.key.clone(), value);
+        }
+    }
+    Some(variables)
 }
 
 impl WasmSource {
@@ -394,13 +488,19 @@ impl FilterLimits {
         let default = Self::default();
         let mut fields = Fields::open(cx, at, "FilterLimits")?;
         let memory = fields.read(cx, "memory", size);
+        let cpu = fields.read(cx, "cpu", duration);
         let deadline = fields.read(cx, "deadline", duration);
+        let callouts = fields.read(cx, "callouts", |cx, at| whole(cx, at, 1, u16::MAX));
+        let callouts_per_second = fields.read(cx, "callouts_per_second", |cx, at| whole(cx, at, 0, u16::MAX));
         let body = fields.read(cx, "body", size);
         let wait = fields.read(cx, "wait", duration);
         fields.close(cx);
         Some(Self {
             memory: memory.unwrap_or(default.memory),
+            cpu: cpu.unwrap_or(default.cpu),
             deadline: deadline.unwrap_or(default.deadline),
+            callouts: callouts.unwrap_or(default.callouts),
+            callouts_per_second: callouts_per_second.unwrap_or(default.callouts_per_second),
             body: body.unwrap_or(default.body),
             wait: wait.unwrap_or(default.wait),
         })

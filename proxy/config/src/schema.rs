@@ -199,6 +199,7 @@ sites:
             ("Geo", json!(["database"])),
             ("Listener", json!(["bind"])),
             ("Peek", json!(["peek"])),
+            ("Pool", json!(["pool"])),
             ("Respond", json!(["status"])),
             ("Site", json!(["hosts", "routes"])),
             ("Tcp", json!(["upstream"])),

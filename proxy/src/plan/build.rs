@@ -1,11 +1,12 @@
 //! From the configuration as written to the plan: resolves names and addresses, compiles modules, starts plugins, opens databases.
 //! What goes wrong is reported at its place in the file, all of it together; nothing that runs is touched.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,7 +24,10 @@ use selvedge_config::{
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
-use selvedge_wasm::{Engine, EngineOptions, Limits, Metrics, Module, Plugin, PluginOptions, SharedData};
+use selvedge_wasm::{
+    Engine, EngineOptions, Isolation, Limits, Metrics, Module, Plugin, PluginOptions, SharedData, Snapshots,
+};
+use sha2::{Digest, Sha256};
 use tracing::{debug, info};
 
 use super::host::NodeHost;
@@ -38,7 +42,8 @@ use crate::upstream::{PeerTls, Upstream, Upstreams};
 /// the cache, the demo origin.
 pub struct Resources {
     engine: Arc<Engine>,
-    modules: Mutex<HashMap<[u8; 32], Arc<Module>>>,
+    /// Compiled modules in use, by the hash of their bytes; what no plan uses any more is freed.
+    modules: Mutex<HashMap<[u8; 32], Weak<Module>>>,
     shared: Arc<SharedData>,
     metrics: Arc<Metrics>,
     demo: Mutex<Option<Demo>>,
@@ -55,7 +60,11 @@ impl Resources {
     /// # Errors
     /// The engine does not run on this machine.
     pub fn new(workers: usize, module_cache: &ModuleCache) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
-        let options = EngineOptions { module_cache: module_cache_folder(module_cache), epoch_tick: DEADLINE_PRECISION };
+        let options = EngineOptions {
+            module_cache: module_cache_folder(module_cache),
+            epoch_tick: DEADLINE_PRECISION,
+            ..EngineOptions::default()
+        };
         Ok(Arc::new(Self {
             engine: Engine::new(options)?,
             modules: Mutex::default(),
@@ -75,13 +84,15 @@ impl Resources {
 
     fn module(&self, name: &str, wasm: &[u8]) -> Result<Arc<Module>, selvedge_wasm::LoadError> {
         let hash = *blake3::hash(wasm).as_bytes();
-        if let Some(module) = self.modules.lock().get(&hash) {
-            return Ok(Arc::clone(module));
+        if let Some(module) = self.modules.lock().get(&hash).and_then(Weak::upgrade) {
+            return Ok(module);
         }
         let started = Instant::now();
         let module = Module::load(&self.engine, name, wasm)?;
         debug!(name, origin = ?module.origin(), took = ?started.elapsed(), "module loaded");
-        self.modules.lock().insert(hash, Arc::clone(&module));
+        let mut modules = self.modules.lock();
+        modules.retain(|_, module| module.strong_count() > 0);
+        modules.insert(hash, Arc::downgrade(&module));
         Ok(module)
     }
 
@@ -336,7 +347,7 @@ fn modules(
                 loop {
                     let turn = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
                     let Some((name, filter)) = jobs.get(turn) else { return };
-                    let result = load(resources, name, &filter.wasm);
+                    let result = load(resources, name, filter);
                     results.lock().push(((*name).clone(), &filter.wasm_position, result));
                 }
             });
@@ -352,18 +363,25 @@ fn modules(
     modules
 }
 
-fn load(resources: &Resources, name: &str, source: &WasmSource) -> Result<Arc<Module>, String> {
-    let module = match source {
+fn load(resources: &Resources, name: &str, filter: &Filter) -> Result<Arc<Module>, String> {
+    let wasm: Cow<'_, [u8]> = match &filter.wasm {
         WasmSource::Builtin(builtin) => {
-            let wasm = bundled::wasm(builtin).ok_or_else(|| format!("there is no bundled filter {builtin}"))?;
-            resources.module(name, wasm)
+            bundled::wasm(builtin).ok_or_else(|| format!("there is no bundled filter {builtin}"))?.into()
         }
-        WasmSource::File(path) => {
-            let wasm = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            resources.module(name, &wasm)
-        }
+        WasmSource::File(path) => std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?.into(),
     };
+    if let Some(pin) = filter.sha256 {
+        let found: [u8; 32] = Sha256::digest(&wasm).into();
+        if found != pin {
+            return Err(format!("the module's SHA-256 is {}, not the one that is pinned", hex(&found)));
+        }
+    }
+    let module = resources.module(name, &wasm);
     module.map_err(|error| format!("the module does not load: {}", error_chain(&error)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Starts plugins, each distinct configuration of a filter once.
@@ -381,10 +399,9 @@ impl Plugins<'_> {
         let filter = self.config.filters.get(&used.name)?;
         let module = Arc::clone(self.modules.get(&used.name)?.as_ref()?);
 
-        let config = used.config.to_string();
-        let key = (used.name.clone(), config);
+        let key = (used.name.clone(), used.config.to_string());
         if !self.started.contains_key(&key) {
-            let plugin = self.start(used, filter, module, &key.1, faults);
+            let plugin = self.start(used, filter, module, faults);
             self.started.insert(key.clone(), plugin);
         }
         let plugin = Arc::clone(self.started.get(&key)?.as_ref()?);
@@ -403,31 +420,49 @@ impl Plugins<'_> {
         used: &FilterUse,
         filter: &Filter,
         module: Arc<Module>,
-        config: &str,
         faults: &mut Vec<Fault>,
     ) -> Option<Arc<Plugin>> {
         let options = PluginOptions {
             name: used.name.clone(),
-            root_id: String::new(),
-            vm_id: used.name.clone(),
-            vm_config: Bytes::new(),
-            // A filter without settings gets no configuration, as on other hosts, rather than the text `{}`; text is given as it is.
-            config: match &used.config {
-                serde_json::Value::Null => Bytes::new(),
-                serde_json::Value::Object(settings) if settings.is_empty() => Bytes::new(),
-                serde_json::Value::String(text) => Bytes::copy_from_slice(text.as_bytes()),
-                _ => Bytes::copy_from_slice(config.as_bytes()),
-            },
-            environment: Vec::new(),
+            root_id: filter.root_id.clone(),
+            vm_id: filter.vm_id.clone().unwrap_or_else(|| used.name.clone()),
+            vm_config: as_configuration(&filter.vm_config),
+            config: as_configuration(&used.config),
+            environment: filter.environment.clone().into_iter().collect(),
             limits: Limits {
                 memory: filter.limits.memory.bytes(),
+                cpu: filter.limits.cpu,
                 deadline: filter.limits.deadline,
+                callouts: filter.limits.callouts.into(),
+                callouts_per_second: filter.limits.callouts_per_second.into(),
                 ..Limits::default()
             },
             workers: self.resources.workers,
+            isolation: match filter.isolation {
+                selvedge_config::Isolation::Worker => Isolation::Worker,
+                selvedge_config::Isolation::Pool(size) => Isolation::Pool(size),
+                selvedge_config::Isolation::Request => Isolation::Request,
+            },
+            snapshot: match filter.snapshot {
+                selvedge_config::Snapshot::Auto => Snapshots::Auto,
+                selvedge_config::Snapshot::Always => Snapshots::Always,
+                selvedge_config::Snapshot::Never => Snapshots::Never,
+            },
+            tick_once: filter.tick == selvedge_config::Tick::OncePerNode,
         };
         let host: Arc<dyn selvedge_wasm::Host> = Arc::clone(&self.host) as _;
         Plugin::start(module, options, host).map_err(|error| faults.push(start_fault(used, &error))).ok()
+    }
+}
+
+/// What a module is given of YAML settings. Without any it gets no configuration, as on other hosts, rather than the text `{}`; text is
+/// given as it is.
+fn as_configuration(settings: &serde_json::Value) -> Bytes {
+    match settings {
+        serde_json::Value::Null => Bytes::new(),
+        serde_json::Value::Object(settings) if settings.is_empty() => Bytes::new(),
+        serde_json::Value::String(text) => Bytes::copy_from_slice(text.as_bytes()),
+        settings => settings.to_string().into(),
     }
 }
 

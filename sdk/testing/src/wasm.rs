@@ -35,6 +35,7 @@ impl WasmGuest {
             environment: Vec::new(),
             limits: Limits::default(),
             workers: 1,
+            ..PluginOptions::default()
         };
         let plugin = Plugin::start(module, options, host.clone())
             .map_err(|error| format!("{error}\n{}", world.lines().join("\n")))?;
