@@ -21,3 +21,5 @@ mod story;
 mod cli;
 
 mod tour;
+
+mod third_party;

@@ -1,0 +1,3 @@
+module selvedge.test/filter
+
+go 1.24
