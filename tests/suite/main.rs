@@ -22,6 +22,4 @@ mod cli;
 
 mod tour;
 
-mod conformance;
-
 mod third_party;

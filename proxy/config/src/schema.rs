@@ -141,7 +141,7 @@ cache: { memory: {}, collapse: {} }
 upstreams:
   a: { endpoints: [{ addr: a:1 }], tls: {}, timeouts: {} }
 filters:
-  f: { wasm: file:f.wasm, limits: {}, request_body: { peek: 1KiB } }
+  f: { wasm: file:f.wasm, limits: {}, isolation: { pool: 2 }, request_body: { peek: 1KiB } }
 sites:
 - hosts: ["*"]
   routes:

@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
-use std::{collections::BTreeMap, fs, path::Path, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, num::NonZeroU8, path::Path, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
 use selvedge_config::{
     AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Config, EndpointAddr, FilterLimits,
-    GeoDatabase, HeaderEncoding, Host, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node,
-    OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report, Servers, Target, Timeouts,
-    TlsVersion, UpstreamProtocol, ValueError, WasmSource, Workers, parse_duration,
+    GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match,
+    ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report, Servers,
+    Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamProtocol, ValueError, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -142,7 +142,15 @@ filters:
     response_body: buffer
     on_pause: stop_all
     header_encoding: reject
-    limits: { memory: 64MiB, deadline: 5ms, body: 2MB, wait: 1s }
+    sha256: "abababababababababababababababababababababababababababababababab"
+    isolation: { pool: 3 }
+    snapshot: never
+    tick: once_per_node
+    root_id: second
+    vm_id: shared
+    vm_config: { a: 1 }
+    environment: { TZ: UTC }
+    limits: { memory: 64MiB, cpu: 4ms, deadline: 5ms, callouts: 7, callouts_per_second: 8, body: 2MB, wait: 1s }
     config: { issuer: a, list: [1, -2, 0x10, 1.5, true, ~, "7"] }
 sites:
 - hosts: [www.Example.com, "*.example.com", 127.0.0.1, "[::0:1]"]
@@ -191,11 +199,19 @@ sites:
     assert_eq!(modes, written);
     let limits = FilterLimits {
         memory: ByteSize::mib(64),
+        cpu: Duration::from_millis(4),
         deadline: Duration::from_millis(5),
+        callouts: 7,
+        callouts_per_second: 8,
         body: ByteSize(2_000_000),
         wait: Duration::from_secs(1),
     };
     assert_eq!(auth.limits, limits);
+    assert_eq!(auth.sha256, Some([0xab; 32]));
+    let run = (auth.isolation, auth.snapshot, auth.tick);
+    assert_eq!(run, (Isolation::Pool(NonZeroU8::new(3).unwrap()), Snapshot::Never, Tick::OncePerNode));
+    assert_eq!((&auth.root_id[..], auth.vm_id.as_deref()), ("second", Some("shared")));
+    assert_eq!((&auth.vm_config, &auth.environment["TZ"][..]), (&json!({ "a": 1 }), "UTC"));
     assert_eq!(auth.config, json!({ "issuer": "a", "list": [1, -2, 16, 1.5, true, null, "7"] }));
     let site = &config.sites[0];
     let hosts = [

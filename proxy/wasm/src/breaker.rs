@@ -157,7 +157,9 @@ mod tests {
             now += 11 * SECOND;
             assert_eq!(breaker.failed(stream, now), None);
         }
-        (0..19).for_each(|_| drop(breaker.failed(100, now)));
+        for _ in 0..19 {
+            let _ = breaker.failed(100, now);
+        }
         assert!(!admitted(&breaker, now));
         now += 60 * SECOND;
         assert!(admitted(&breaker, now));
