@@ -23,7 +23,7 @@ use selvedge_config::{
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
-use selvedge_wasm::{Engine, EngineOptions, Limits, Metrics, Module, Plugin, PluginOptions, SharedData};
+use selvedge_wasm::{Engine, EngineOptions, Limits, Metrics, Module, Plugin, PluginOptions, SharedData, SharedQueues};
 use tracing::{debug, info};
 
 use super::host::NodeHost;
@@ -41,6 +41,7 @@ pub struct Resources {
     modules: Mutex<HashMap<[u8; 32], Arc<Module>>>,
     shared: Arc<SharedData>,
     metrics: Arc<Metrics>,
+    queues: Arc<SharedQueues>,
     demo: Mutex<Option<Demo>>,
     workers: usize,
     generations: AtomicU64,
@@ -61,6 +62,7 @@ impl Resources {
             modules: Mutex::default(),
             shared: Arc::default(),
             metrics: Arc::default(),
+            queues: Arc::default(),
             demo: Mutex::new(None),
             workers,
             generations: AtomicU64::new(0),
@@ -122,6 +124,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         upstreams: Arc::clone(&upstreams),
         shared: Arc::clone(&resources.shared),
         metrics: Arc::clone(&resources.metrics),
+        queues: Arc::clone(&resources.queues),
     });
     let mut plugins = Plugins { resources, config: &config, modules, host, started: HashMap::new() };
 

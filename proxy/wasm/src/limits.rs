@@ -15,11 +15,25 @@ pub struct Limits {
     /// How many hostcalls one guest call may make; 0 means no limit. Default 100 000: far above honest use, and it bounds a guest that
     /// does nothing but log.
     pub hostcalls: u32,
+    /// How many shared queues the plugin's `vm_id` may have. Default 64. A filter that asks for more gets one that takes nothing.
+    pub queues: u32,
+    /// Items in one shared queue. Default 10 000. A full queue refuses new items.
+    pub queue_items: u32,
+    /// Bytes of all items in one shared queue. Default 4 MiB.
+    pub queue_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 64 << 20, table_elements: 10_000, deadline: Duration::from_millis(50), hostcalls: 100_000 }
+        Self {
+            memory: 64 << 20,
+            table_elements: 10_000,
+            deadline: Duration::from_millis(50),
+            hostcalls: 100_000,
+            queues: 64,
+            queue_items: 10_000,
+            queue_bytes: 4 << 20,
+        }
     }
 }
 

@@ -5,17 +5,22 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::calls::Calls;
 use crate::plugin::Plugin;
-use crate::vm::{CallError, ROOT};
+use crate::vm::{CallError, ROOT, VmCell};
 
 pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) {
     // Calls belong to the VM that made them; a new VM starts with none.
     let mut of = Weak::new();
     let mut calls = Calls::new();
+    // When the next tick is due, and by which period. It stays when the loop is woken for something else, or a busy queue would leave no
+    // rest long enough to tick.
+    let mut due: Option<(Duration, Instant)> = None;
     while !ticks.is_closed() {
+        let mut more = false;
         // Calls first: what a tick, a start or an answer asked for is sent without waiting for the next tick.
         if let Some(plugin) = plugin.upgrade()
             && let Some(vm) = plugin.vm(worker)
@@ -24,18 +29,27 @@ pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) 
                 of = Arc::downgrade(&vm);
                 calls = Calls::new();
             }
+            more = serve_queues(&plugin, &vm);
             let outgoing = vm.0.lock().take_root_outgoing();
             calls.begin(&plugin.host(), outgoing);
         }
 
-        let period = ticks.period();
+        if more {
+            ticks.wake(); // to come back here; others on this worker have their turn first
+            tokio::task::yield_now().await;
+        }
+
+        due = match (ticks.period(), due) {
+            (Some(period), Some((of, at))) if period == of => Some((of, at)),
+            (Some(period), _) => Some((period, Instant::now() + period)),
+            (None, _) => None,
+        };
         let tick = async move {
-            match period {
-                Some(period) => tokio::time::sleep(period).await,
+            match due {
+                Some((_, at)) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
-        // A changed period, or a call, restarts the wait: ticks are periods of rest, not a clock.
         tokio::select! {
             () = ticks.changed() => {}
             arrival = calls.next() => {
@@ -44,6 +58,7 @@ pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) 
                 }
             }
             () = tick => {
+                due = None; // ticks are periods of rest, not a clock: the next one counts from the end of this one
                 let Some(plugin) = plugin.upgrade() else { return };
                 if let Some(vm) = plugin.vm(worker) {
                     report(&Arc::downgrade(&plugin), vm.0.lock().tick());
@@ -51,6 +66,24 @@ pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) 
             }
         }
     }
+}
+
+/// How many queue items the guest is told of before others on this worker have their turn: it may enqueue more while it is told.
+const QUEUE_BATCH: usize = 64;
+
+/// Tells the guest of items in its queues; true when some may be left.
+fn serve_queues(plugin: &Arc<Plugin>, vm: &VmCell) -> bool {
+    for _ in 0..QUEUE_BATCH {
+        match vm.0.lock().queue_ready() {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                report(&Arc::downgrade(plugin), Err(error));
+                return false;
+            }
+        }
+    }
+    true
 }
 
 /// Root-context work has nobody to fail: the operator is told, the next stream gets a new VM.

@@ -16,6 +16,7 @@ use crate::limits::{Limiter, MAX_CALLOUTS};
 use crate::metrics::Cell;
 use crate::plugin::Facts;
 use crate::root_loop::Ticks;
+use crate::shared_queue::Registrant;
 
 /// What hostcalls work on.
 pub(crate) struct State {
@@ -52,6 +53,8 @@ pub(crate) struct State {
     next_callout: u32,
     pub(super) root_outgoing: Vec<Outgoing>,
     pub(crate) metrics: HashMap<u32, Arc<Cell>, BuildHasherDefault<IdHasher>>,
+    /// Made when the guest first registers a queue.
+    registrant: Option<Arc<Registrant>>,
 }
 
 /// What waits for a live stream, queued by other contexts' calls.
@@ -104,6 +107,7 @@ impl State {
             next_callout: 0,
             root_outgoing: Vec::new(),
             metrics: HashMap::default(),
+            registrant: None,
         }
     }
 
@@ -140,6 +144,16 @@ impl State {
 
     pub(crate) fn put_exchange(&mut self, exchange: ExchangePointer) {
         self.exchange = Some(exchange);
+    }
+
+    /// This VM, as whoever puts something into its queues knows it.
+    pub(crate) fn registrant(&mut self) -> Arc<Registrant> {
+        self.registrant.get_or_insert_with(|| Registrant::new(self.ticks.clone())).clone()
+    }
+
+    /// The next of its queues that the guest is to be told of.
+    pub(super) fn next_ready_queue(&self) -> Option<u32> {
+        self.facts.host.queues().next_ready(self.registrant.as_ref()?)
     }
 
     /// Whether `context` can be made the effective one.

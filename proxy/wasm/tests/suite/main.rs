@@ -11,5 +11,6 @@ mod filters;
 mod guests;
 mod limits;
 mod loading;
+mod queues;
 mod tcp;
 mod wasi;
