@@ -14,7 +14,7 @@ use criterion::Criterion;
 use futures::future::BoxFuture;
 use selvedge_wasm::{
     Action, Body, Buffer, CallError, Callout, CalloutFailure, CalloutResponse, Engine, EngineOptions, Exchange,
-    ExchangeError, HeaderMap, Host, Metrics, Module, Plugin, PluginOptions, SharedData,
+    ExchangeError, HeaderMap, Host, Metrics, Module, Plugin, PluginOptions, SharedData, SharedQueues,
 };
 
 fn main() -> Result<()> {
@@ -81,6 +81,7 @@ fn request(plugin: &Arc<Plugin>, bodies: Bodies) -> Result<Action, CallError> {
 struct Alone {
     shared: SharedData,
     metrics: Metrics,
+    queues: SharedQueues,
 }
 
 impl Host for Alone {
@@ -98,6 +99,10 @@ impl Host for Alone {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn queues(&self) -> &SharedQueues {
+        &self.queues
     }
 }
 

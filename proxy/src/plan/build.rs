@@ -25,7 +25,8 @@ use selvedge_config::{
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
 use selvedge_wasm::{
-    Engine, EngineOptions, Isolation, Limits, Metrics, Module, Plugin, PluginOptions, SharedData, Snapshots,
+    Engine, EngineOptions, Isolation, Limits, Metrics, Module, Plugin, PluginOptions, SharedData, SharedQueues,
+    Snapshots,
 };
 use sha2::{Digest, Sha256};
 use tracing::{debug, info};
@@ -46,6 +47,7 @@ pub struct Resources {
     modules: Mutex<HashMap<[u8; 32], Weak<Module>>>,
     shared: Arc<SharedData>,
     metrics: Arc<Metrics>,
+    queues: Arc<SharedQueues>,
     demo: Mutex<Option<Demo>>,
     workers: usize,
     generations: AtomicU64,
@@ -70,6 +72,7 @@ impl Resources {
             modules: Mutex::default(),
             shared: Arc::default(),
             metrics: Arc::default(),
+            queues: Arc::default(),
             demo: Mutex::new(None),
             workers,
             generations: AtomicU64::new(0),
@@ -133,6 +136,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         upstreams: Arc::clone(&upstreams),
         shared: Arc::clone(&resources.shared),
         metrics: Arc::clone(&resources.metrics),
+        queues: Arc::clone(&resources.queues),
     });
     let mut plugins = Plugins { resources, config: &config, modules, host, started: HashMap::new() };
 

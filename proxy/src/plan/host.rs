@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use selvedge_wasm::{Callout, CalloutFailure, CalloutResponse, Host, Metrics, SharedData};
+use selvedge_wasm::{Callout, CalloutFailure, CalloutResponse, Host, Metrics, SharedData, SharedQueues};
 
 use crate::callout;
 use crate::upstream::Upstreams;
@@ -13,6 +13,7 @@ pub(super) struct NodeHost {
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) shared: Arc<SharedData>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) queues: Arc<SharedQueues>,
 }
 
 impl Host for NodeHost {
@@ -30,5 +31,9 @@ impl Host for NodeHost {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn queues(&self) -> &SharedQueues {
+        &self.queues
     }
 }

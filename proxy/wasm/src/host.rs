@@ -8,6 +8,7 @@ use tracing::level_filters::LevelFilter;
 use crate::effects::{Callout, CalloutFailure, CalloutResponse};
 use crate::metrics::Metrics;
 use crate::shared_data::SharedData;
+use crate::shared_queue::SharedQueues;
 
 /// The world outside the exchange, shared by all plugins of a process.
 pub trait Host: Send + Sync + 'static {
@@ -23,6 +24,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// The process-wide registry behind the metric calls.
     fn metrics(&self) -> &Metrics;
+
+    /// The process-wide queues behind the shared-queue calls.
+    fn queues(&self) -> &SharedQueues;
 
     /// A line a guest logged, at most 64 KiB, invalid UTF-8 replaced. The default writes a `tracing` event with target `selvedge::filter`.
     fn log(&self, level: LogLevel, plugin: &str, message: &str) {

@@ -40,6 +40,7 @@ mod host;
 mod limits;
 mod metrics;
 mod shared_data;
+mod shared_queue;
 
 pub mod abi;
 mod hostcalls;
@@ -59,6 +60,7 @@ pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
 pub use module_cache::CacheDirError;
 pub use plugin::{Isolation, Plugin, PluginOptions, Snapshots, StartError};
 pub use shared_data::{SharedData, SharedDataError, SharedDataLimits, SharedDataSize};
+pub use shared_queue::{QueueSize, SharedQueues};
 pub use stream::Stream;
 pub use tcp::{Peer, TcpStream};
 pub use vm::CallError;

@@ -24,6 +24,12 @@ pub struct Limits {
     /// HTTP and gRPC calls that all VMs of the plugin together may begin in a second, averaged, with one second's worth of burst.
     /// 0 (the default) means no limit.
     pub callouts_per_second: u32,
+    /// How many shared queues the plugin's `vm_id` may have. Default 64. A filter that asks for more gets one that takes nothing.
+    pub queues: u32,
+    /// Items in one shared queue. Default 10 000. A full queue refuses new items.
+    pub queue_items: u32,
+    /// Bytes of all items in one shared queue. Default 4 MiB.
+    pub queue_bytes: u64,
 }
 
 impl Default for Limits {
@@ -36,6 +42,9 @@ impl Default for Limits {
             hostcalls: 100_000,
             callouts: 1024,
             callouts_per_second: 0,
+            queues: 64,
+            queue_items: 10_000,
+            queue_bytes: 4 << 20,
         }
     }
 }

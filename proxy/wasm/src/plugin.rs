@@ -376,6 +376,11 @@ impl Plugin {
         vm
     }
 
+    /// The VMs of a worker whose contexts may have asked for queues.
+    pub(crate) fn vms(&self, worker: usize) -> Vec<Arc<VmCell>> {
+        self.workers[worker].all()
+    }
+
     /// Whether this worker's root context is to tick.
     pub(crate) fn ticks_on(&self, worker: usize) -> bool {
         worker == 0 || !self.tick_once

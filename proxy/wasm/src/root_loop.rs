@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::calls::Calls;
@@ -24,6 +25,7 @@ pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) 
     // Calls belong to the VM that made them; a new VM starts with none.
     let mut of: Option<Arc<VmCell>> = None;
     let mut calls = Calls::new();
+    let mut rest = Rest::default();
     while !ticks.is_closed() {
         let Some(plugin) = plugin.upgrade() else { break };
         let root = plugin.root(worker);
@@ -37,10 +39,17 @@ pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) 
         for orphan in ticks.take_orphans() {
             send_orphan(plugin.host(), orphan);
         }
+        let mut more = false;
+        for vm in plugin.vms(worker) {
+            more |= serve_queues(&vm).await;
+        }
         let ticking = plugin.ticks_on(worker);
         drop(plugin);
-        // A changed period, or a call, restarts the wait: ticks are periods of rest, not a clock.
-        step(&ticks, ticking, of.as_ref(), &mut calls).await;
+        if more {
+            ticks.wake(); // to come back here; others on this worker have their turn first
+            tokio::task::yield_now().await;
+        }
+        step(&ticks, ticking, of.as_ref(), &mut calls, &mut rest).await;
     }
 
     drop(of);
@@ -50,10 +59,11 @@ pub(crate) async fn run(plugin: Weak<Plugin>, worker: usize, ticks: Arc<Ticks>) 
 }
 
 /// Waits for the next thing the root context has to do, and has it done.
-async fn step(ticks: &Ticks, ticking: bool, vm: Option<&Arc<VmCell>>, calls: &mut Calls) {
+async fn step(ticks: &Ticks, ticking: bool, vm: Option<&Arc<VmCell>>, calls: &mut Calls, rest: &mut Rest) {
+    let due = rest.until(ticks.period().filter(|_| ticking));
     let tick = async {
-        match ticks.period().filter(|_| ticking) {
-            Some(period) => tokio::time::sleep(period).await,
+        match due {
+            Some(due) => tokio::time::sleep_until(due).await,
             None => std::future::pending().await,
         }
     };
@@ -65,6 +75,7 @@ async fn step(ticks: &Ticks, ticking: bool, vm: Option<&Arc<VmCell>>, calls: &mu
             report(vm, delivered);
         }
         () = tick => {
+            *rest = Rest::default();
             let Some(vm) = vm else { return };
             let ticked = when_free(vm, Vm::tick).await;
             report(vm, ticked);
@@ -72,16 +83,51 @@ async fn step(ticks: &Ticks, ticking: bool, vm: Option<&Arc<VmCell>>, calls: &mu
     }
 }
 
+/// When the next tick is due, and by which period. It stays when the loop is woken for something else, or a busy queue would leave no rest
+/// long enough to tick. Ticks are periods of rest, not a clock: the next one counts from the end of the last.
+#[derive(Default)]
+struct Rest(Option<(Duration, Instant)>);
+
+impl Rest {
+    fn until(&mut self, period: Option<Duration>) -> Option<Instant> {
+        self.0 = match (period, self.0) {
+            (Some(period), Some((of, due))) if period == of => Some((of, due)),
+            (Some(period), _) => Some((period, Instant::now() + period)),
+            (None, _) => None,
+        };
+        self.0.map(|(_, due)| due)
+    }
+}
+
+/// How many queue items a guest is told of before others on this worker have their turn: it may enqueue more while it is told.
+const QUEUE_BATCH: usize = 64;
+
+/// Tells the guest of items in its queues; true when some may be left.
+async fn serve_queues(vm: &VmCell) -> bool {
+    for _ in 0..QUEUE_BATCH {
+        match when_free(vm, Vm::queue_ready).await {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                report(vm, Err(error));
+                return false;
+            }
+        }
+    }
+    true
+}
+
 /// Ends a plugin's VM: `proxy_on_done`, then the guest may finish what it has under way, then `proxy_on_delete`.
 async fn say_goodbye(vm: Arc<VmCell>, ticks: &Ticks) {
     let Ok(false) = when_free(&vm, Vm::say_done).await else { return };
     let mut calls = Calls::new();
+    let mut rest = Rest::default();
     let finish = async {
         loop {
             let state = when_free(&vm, |vm| Ok((vm.is_done(), vm.host()))).await;
             let Ok((false, host)) = state else { return };
             send_outgoing(&vm, &mut calls, &host).await;
-            step(ticks, true, Some(&vm), &mut calls).await;
+            step(ticks, true, Some(&vm), &mut calls, &mut rest).await;
         }
     };
     let _ = tokio::time::timeout(FAREWELL, finish).await;

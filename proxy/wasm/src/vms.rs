@@ -98,6 +98,11 @@ impl Worker {
         self.slots.lock().cells.iter().find(|cell| !cell.is_dead()).cloned()
     }
 
+    /// All VMs that live.
+    pub(crate) fn all(&self) -> Vec<Arc<VmCell>> {
+        self.slots.lock().cells.iter().filter(|cell| !cell.is_dead()).cloned().collect()
+    }
+
     /// All VMs, for the end of the plugin.
     pub(crate) fn take_all(&self) -> Vec<Arc<VmCell>> {
         std::mem::take(&mut self.slots.lock().cells)

@@ -11,7 +11,7 @@ use selvedge_sdk::Reply;
 use selvedge_wasm::{
     Action, Arrival, Body, Buffer, CallError, CalloutFailure, CalloutId, CalloutResponse, Engine, EngineOptions,
     ExchangeError, HeaderMap, Host, Limits, LogLevel, MetricValue, Metrics, Module, Outgoing, Phases, Plugin,
-    PluginOptions, SharedData,
+    PluginOptions, SharedData, SharedQueues,
 };
 
 use crate::exchange::{Exchange, Half, Refused, Side};
@@ -24,7 +24,12 @@ pub(crate) struct WasmGuest {
 
 impl WasmGuest {
     pub(crate) fn start(module: &[u8], config: &[u8], world: &World) -> Result<Self, String> {
-        let host = Arc::new(TestHost { world: world.clone(), shared: SharedData::new(), metrics: Metrics::new() });
+        let host = Arc::new(TestHost {
+            world: world.clone(),
+            shared: SharedData::new(),
+            metrics: Metrics::new(),
+            queues: SharedQueues::new(),
+        });
         let module = compiled(module)?;
         let options = PluginOptions {
             name: "filter".into(),
@@ -285,6 +290,7 @@ struct TestHost {
     world: World,
     shared: SharedData,
     metrics: Metrics,
+    queues: SharedQueues,
 }
 
 impl Host for TestHost {
@@ -303,6 +309,10 @@ impl Host for TestHost {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn queues(&self) -> &SharedQueues {
+        &self.queues
     }
 
     fn log(&self, level: LogLevel, _plugin: &str, message: &str) {

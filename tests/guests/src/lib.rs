@@ -18,6 +18,7 @@
 //! | `stuck` | phase | pauses in it and never resumes: `request_headers`, `request_body`, `response_headers`, `response_body` |
 //! | `peek` | – | holds the request's headers until the body has begun, sets `x-peeked` to its first 4 bytes, lets the rest stream |
 //! | `tcp` | what to do, in one line: see `examples/tcp.rs` | a filter of TCP connections |
+//! | `queue` | queue to take from or `-`, `vm_id` to put into or `-`, queue to put into | puts the words of the request header `x-enqueue` into a queue (`x-enqueued: ok full no-queue`), takes what it is told of into the response header `x-seen`; panics at the item `die`, puts `again` back |
 //! | `ledger` | – | counts streams opened and done, response headers `x-opened` and `x-done` |
 
 use std::rc::Rc;

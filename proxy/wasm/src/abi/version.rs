@@ -86,6 +86,7 @@ const CALLBACKS: &[Callback] = &[
     ("proxy_on_vm_start", 2, 1),
     ("proxy_on_configure", 2, 1),
     ("proxy_on_tick", 1, 0),
+    ("proxy_on_queue_ready", 2, 0),
     ("proxy_on_request_body", 3, 1),
     ("proxy_on_request_trailers", 2, 1),
     ("proxy_on_response_body", 3, 1),

@@ -8,6 +8,7 @@ mod headers;
 mod log;
 mod metrics;
 mod properties;
+mod queues;
 mod runtimes;
 mod shared_data;
 mod wasi;
@@ -57,6 +58,12 @@ serve! {
     "proxy_get_shared_data" => shared_data::get, (key: u32, key_len: u32, out_ptr: u32, out_len: u32, out_cas: u32);
     "proxy_set_shared_data" => shared_data::set, (key: u32, key_len: u32, value: u32, value_len: u32, cas: u32);
 
+    "proxy_register_shared_queue" => queues::register, (name: u32, name_len: u32, out_id: u32);
+    "proxy_resolve_shared_queue" => queues::resolve,
+        (vm_id: u32, vm_id_len: u32, name: u32, name_len: u32, out_id: u32);
+    "proxy_enqueue_shared_queue" => queues::enqueue, (id: u32, ptr: u32, len: u32);
+    "proxy_dequeue_shared_queue" => queues::dequeue, (id: u32, out_ptr: u32, out_len: u32);
+
     "proxy_define_metric" => metrics::define, (kind: u32, name: u32, name_len: u32, out_id: u32);
     "proxy_get_metric" => metrics::get, (id: u32, out: u32);
     "proxy_record_metric" => metrics::record, (id: u32, value: u64);
@@ -83,17 +90,8 @@ serve! {
 }
 
 /// The rest of the ABI: linked, so that modules load, and answered with `UNIMPLEMENTED`.
-const UNSERVED: &[&str] = &[
-    "proxy_grpc_call",
-    "proxy_grpc_stream",
-    "proxy_grpc_send",
-    "proxy_grpc_cancel",
-    "proxy_grpc_close",
-    "proxy_register_shared_queue",
-    "proxy_resolve_shared_queue",
-    "proxy_enqueue_shared_queue",
-    "proxy_dequeue_shared_queue",
-];
+const UNSERVED: &[&str] =
+    &["proxy_grpc_call", "proxy_grpc_stream", "proxy_grpc_send", "proxy_grpc_cancel", "proxy_grpc_close"];
 
 /// Whether a module may import this function.
 pub(crate) fn knows(module: &str, name: &str) -> bool {

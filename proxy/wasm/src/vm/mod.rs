@@ -56,6 +56,7 @@ pub(crate) struct Callbacks {
     pub(crate) vm_start: Option<TypedFunc<(u32, u32), u32>>,
     pub(crate) configure: Option<TypedFunc<(u32, u32), u32>>,
     pub(crate) tick: Option<TypedFunc<u32, ()>>,
+    pub(crate) queue_ready: Option<TypedFunc<(u32, u32), ()>>,
     pub(crate) request_headers: HeadersCallback,
     pub(crate) request_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     pub(crate) request_trailers: Option<TypedFunc<(u32, u32), u32>>,
@@ -155,6 +156,12 @@ impl Vm {
             ticks.set(u32::try_from(period.as_millis()).unwrap_or(u32::MAX));
         }
         state.ticks = ticks;
+        state.serves = true;
+        let unclaimed = std::mem::take(&mut state.unclaimed_queues);
+        if !unclaimed.is_empty() {
+            let (registrant, host) = (state.registrant(), state.facts.host.clone());
+            unclaimed.into_iter().for_each(|queue| host.queues().claim(queue, &registrant));
+        }
         self.role = Role::Root;
     }
 
@@ -336,6 +343,17 @@ impl Vm {
         !self.core.store.data().root_outgoing.is_empty()
     }
 
+    /// Tells the guest of one item in one of its queues; false when none waits.
+    pub(crate) fn queue_ready(&mut self) -> Result<bool, CallError> {
+        let Self { core, callbacks, .. } = self;
+        if core.poisoned {
+            return Err(CallError::Poisoned);
+        }
+        let Some(queue) = core.store.data().next_ready_queue() else { return Ok(false) };
+        core.store.data_mut().begin(ROOT);
+        core.call("proxy_on_queue_ready", callbacks.queue_ready.as_ref(), (ROOT, queue)).map(|_| true)
+    }
+
     /// What the root context wants sent, for the root loop.
     pub(crate) fn take_root_outgoing(&mut self) -> Vec<Outgoing> {
         std::mem::take(&mut self.core.store.data_mut().root_outgoing)
@@ -408,6 +426,7 @@ impl Callbacks {
             vm_start: typed(store, instance, "proxy_on_vm_start"),
             configure: typed(store, instance, "proxy_on_configure"),
             tick: typed(store, instance, "proxy_on_tick"),
+            queue_ready: typed(store, instance, "proxy_on_queue_ready"),
             request_headers: HeadersCallback::find(store, instance, "proxy_on_request_headers"),
             request_body: typed(store, instance, "proxy_on_request_body"),
             request_trailers: typed(store, instance, "proxy_on_request_trailers"),

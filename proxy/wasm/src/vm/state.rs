@@ -16,6 +16,7 @@ use crate::limits::{Limiter, MAX_CALLOUTS};
 use crate::metrics::Cell;
 use crate::plugin::Facts;
 use crate::root_loop::Ticks;
+use crate::shared_queue::Registrant;
 use crate::turn::Turn;
 
 /// What hostcalls work on.
@@ -31,6 +32,10 @@ pub(crate) struct State {
     pub(crate) quiet: bool,
     /// The VM serves one stream: its root context is nobody to call back.
     pub(crate) alone: bool,
+    /// The VM's root context works: it ticks and is told of queues.
+    pub(super) serves: bool,
+    /// Queues it registered while it did not serve.
+    pub(crate) unclaimed_queues: Vec<u32>,
     pub(super) root_end: RootEnd,
     /// Streams that have ended but answered "not yet" to `proxy_on_done`, oldest first.
     pub(super) lingering: VecDeque<u32>,
@@ -65,6 +70,8 @@ pub(crate) struct State {
     next_callout: u32,
     pub(super) root_outgoing: Vec<Outgoing>,
     pub(crate) metrics: HashMap<u32, Arc<Cell>, BuildHasherDefault<IdHasher>>,
+    /// Made when the guest first registers a queue.
+    registrant: Option<Arc<Registrant>>,
 }
 
 /// What waits for a live stream, queued by other contexts' calls.
@@ -113,6 +120,8 @@ impl State {
             memory: None,
             allocator: None,
             quiet: role != Role::Root,
+            serves: role == Role::Root,
+            unclaimed_queues: Vec::new(),
             alone: matches!(role, Role::Alone | Role::Rehearsal),
             root_end: RootEnd::NotAsked,
             lingering: VecDeque::new(),
@@ -135,6 +144,7 @@ impl State {
             next_callout: 0,
             root_outgoing: Vec::new(),
             metrics: HashMap::default(),
+            registrant: None,
         }
     }
 
@@ -198,6 +208,21 @@ impl State {
         let Some(place) = self.lingering.iter().position(|context| *context == self.effective) else { return false };
         self.done_lingering.extend(self.lingering.remove(place));
         true
+    }
+
+    /// [`State::registrant`], if this VM's root context works (yet): others may use queues, but are not told of items.
+    pub(crate) fn serving_registrant(&mut self) -> Option<Arc<Registrant>> {
+        self.serves.then(|| self.registrant())
+    }
+
+    /// This VM, as whoever puts something into its queues knows it.
+    pub(crate) fn registrant(&mut self) -> Arc<Registrant> {
+        self.registrant.get_or_insert_with(|| Registrant::new(self.ticks.clone())).clone()
+    }
+
+    /// The next of its queues that the guest is to be told of.
+    pub(super) fn next_ready_queue(&self) -> Option<u32> {
+        self.facts.host.queues().next_ready(self.registrant.as_ref()?)
     }
 
     /// Whether `context` can be made the effective one.

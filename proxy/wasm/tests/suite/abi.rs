@@ -112,7 +112,16 @@ fn hostcalls_answer_bad_arguments_with_a_status() {
         ("resuming TCP", "proxy_continue_stream", &[2], UNIMPLEMENTED),
         ("done without having waited", "proxy_done", &[], OK),
         ("gRPC", "proxy_grpc_cancel", &[1], UNIMPLEMENTED),
-        ("shared queues", "proxy_register_shared_queue", &[0, 6, 800], UNIMPLEMENTED),
+        ("a queue", "proxy_register_shared_queue", &[0, 6, 800], OK),
+        ("a queue's id outside", "proxy_register_shared_queue", &[0, 6, MAX], INVALID_MEMORY),
+        ("a queue with a name that is not UTF-8", "proxy_register_shared_queue", &[600, 4, 800], BAD_ARGUMENT),
+        ("a queue with a name of 4 GiB", "proxy_register_shared_queue", &[0, MAX, 800], INVALID_MEMORY),
+        ("a queue that nobody registered", "proxy_resolve_shared_queue", &[0, 0, 0, 6, 800], NOT_FOUND),
+        ("a queue of a vm_id outside", "proxy_resolve_shared_queue", &[PAGE, 4, 0, 6, 800], INVALID_MEMORY),
+        ("an item for no queue", "proxy_enqueue_shared_queue", &[1, 0, 6], NOT_FOUND),
+        ("an item from outside", "proxy_enqueue_shared_queue", &[1, PAGE, 6], INVALID_MEMORY),
+        ("an item of no queue", "proxy_dequeue_shared_queue", &[0, 800, 804], NOT_FOUND),
+        ("an item to a place outside", "proxy_dequeue_shared_queue", &[1, MAX, 804], INVALID_MEMORY),
     ];
     for (name, call, arguments, want) in cases {
         assert_eq!(status(DATA, call, arguments), *want, "{name}: {call}{arguments:?}");
@@ -178,6 +187,10 @@ const CALLS: &[(&str, &str, usize, bool)] = &[
     ("env", "proxy_set_property", 4, false),
     ("env", "proxy_get_shared_data", 5, false),
     ("env", "proxy_set_shared_data", 5, false),
+    ("env", "proxy_register_shared_queue", 3, false),
+    ("env", "proxy_resolve_shared_queue", 5, false),
+    ("env", "proxy_enqueue_shared_queue", 3, false),
+    ("env", "proxy_dequeue_shared_queue", 3, false),
     ("env", "proxy_define_metric", 4, false),
     ("env", "proxy_get_metric", 2, false),
     ("env", "proxy_record_metric", 2, true),

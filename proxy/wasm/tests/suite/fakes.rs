@@ -129,6 +129,7 @@ pub(crate) type Answer = Result<CalloutResponse, CalloutFailure>;
 pub(crate) struct FakeHost {
     pub(crate) shared: SharedData,
     pub(crate) metrics: Metrics,
+    pub(crate) queues: SharedQueues,
     pub(crate) logs: Mutex<Vec<(LogLevel, String)>>,
     pub(crate) calls: Mutex<Vec<Callout>>,
 }
@@ -179,6 +180,10 @@ impl Host for FakeHost {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn queues(&self) -> &SharedQueues {
+        &self.queues
     }
 }
 

@@ -24,7 +24,7 @@ fn starting(functions: &[(&str, &str, &str, &str)], more: &str) -> Result<String
         "i32.const 16384",
         &format!("{functions}{more}"),
     );
-    let rig = try_start(&wasm, options(""))?;
+    let rig = try_start(&wasm, PluginOptions { workers: 1, ..options("") })?;
     let letters = rig.host.logs.lock().iter().map(|(_, line)| line.clone()).collect();
     Ok(letters)
 }

@@ -12,5 +12,6 @@ mod guests;
 mod isolation;
 mod limits;
 mod loading;
+mod queues;
 mod tcp;
 mod wasi;
