@@ -5,6 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
+use crate::grpc::{GrpcEvent, GrpcId, GrpcMessage, GrpcOpen};
+
 /// The guest's verdict on the phase it was called for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -82,10 +84,25 @@ pub struct LocalReply {
 }
 
 /// Something a guest asked to be sent out of its exchange.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Outgoing {
     /// An HTTP call (`proxy_http_call`).
     Http(Callout),
+    /// A gRPC call or stream (`proxy_grpc_call`, `proxy_grpc_stream`).
+    GrpcOpen(Box<GrpcOpen>),
+    /// A message on a gRPC stream (`proxy_grpc_send`).
+    GrpcSend {
+        /// The stream.
+        id: GrpcId,
+        /// The message.
+        message: GrpcMessage,
+        /// Whether it is the last.
+        end: bool,
+    },
+    /// The guest will send no more on a gRPC stream (`proxy_grpc_close`).
+    GrpcClose(GrpcId),
+    /// The guest wants no more of a gRPC call or stream (`proxy_grpc_cancel`).
+    GrpcCancel(GrpcId),
 }
 
 /// Something that came back for a guest.
@@ -93,6 +110,8 @@ pub enum Outgoing {
 pub enum Arrival {
     /// The end of an HTTP call.
     Http(CalloutId, Result<CalloutResponse, CalloutFailure>),
+    /// Something that came on a gRPC call or stream.
+    Grpc(GrpcId, GrpcEvent),
 }
 
 /// Names one HTTP callout within its VM.

@@ -6,18 +6,30 @@ use futures::future::BoxFuture;
 use tracing::level_filters::LevelFilter;
 
 use crate::effects::{Callout, CalloutFailure, CalloutResponse};
+use crate::grpc::{GrpcEvents, GrpcMessages, GrpcRequest, GrpcStatus};
 use crate::metrics::Metrics;
 use crate::shared_data::SharedData;
 use crate::shared_queue::SharedQueues;
 
 /// The world outside the exchange, shared by all plugins of a process.
 pub trait Host: Send + Sync + 'static {
-    /// Whether guests may call this upstream. An HTTP call to an unknown one is refused with `BAD_ARGUMENT`.
+    /// Whether guests may call this upstream. An HTTP call to an unknown one is refused with `BAD_ARGUMENT`, a gRPC call with
+    /// `PARSE_FAILURE`.
     fn has_upstream(&self, name: &str) -> bool;
 
     /// Makes a callout that belongs to no exchange (from a tick, from start-up, or sent while a stream was ending). Called from
     /// [`crate::Plugin::tick_loop`], never during a guest call. Callouts of streams are in their [`crate::Effects`] instead.
     fn call(&self, callout: Callout) -> BoxFuture<'static, Result<CalloutResponse, CalloutFailure>>;
+
+    /// Runs a gRPC exchange to its end, which is its status: sends the guest's `messages`, and puts what comes from the server in
+    /// `events`. Started by [`crate::Calls`], never during a guest call; dropped when the guest wants no more of it or its time is up:
+    /// the server is to see it reset then. The default is for hosts that have no gRPC: it says so.
+    fn grpc(&self, request: GrpcRequest, messages: GrpcMessages, events: GrpcEvents) -> BoxFuture<'static, GrpcStatus> {
+        let (_, _) = (messages, events);
+        let status =
+            GrpcStatus::new(GrpcStatus::UNIMPLEMENTED, format!("no gRPC on this host, asked for {}", request.path()));
+        Box::pin(std::future::ready(status))
+    }
 
     /// The process-wide store behind the shared-data calls.
     fn shared(&self) -> &SharedData;

@@ -3,14 +3,13 @@
 //! The embedder makes one [`Engine`], loads [`Module`]s through it, and starts a [`Plugin`] (a module plus one configuration) for each
 //! configured filter. For every HTTP exchange it opens a [`Stream`] on its worker's VM and runs the callbacks in order, handing in the
 //! exchange as a [`trait@Exchange`]. Guest calls are synchronous and short (each has a deadline); whatever the guest asks for that takes
-//! time (a local reply, a resume, an HTTP callout) is queued and handed back as [`Effects`] when the guest has returned.
+//! time (a local reply, a resume, an HTTP or gRPC call) is queued and handed back as [`Effects`] when the guest has returned.
 //!
 //! ```text
 //! Engine -> Module (compiled, or from the disk cache) -> Plugin -> VM per worker -> Stream per exchange
 //! ```
 //!
-//! Supported: proxy-wasm ABI 0.1.0, 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 but for files and sockets. gRPC callouts and
-//! shared queues are linked but not served yet: they answer `UNIMPLEMENTED` (12) and are logged once per plugin.
+//! Supported: proxy-wasm ABI 0.1.0, 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 but for files and sockets.
 #![allow(
     unsafe_code,
     reason = "the exchange pointer for the length of a guest call, and loading our own compiled modules"
@@ -31,6 +30,7 @@ mod vms;
 
 mod calls;
 mod effects;
+mod grpc;
 mod stream;
 mod tcp;
 
@@ -53,6 +53,10 @@ pub use effects::{
 };
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use exchange::{Buffer, Exchange, ExchangeError, HeaderMap};
+pub use grpc::{
+    GrpcEvent, GrpcEvents, GrpcId, GrpcKind, GrpcMessage, GrpcMessages, GrpcOpen, GrpcRequest, GrpcStatus,
+    MAX_GRPC_MESSAGE,
+};
 pub use host::{Caller, ForeignError, Host, LogLevel};
 pub use limits::Limits;
 pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics};

@@ -165,19 +165,33 @@ fn step(outcome: selvedge_wasm::Outcome) -> Step {
         callouts: effects
             .outgoing
             .into_iter()
-            .map(|Outgoing::Http(callout)| Callout {
-                token: callout.id.0,
-                seen: Seen {
-                    upstream: callout.upstream,
-                    headers: callout
-                        .headers
-                        .into_iter()
-                        .map(|(name, value)| (String::from_utf8_lossy(&name).to_ascii_lowercase(), value.to_vec()))
-                        .collect(),
-                    body: callout.body.to_vec(),
-                },
+            .map(|outgoing| match outgoing {
+                Outgoing::Http(callout) => asked(callout),
+                Outgoing::GrpcOpen(open) => panic!(
+                    "the filter opens {} on upstream {}: a tester has no gRPC",
+                    open.request.path(),
+                    open.request.upstream
+                ),
+                Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) | Outgoing::GrpcCancel(_) => {
+                    unreachable!("of an exchange that was opened before")
+                }
             })
             .collect(),
+    }
+}
+
+fn asked(callout: selvedge_wasm::Callout) -> Callout {
+    Callout {
+        token: callout.id.0,
+        seen: Seen {
+            upstream: callout.upstream,
+            headers: callout
+                .headers
+                .into_iter()
+                .map(|(name, value)| (String::from_utf8_lossy(&name).to_ascii_lowercase(), value.to_vec()))
+                .collect(),
+            body: callout.body.to_vec(),
+        },
     }
 }
 

@@ -8,11 +8,11 @@ pub(crate) enum Status {
     NotFound = 1,
     BadArgument = 2,
     SerializationFailure = 3,
+    ParseFailure = 4,
     InvalidMemoryAccess = 6,
     Empty = 7,
     CasMismatch = 8,
     InternalFailure = 10,
-    Unimplemented = 12,
 }
 
 impl Status {

@@ -6,6 +6,7 @@ use super::with_exchange;
 use crate::abi::memory::{Guest, give_bytes, read, write_u32};
 use crate::abi::status::{Called, Status, bad};
 use crate::exchange::{Buffer, Exchange};
+use crate::grpc::GrpcEvent;
 use crate::limits::MAX_EDITED_BODY;
 
 /// A buffer by its ABI number.
@@ -31,7 +32,11 @@ impl Source {
             },
             6 => Self::Held(state.facts.vm_config.clone()),
             7 => Self::Held(state.facts.config.clone()),
-            5 | 8 => Self::Absent,
+            5 => match &state.grpc.delivery {
+                Some(GrpcEvent::Message(bytes)) => Self::Held(bytes.clone()),
+                _ => Self::Absent,
+            },
+            8 => Self::Absent,
             _ => return Err(bad("no such buffer")),
         })
     }

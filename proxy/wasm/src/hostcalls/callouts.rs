@@ -8,6 +8,7 @@ use crate::abi::memory::{Guest, give_bytes, read, write_u32};
 use crate::abi::serialize::decode_pairs;
 use crate::abi::status::{Called, Fail, Status, bad};
 use crate::effects::{Callout, Outgoing};
+use crate::grpc::GrpcEvent;
 use crate::limits::{DEFAULT_CALLOUT_TIMEOUT, MAX_CALLOUT_BODY};
 
 /// The status code guests know for "the call got no answer" (`BrokenConnection` of the C++ host).
@@ -57,9 +58,12 @@ pub(super) fn http_call(
     write_u32(guest, out_id, id.0)
 }
 
+/// How the call being told of ended: 0 for what went well, and where nothing is being told.
 pub(super) fn get_status(guest: &mut Guest<'_>, out_code: u32, out_ptr: u32, out_len: u32) -> Called {
-    let (code, message) = match &guest.data().delivery {
-        Some(Err(failure)) => (CALL_FAILED, failure.to_string()),
+    let state = guest.data();
+    let (code, message) = match (&state.delivery, &state.grpc.delivery) {
+        (Some(Err(failure)), _) => (CALL_FAILED, failure.to_string()),
+        (_, Some(GrpcEvent::Closed(status))) => (status.code, status.message.clone()),
         _ => (0, String::new()),
     };
     write_u32(guest, out_code, code)?;

@@ -7,14 +7,15 @@ use crate::abi::memory::{Guest, give, give_bytes, read, write_u32};
 use crate::abi::serialize::{MapSize, MapWriter, decode_pairs};
 use crate::abi::status::{Called, Fail, Status, bad};
 use crate::exchange::{Exchange, ExchangeError, HeaderMap};
+use crate::grpc::GrpcEvent;
 
 /// A header map by its ABI number.
 enum Map {
     Exchange(HeaderMap),
     CalloutHeaders,
     CalloutTrailers,
-    /// gRPC metadata, which is not served: always empty.
-    Grpc,
+    GrpcInitialMetadata,
+    GrpcTrailingMetadata,
 }
 
 impl Map {
@@ -24,7 +25,8 @@ impl Map {
             1 => Self::Exchange(HeaderMap::RequestTrailers),
             2 => Self::Exchange(HeaderMap::Response),
             3 => Self::Exchange(HeaderMap::ResponseTrailers),
-            4 | 5 => Self::Grpc,
+            4 => Self::GrpcInitialMetadata,
+            5 => Self::GrpcTrailingMetadata,
             6 => Self::CalloutHeaders,
             7 => Self::CalloutTrailers,
             _ => return Err(bad("no such header map")),
@@ -33,9 +35,12 @@ impl Map {
 
     /// The pairs of a map that the host holds itself. `Bytes` pairs are cloned by counting references; callouts are rare.
     fn held(&self, guest: &Guest<'_>) -> Vec<(Bytes, Bytes)> {
-        match (self, &guest.data().delivery) {
-            (Self::CalloutHeaders, Some(Ok(response))) => response.headers.clone(),
-            (Self::CalloutTrailers, Some(Ok(response))) => response.trailers.clone(),
+        let state = guest.data();
+        match (self, &state.delivery, &state.grpc.delivery) {
+            (Self::CalloutHeaders, Some(Ok(response)), _) => response.headers.clone(),
+            (Self::CalloutTrailers, Some(Ok(response)), _) => response.trailers.clone(),
+            (Self::GrpcInitialMetadata, _, Some(GrpcEvent::InitialMetadata(pairs)))
+            | (Self::GrpcTrailingMetadata, _, Some(GrpcEvent::TrailingMetadata(pairs))) => pairs.clone(),
             _ => Vec::new(),
         }
     }

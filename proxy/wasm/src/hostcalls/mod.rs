@@ -4,6 +4,7 @@ mod buffers;
 mod callouts;
 mod control;
 mod foreign;
+mod grpc;
 mod headers;
 mod log;
 mod metrics;
@@ -13,7 +14,7 @@ mod runtimes;
 mod shared_data;
 mod wasi;
 
-use wasmtime::{Caller, Engine, ExternType, Linker, Module, Val};
+use wasmtime::{Caller, Engine, ExternType, Linker, Module};
 
 use crate::abi::memory::Guest;
 use crate::abi::status::{Called, Fail, Status};
@@ -23,7 +24,7 @@ use crate::vm::State;
 /// Makes the table of served calls: their names, and their registration.
 macro_rules! serve {
     ($($name:literal => $body:path, ($($argument:ident: $type:ty),*);)*) => {
-        /// The calls of module `env` that are served.
+        /// The calls of module `env`: all of the ABI.
         const SERVED: &[&str] = &[$($name),*];
 
         fn serve(linker: &mut Linker<State>) -> wasmtime::Result<()> {
@@ -72,6 +73,15 @@ serve! {
     "proxy_http_call" => callouts::http_call,
         (upstream: u32, upstream_len: u32, headers: u32, headers_len: u32, body: u32, body_len: u32,
          trailers: u32, trailers_len: u32, timeout_ms: u32, out_id: u32);
+    "proxy_grpc_call" => grpc::call,
+        (upstream: u32, upstream_len: u32, service: u32, service_len: u32, method: u32, method_len: u32,
+         metadata: u32, metadata_len: u32, message: u32, message_len: u32, timeout_ms: u32, out_id: u32);
+    "proxy_grpc_stream" => grpc::stream,
+        (upstream: u32, upstream_len: u32, service: u32, service_len: u32, method: u32, method_len: u32,
+         metadata: u32, metadata_len: u32, out_id: u32);
+    "proxy_grpc_send" => grpc::send, (id: u32, message: u32, message_len: u32, end: u32);
+    "proxy_grpc_close" => grpc::close, (id: u32);
+    "proxy_grpc_cancel" => grpc::cancel, (id: u32);
     "proxy_get_status" => callouts::get_status, (out_code: u32, out_ptr: u32, out_len: u32);
     "proxy_call_foreign_function" => foreign::call,
         (name: u32, name_len: u32, args: u32, args_len: u32, out_ptr: u32, out_len: u32);
@@ -89,14 +99,10 @@ serve! {
     "proxy_done" => control::done, ();
 }
 
-/// The rest of the ABI: linked, so that modules load, and answered with `UNIMPLEMENTED`.
-const UNSERVED: &[&str] =
-    &["proxy_grpc_call", "proxy_grpc_stream", "proxy_grpc_send", "proxy_grpc_cancel", "proxy_grpc_close"];
-
 /// Whether a module may import this function.
 pub(crate) fn knows(module: &str, name: &str) -> bool {
     match module {
-        "env" => SERVED.contains(&name) || UNSERVED.contains(&name) || runtimes::SERVED.contains(&name),
+        "env" => SERVED.contains(&name) || runtimes::SERVED.contains(&name),
         _ => wasi::is_module(module),
     }
 }
@@ -111,15 +117,7 @@ pub(crate) fn linker(engine: &Engine, module: &Module) -> wasmtime::Result<Linke
     linker.allow_shadowing(true); // a module may import the same function twice
     for import in module.imports() {
         let ExternType::Func(ty) = import.ty() else { continue };
-        if import.module() == "env" && UNSERVED.contains(&import.name()) {
-            let name = import.name().to_owned();
-            linker.func_new("env", import.name(), ty, move |mut guest, _, results| {
-                guest.data_mut().spend_hostcall()?;
-                guest.data().facts.warn_unserved(&name);
-                results.fill(Val::I32(Status::Unimplemented.code().cast_signed()));
-                Ok(())
-            })?;
-        } else if wasi::is_module(import.module()) && !wasi::knows(import.name()) {
+        if wasi::is_module(import.module()) && !wasi::knows(import.name()) {
             wasi::link_unknown(&mut linker, import.module(), import.name(), ty)?;
         }
     }

@@ -115,6 +115,7 @@ impl Core {
     pub(super) fn poison(&mut self) {
         self.poisoned = true;
         let state = self.store.data_mut();
+        state.grpc.hang_up();
         for mailbox in state.streams.values_mut() {
             mailbox.effects().poisoned = true;
         }

@@ -7,6 +7,7 @@
 mod cell;
 mod core;
 mod error;
+mod grpc;
 mod state;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use wasmtime::{Instance, InstancePre, PoolConcurrencyLimitError, Store, TypedFun
 pub(crate) use self::cell::VmCell;
 pub(crate) use self::core::Core;
 pub use self::error::CallError;
+pub(crate) use self::grpc::GrpcCallbacks;
 pub(crate) use self::state::{Audience, State};
 use self::state::{Mailbox, RootEnd};
 use crate::effects::{Arrival, CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
@@ -69,6 +71,7 @@ pub(crate) struct Callbacks {
     pub(crate) upstream_data: Option<TypedFunc<(u32, u32, u32), u32>>,
     pub(crate) upstream_close: Option<TypedFunc<(u32, u32), ()>>,
     pub(crate) http_call_response: Option<TypedFunc<CalloutArguments, ()>>,
+    pub(crate) grpc: GrpcCallbacks,
     pub(crate) done: Option<TypedFunc<u32, u32>>,
     pub(crate) log: Option<TypedFunc<u32, ()>>,
     pub(crate) delete: Option<TypedFunc<u32, ()>>,
@@ -289,7 +292,7 @@ impl Vm {
         for id in orphans {
             self.deliver(ROOT, None, Arrival::Http(CalloutId(id), Err(CalloutFailure::Reset("stream ended".into()))))?;
         }
-        Ok(())
+        self.end_grpc_of(context)
     }
 
     /// Brings an arrival to the guest. `context` is where its effects go; the guest is always told on the root context.
@@ -301,6 +304,7 @@ impl Vm {
     ) -> Result<Effects, CallError> {
         match arrival {
             Arrival::Http(id, result) => self.deliver_answer(context, exchange, id, result),
+            Arrival::Grpc(id, event) => self.deliver_grpc(context, exchange, id, event),
         }
     }
 
@@ -439,6 +443,7 @@ impl Callbacks {
             upstream_data: typed(store, instance, "proxy_on_upstream_data"),
             upstream_close: typed(store, instance, "proxy_on_upstream_connection_close"),
             http_call_response: typed(store, instance, "proxy_on_http_call_response"),
+            grpc: GrpcCallbacks::find(store, instance),
             done: typed(store, instance, "proxy_on_done"),
             log: typed(store, instance, "proxy_on_log"),
             delete: typed(store, instance, "proxy_on_delete"),

@@ -10,6 +10,7 @@ use wasmtime::{Memory, TypedFunc};
 
 use super::core::ExchangePointer;
 use super::error::HostcallsUsedUp;
+use super::grpc::Exchanges;
 use super::{ROOT, Role};
 use crate::effects::{CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
 use crate::limits::{Limiter, MAX_CALLOUTS};
@@ -68,6 +69,7 @@ pub(crate) struct State {
     pub(super) callouts_in_flight: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     root_callouts_in_flight: usize,
     next_callout: u32,
+    pub(crate) grpc: Exchanges,
     pub(super) root_outgoing: Vec<Outgoing>,
     pub(crate) metrics: HashMap<u32, Arc<Cell>, BuildHasherDefault<IdHasher>>,
     /// Made when the guest first registers a queue.
@@ -142,6 +144,7 @@ impl State {
             callouts_in_flight: HashMap::default(),
             root_callouts_in_flight: 0,
             next_callout: 0,
+            grpc: Exchanges::default(),
             root_outgoing: Vec::new(),
             metrics: HashMap::default(),
             registrant: None,
@@ -243,8 +246,8 @@ impl State {
         }
     }
 
-    /// A number for one more callout of the effective context, unless it has too many.
-    pub(crate) fn new_callout(&mut self) -> Option<CalloutId> {
+    /// Room for one more call, of HTTP or gRPC, of the effective context, unless it has too many. Returns the context it counts for.
+    pub(super) fn claim_call(&mut self) -> Option<u32> {
         let owner = self.callout_owner();
         let in_flight = match self.streams.get_mut(&owner) {
             Some(mailbox) => &mut mailbox.callouts_in_flight,
@@ -255,8 +258,15 @@ impl State {
         }
         *in_flight += 1;
         self.callouts_made += 1;
+        Some(owner)
+    }
+
+    /// A number for one more callout of the effective context, unless it has too many.
+    pub(crate) fn new_callout(&mut self) -> Option<CalloutId> {
+        let owner = self.claim_call()?;
         loop {
-            self.next_callout = self.next_callout.wrapping_add(1);
+            // In steps of 4: the numbers between are those of gRPC exchanges.
+            self.next_callout = self.next_callout.wrapping_add(4);
             if self.next_callout != 0 && !self.callouts_in_flight.contains_key(&self.next_callout) {
                 self.callouts_in_flight.insert(self.next_callout, owner);
                 return Some(CalloutId(self.next_callout));
@@ -275,6 +285,18 @@ impl State {
         }
     }
 
+    /// As [`State::send`], for what belongs to something that a context sent before.
+    pub(super) fn send_for(&mut self, owner: u32, outgoing: Outgoing) {
+        if owner == self.owner && owner != ROOT {
+            self.effects.outgoing.push(outgoing);
+        } else if let Some(mailbox) = self.streams.get_mut(&owner) {
+            mailbox.effects().outgoing.push(outgoing);
+        } else {
+            self.root_outgoing.push(outgoing);
+            self.ticks.wake();
+        }
+    }
+
     /// A stream that is ending cannot wait for an answer: its calls are sent all the same, for the root context.
     fn callout_owner(&self) -> u32 {
         if self.ending && self.effective == self.owner { ROOT } else { self.effective }
@@ -283,12 +305,17 @@ impl State {
     /// False when there is no such callout in flight.
     pub(super) fn forget_callout(&mut self, id: CalloutId) -> bool {
         let Some(owner) = self.callouts_in_flight.remove(&id.0) else { return false };
+        self.release_call(owner);
+        true
+    }
+
+    /// After a call has ended.
+    pub(super) fn release_call(&mut self, owner: u32) {
         if let Some(mailbox) = self.streams.get_mut(&owner) {
             mailbox.callouts_in_flight = mailbox.callouts_in_flight.saturating_sub(1);
         } else if owner == ROOT {
             self.root_callouts_in_flight = self.root_callouts_in_flight.saturating_sub(1);
         }
-        true
     }
 }
 

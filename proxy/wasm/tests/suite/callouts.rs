@@ -8,7 +8,11 @@ use super::fakes::*;
 use selvedge_wasm::*;
 
 fn http_calls(effects: Effects) -> Vec<Callout> {
-    effects.outgoing.into_iter().map(|Outgoing::Http(callout)| callout).collect()
+    let http = |outgoing| match outgoing {
+        Outgoing::Http(callout) => callout,
+        other => panic!("not an HTTP call: {other:?}"),
+    };
+    effects.outgoing.into_iter().map(http).collect()
 }
 
 fn paused(config: &str) -> (Rig, Stream, FakeExchange, Callout) {
@@ -43,6 +47,23 @@ fn a_failed_callout_reaches_the_guest_as_such() {
         let (_rig, mut stream, mut x, callout) = paused("request_headers auth /check");
         let outcome = stream.on_arrival(&mut x, Arrival::Http(callout.id, Err(failure))).unwrap();
         assert_eq!(outcome.effects.reply.unwrap().status, 503);
+    }
+}
+
+/// `proxy_get_status`: 11 (broken connection) and why, while a failed call is told; 0 at any other time.
+#[test]
+fn the_status_tells_why_a_callout_failed() {
+    for (answer, seen) in [
+        (Err(CalloutFailure::Timeout), "no response 11 timeout"),
+        (Err(CalloutFailure::Reset("gone".into())), "no response 11 reset: gone"),
+        (Ok(answer()), "response :status=200 server=auth\nbody hello\ntrailers"),
+    ] {
+        let rig = guest("grpc", "");
+        let (mut stream, mut x) = (rig.stream(), FakeExchange::get("/"));
+        x.add_header(HeaderMap::Request, "x-script", b"http auth").unwrap();
+        let [callout] = http_calls(stream.on_request_headers(&mut x, true).unwrap().effects).try_into().unwrap();
+        let outcome = stream.on_arrival(&mut x, Arrival::Http(callout.id, answer)).unwrap();
+        assert_eq!(outcome.effects.reply.unwrap().body, seen);
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use selvedge_wasm::*;
+use tokio::sync::oneshot;
 
 type Pairs = Vec<(String, Vec<u8>)>;
 
@@ -132,6 +133,28 @@ pub(crate) struct FakeHost {
     pub(crate) queues: SharedQueues,
     pub(crate) logs: Mutex<Vec<(LogLevel, String)>>,
     pub(crate) calls: Mutex<Vec<Callout>>,
+    /// gRPC exchanges that were opened and not looked at yet.
+    pub(crate) grpc: Mutex<Vec<FakeServer>>,
+}
+
+/// The server's end of a gRPC exchange.
+pub(crate) struct FakeServer {
+    pub(crate) request: GrpcRequest,
+    pub(crate) messages: GrpcMessages,
+    pub(crate) events: GrpcEvents,
+    end: oneshot::Sender<GrpcStatus>,
+}
+
+impl FakeServer {
+    /// Ends the exchange.
+    pub(crate) fn end(self, code: u32, message: &str) {
+        self.end.send(GrpcStatus::new(code, message)).expect("the exchange is not reset");
+    }
+
+    /// Whether the other side has ended it.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.end.is_closed()
+    }
 }
 
 impl FakeHost {
@@ -156,6 +179,12 @@ impl Host for FakeHost {
     fn call(&self, callout: Callout) -> BoxFuture<'static, Answer> {
         self.calls.lock().push(callout);
         Box::pin(std::future::ready(Ok(answer())))
+    }
+
+    fn grpc(&self, request: GrpcRequest, messages: GrpcMessages, events: GrpcEvents) -> BoxFuture<'static, GrpcStatus> {
+        let (end, ended) = oneshot::channel();
+        self.grpc.lock().push(FakeServer { request, messages, events, end });
+        Box::pin(async { ended.await.expect("the test ends its exchanges") })
     }
 
     fn log(&self, level: LogLevel, _plugin: &str, message: &str) {

@@ -8,6 +8,7 @@ mod abi_0_1_0;
 mod bench;
 mod callouts;
 mod filters;
+mod grpc;
 mod guests;
 mod isolation;
 mod limits;
