@@ -119,7 +119,7 @@ fn a_real_filter_runs_from_its_snapshot() {
         let (mut stream, mut x) = (rig.stream(), FakeExchange::get("/"));
         let outcome = stream.on_request_headers(&mut x, true).unwrap();
         assert_eq!((outcome.action, outcome.effects.outgoing.len()), (Action::Pause, 1));
-        let Outgoing::Http(callout) = outcome.effects.outgoing.into_iter().next().unwrap();
+        let Some(Outgoing::Http(callout)) = outcome.effects.outgoing.into_iter().next() else { panic!("no call") };
         let outcome = stream.on_arrival(&mut x, Arrival::Http(callout.id, Ok(answer()))).unwrap();
         assert!(outcome.effects.resume_request);
         assert_eq!(x.text(HeaderMap::Request, "x-callout").as_deref(), Some("200:5"));
