@@ -38,13 +38,13 @@ lint: setup ## Formatting, clippy, documentation and, where cargo-deny is instal
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --locked check; else echo "cargo deny: skipped: cargo-deny not installed"; fi
 
 bench-guest: setup ## Builds the trivial filter of the benches: ours and, the very same file, Envoy's.
-	$(GUEST_BUILD) -p selvedge-test-guests --example noop
+	$(GUEST_BUILD) -p selvedge-test-guests --example noop --example touch --example dear
 
 bench: build bench-guest ## Load runs against nginx, Envoy, HAProxy and Varnish. ROUNDS=5, ARGS="--json --only cache".
 	python3 benches/load/run.py --selvedge $(TARGET)/release/selvedge --guest $(BENCH_GUEST) $(ARGS)
 
 bench-micro: bench-guest ## Criterion benches of the hot parts.
-	SELVEDGE_BENCH_GUEST=$(abspath $(BENCH_GUEST)) cargo bench -p selvedge-benches --locked
+	SELVEDGE_BENCH_GUESTS=$(abspath $(dir $(BENCH_GUEST))) cargo bench -p selvedge-benches --locked
 
 filters: setup ## Builds the bundled filters to wasm, for use in this or any other proxy-wasm host.
 	$(GUEST_BUILD) $(addprefix -p ,$(FILTERS))

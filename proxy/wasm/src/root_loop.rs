@@ -144,6 +144,8 @@ async fn send_outgoing(vm: &VmCell, calls: &mut Calls, host: &Arc<dyn Host>) {
 fn send_orphan(host: &Arc<dyn Host>, orphan: Outgoing) {
     match orphan {
         Outgoing::Http(callout) => drop(tokio::spawn(host.call(callout))),
+        // A gRPC exchange without anybody to receive anything is none.
+        Outgoing::GrpcOpen(_) | Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) | Outgoing::GrpcCancel(_) => {}
     }
 }
 
