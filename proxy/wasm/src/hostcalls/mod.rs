@@ -12,7 +12,7 @@ mod properties;
 mod queues;
 mod runtimes;
 mod shared_data;
-mod wasi;
+pub(crate) mod wasi;
 
 use wasmtime::{Caller, Engine, ExternType, Linker, Module};
 

@@ -57,6 +57,7 @@ impl Core {
         match called {
             Ok(result) => {
                 self.poisoned = false;
+                hostcalls::wasi::stdio::flush(self.store.data_mut());
                 Ok(Some(result))
             }
             // A command (`_start`) that ends well has started well; libraries of some languages say so by exiting.
@@ -127,6 +128,7 @@ impl Core {
 
     pub(super) fn explain(&mut self, callback: &'static str, error: &wasmtime::Error) -> CallError {
         let state = self.store.data_mut();
+        hostcalls::wasi::stdio::flush(state);
         let limits = &state.facts.limits;
         if state.hostcalls_used_up {
             return CallError::Hostcalls { callback, limit: limits.hostcalls };

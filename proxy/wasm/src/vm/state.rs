@@ -13,6 +13,7 @@ use super::error::HostcallsUsedUp;
 use super::grpc::Exchanges;
 use super::{ROOT, Role};
 use crate::effects::{CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
+use crate::hostcalls::wasi::stdio::Unfinished;
 use crate::limits::{Limiter, MAX_CALLOUTS};
 use crate::metrics::Cell;
 use crate::plugin::Facts;
@@ -61,6 +62,8 @@ pub(crate) struct State {
     callouts_made: usize,
     /// What the guest logged last as an error: a panic's message.
     pub(crate) last_words: Option<String>,
+    /// What the guest wrote to its standard streams and did not end with a line break.
+    pub(crate) unfinished: Unfinished,
     /// What `proxy_get_configuration` (ABI 0.1.0) reads: the VM's configuration until the VM has started, then the plugin's.
     pub(crate) configuration: Bytes,
 
@@ -139,6 +142,7 @@ impl State {
             hostcalls_used_up: false,
             callouts_made: 0,
             last_words: None,
+            unfinished: Unfinished::default(),
             configuration: Bytes::new(),
             streams: HashMap::default(),
             callouts_in_flight: HashMap::default(),
