@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::Stream;
+use pingora::protocols::tls::TlsRef;
+use pingora::protocols::{Ssl, Stream};
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::HttpProxy;
@@ -240,14 +241,22 @@ pub(crate) async fn accept(
 }
 
 /// Serves one connection to its end.
-async fn serve(stream: Transport, door: &Arc<Door>, tls: Option<&Acceptor>, shutdown: &ShutdownWatch) {
+async fn serve(mut stream: Transport, door: &Arc<Door>, tls: Option<&Acceptor>, shutdown: &ShutdownWatch) {
     let stream: Stream = match tls {
         None => Box::new(stream),
-        Some(acceptor) => match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
-            Ok(Ok(stream)) => Box::new(stream),
-            Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
-            Err(_) => return debug!("TLS handshake took too long"),
-        },
+        Some(acceptor) => {
+            let server_name = stream.expect_server_name();
+            match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
+                Ok(Ok(stream)) => {
+                    if let Some(name) = stream.get_ssl().and_then(TlsRef::server_name) {
+                        server_name.set(name);
+                    }
+                    Box::new(stream)
+                }
+                Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+                Err(_) => return debug!("TLS handshake took too long"),
+            }
+        }
     };
     let mut next = Some(stream);
     while let Some(stream) = next {

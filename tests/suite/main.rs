@@ -12,6 +12,8 @@ mod pause;
 
 mod cache;
 
+mod properties;
+
 mod bundled;
 
 mod misbehave;

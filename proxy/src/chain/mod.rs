@@ -16,6 +16,7 @@
 //! ended, a resume from elsewhere (a tick), until its `wait` deadline.
 
 pub(crate) mod exchange;
+pub(crate) mod foreign;
 mod properties;
 pub(crate) mod session;
 mod stage;
@@ -161,6 +162,7 @@ impl Chain {
 
     /// Puts a reply in the place of the response; returns the events that stand for it.
     pub(crate) fn replace_response(&mut self, reply: LocalReply) -> SmallVec<[Event; 2]> {
+        self.state.answered_by_filter(&reply.details);
         let (header, body) = session::reply_message(reply);
         self.state.response = Some(header);
         self.state.response_trailers = None;

@@ -226,7 +226,7 @@ impl FilteredSession {
                         || header.status == StatusCode::SWITCHING_PROTOCOLS
                         || is_bodiless(&header, self.real().req_header());
                     step!(chain.state, "filter", direction = "response");
-                    chain.state.response = Some(header);
+                    chain.state.response_comes(header);
                     self.pass(chain, Event::Headers { end }, &mut out).await?;
                 }
                 HttpTask::Body(data, end) if self.unfiltered => {
@@ -273,7 +273,7 @@ impl FilteredSession {
         while let Some(event) = events.next() {
             match event {
                 Event::Headers { end } => {
-                    let Some(mut header) = chain.state.response.take() else { continue };
+                    let Some(mut header) = chain.state.response_goes() else { continue };
                     if let (false, Some(Event::Body { data, end: true })) = (end, events.peek()) {
                         fix_length(&mut header, data.len(), self.real().req_header());
                     }
@@ -287,7 +287,7 @@ impl FilteredSession {
                 }
                 Event::Trailers => {
                     self.response = Response::Ended;
-                    out.push(HttpTask::Trailer(chain.state.response_trailers.take()));
+                    out.push(HttpTask::Trailer(chain.state.trailers_go()));
                 }
             }
         }

@@ -8,7 +8,7 @@ use selvedge_wasm::{Action, Arrival, Body, CallError, Calls, Effects, LocalReply
 use smallvec::SmallVec;
 use tracing::warn;
 
-use super::exchange::View;
+use super::exchange::{View, refusal};
 use super::{ChainError, Direction, Event, ExchangeState};
 use crate::plan::{ChainFilter, OnFailure};
 
@@ -134,6 +134,9 @@ impl Stage {
         let holds = self.side(direction).headers;
         let (outcome, event) = match event {
             Event::Headers { end } => {
+                if let Some(refusal) = refusal(&self.filter, direction, io.req_header(), state) {
+                    return Ok(Taken::Step(Step::Reply(refusal)));
+                }
                 if !self.wants_headers(direction) {
                     return Ok(Taken::Pass(event));
                 }
@@ -219,6 +222,7 @@ impl Stage {
                 state,
                 request_body: Some(&mut self.request.body),
                 response_body: Some(&mut self.response.body),
+                filter: &self.filter,
             };
             stream.finish(&mut view).ok();
         }
@@ -312,6 +316,7 @@ impl Stage {
             state,
             request_body: Some(&mut self.request.body),
             response_body: Some(&mut self.response.body),
+            filter: &self.filter,
         };
         call(stream, &mut view)
     }

@@ -137,7 +137,10 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         shared: Arc::clone(&resources.shared),
         metrics: Arc::clone(&resources.metrics),
         queues: Arc::clone(&resources.queues),
+        geo: geo.clone(),
+        declared: Arc::default(),
     });
+    let declared = Arc::clone(&host.declared);
     let mut plugins = Plugins { resources, config: &config, modules, host, started: HashMap::new() };
 
     let node = Identity::new(&config.node.name);
@@ -174,6 +177,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),
+                declared: Arc::clone(&declared),
             };
             router.add_route(index, rule(route, &mut faults), Arc::new(resolved));
         }
@@ -414,6 +418,7 @@ impl Plugins<'_> {
             name: used.name.as_str().into(),
             plugin,
             on_failure: filter.on_failure,
+            header_encoding: filter.header_encoding,
             body_limit: filter.limits.body.as_usize(),
             wait: filter.limits.wait,
         }))

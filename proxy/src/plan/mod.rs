@@ -12,13 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
 use selvedge_cache::{Cache, KeyScope, RoutePolicy};
-pub use selvedge_config::OnFailure;
+pub use selvedge_config::{HeaderEncoding, OnFailure};
 use selvedge_geoip::Geo;
 use selvedge_wasm::Plugin;
 
 pub use self::build::{Built, Resources, build};
 pub use self::identity::Identity;
 pub use self::router::{Router, Selected};
+use crate::chain::foreign::declared::Declared;
 use crate::upstream::{Upstream, Upstreams};
 
 /// Everything a request needs to know, resolved.
@@ -53,6 +54,7 @@ pub struct Route {
     /// Who answers.
     pub(crate) target: Target,
     upstreams: Arc<Upstreams>,
+    declared: Arc<Declared>,
 }
 
 /// How a route caches.
@@ -75,6 +77,8 @@ pub(crate) struct ChainFilter {
     pub(crate) name: Arc<str>,
     pub(crate) plugin: Arc<Plugin>,
     pub(crate) on_failure: OnFailure,
+    /// How it sees header values that are not UTF-8.
+    pub(crate) header_encoding: HeaderEncoding,
     /// How many body bytes it may hold back, per direction.
     pub(crate) body_limit: usize,
     /// How long it may stay paused in one place.
@@ -96,6 +100,11 @@ impl Route {
 
     pub(crate) fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Which properties filters may set once only.
+    pub(crate) fn declared(&self) -> &Declared {
+        &self.declared
     }
 
     /// The upstream the configuration names; `None` for fixed responses.

@@ -50,6 +50,10 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
     debug!(%error, "request failed");
     let verdict = judge(error);
     ctx.failure = verdict.token;
+    ctx.note(|state| {
+        state.failure = verdict.token;
+        state.details = verdict.token.map(Into::into).or(state.details.take());
+    });
     let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
     if verdict.status == 0 || session.response_written().is_some_and(|written| !written.status.is_informational()) {
         return gone;
@@ -63,7 +67,10 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
     }
 
     let (header, body) = match ctx.slot.as_ref().and_then(|slot| slot.parked_reply()) {
-        Some(reply) => reply_message(reply),
+        Some(reply) => {
+            ctx.note(|state| state.answered_by_filter(&reply.details));
+            reply_message(reply)
+        }
         None => match message(&verdict, &ctx.plan.node.structured) {
             Ok(message) => message,
             Err(_) => return gone,

@@ -5,7 +5,6 @@
 //! chain chunk by chunk on its way to the upstream, in `request_body_filter`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use http::header;
@@ -42,7 +41,7 @@ pub(crate) enum BodyFlow {
 /// A filter failed closed, a limit was exceeded, or the client went away.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Answered> {
     let route = Arc::clone(ctx.route()?);
-    let state = exchange_state(edge, session, ctx)?;
+    let state = ExchangeState::new(session, ctx, Arc::clone(&route), &edge.listener);
     let mut chain = Box::new(Chain::new(&route.filters, state, edge.worker));
 
     let downstream = &mut session.downstream_session;
@@ -50,6 +49,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let mut body = BodyReader { limit: edge.listener.body_limit, received: 0, ended: downstream.is_body_empty() };
     let ran = run(&mut chain, downstream, &mut body, upgrade).await;
     ctx.body_received = body.received;
+    chain.state.request_goes();
 
     let verdict = match ran {
         Ok(verdict) => verdict,
@@ -62,6 +62,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     match verdict {
         Verdict::Reply(reply) => {
             ctx.slot = Some(FilteredSession::interpose(downstream, chain, RequestBody::Untouched));
+            ctx.note(|state| state.answered_by_filter(&reply.details));
             let (header, body) = reply_message(reply);
             downstream.write_response_header(header).await?;
             downstream.write_response_body(body, true).await?;
@@ -73,7 +74,8 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
                 RequestBody::Whole(_) => BodyFlow::Replayed,
                 RequestBody::Streaming(prefix) => BodyFlow::Filtered { prefix: !prefix.is_empty() },
             };
-            ctx.upstream = chain.state.upstream.take();
+            ctx.upstream.clone_from(&chain.state.upstream);
+            ctx.cache.wish(chain.state.wishes.clone());
             ctx.slot = Some(FilteredSession::interpose(downstream, chain, body));
             Ok(Answered::No)
         }
@@ -236,26 +238,4 @@ fn bytes_of(events: impl Iterator<Item = Event>) -> Bytes {
         }
     }
     whole.unwrap_or_else(|| joined.freeze())
-}
-
-fn exchange_state(edge: &Edge, session: &Session, ctx: &RequestCtx) -> Result<ExchangeState> {
-    let client = session.client_addr().and_then(|address| address.as_inet()).copied();
-    let server = session.server_addr().and_then(|address| address.as_inet()).copied();
-    let geo = ctx.plan.geo.as_ref().zip(client).and_then(|(geo, client)| geo.lookup(client.ip()));
-    let tls_version = session.digest().and_then(|digest| digest.ssl_digest.as_ref()).map(|tls| tls.version.clone());
-    Ok(ExchangeState {
-        number: ctx.number,
-        node: Arc::clone(&ctx.plan.node.structured),
-        route: Arc::clone(ctx.route()?),
-        scheme: edge.listener.scheme(),
-        client,
-        server,
-        geo,
-        start: SystemTime::now(),
-        tls_version,
-        upstream: None,
-        set_by_filters: Vec::new(),
-        response: None,
-        response_trailers: None,
-    })
 }

@@ -1,9 +1,10 @@
 //! Step 10: tell the filters, write one line, give back what was borrowed.
 
-use pingora::Error;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorSource};
 
 use super::{Edge, RequestCtx};
+use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
 use crate::telemetry::AccessLine;
 
@@ -11,6 +12,14 @@ use crate::telemetry::AccessLine;
 pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
     if let Some(slot) = ctx.slot.take() {
         if let Some(mut chain) = slot.lend() {
+            let state = &mut chain.state;
+            state.failure = ctx.failure.or(slot.failure());
+            state.ended = Some(Ended {
+                duration: ctx.started.elapsed(),
+                request_bytes: ctx.body_received,
+                response_bytes: session.body_bytes_sent() as u64,
+                termination: error.filter(|error| *error.esource() == ErrorSource::Downstream).map(ToString::to_string),
+            });
             chain.finish(&mut session.downstream_session);
         }
         ctx.failure = ctx.failure.or(slot.failure());

@@ -20,6 +20,7 @@
 //! | `tcp` | what to do, in one line: see `examples/tcp.rs` | a filter of TCP connections |
 //! | `queue` | queue to take from or `-`, `vm_id` to put into or `-`, queue to put into | puts the words of the request header `x-enqueue` into a queue (`x-enqueued: ok full no-queue`), takes what it is told of into the response header `x-seen`; panics at the item `die`, puts `again` back |
 //! | `grpc` | script for a tick, or nothing | speaks gRPC as scripts in request headers say, answers with what it saw: see `examples/grpc.rs` |
+//! | `properties` | lines `phase verb name arguments` | reads and writes properties and headers, calls foreign functions; shows values and statuses in response headers `x-<name>` |
 //! | `ledger` | – | counts streams opened and done, response headers `x-opened` and `x-done` |
 
 use std::rc::Rc;
