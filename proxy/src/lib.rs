@@ -21,6 +21,8 @@ mod request;
 
 mod chain;
 
+mod tcp;
+
 pub mod upstream;
 
 mod callout;

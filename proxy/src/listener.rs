@@ -14,6 +14,7 @@ use pingora::protocols::http::server::Session as HttpSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -33,6 +34,8 @@ pub struct ListenerFacts {
     pub http2: bool,
     /// Whether HTTP/1 is offered.
     pub http1: bool,
+    /// Whether connections are forwarded as they are, whatever is spoken on them.
+    pub tcp: bool,
     /// The longest request body taken, in bytes; longer ones get 413.
     pub body_limit: u64,
     /// How long a client may take over a request header, once the connection stopped being idle.
@@ -197,10 +200,41 @@ pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     door: Arc<Door>,
     tls: Option<Arc<rustls::ServerConfig>>,
-    mut shutdown: ShutdownWatch,
+    shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
 ) {
     let acceptor = tls.map(|config| Arc::new(Acceptor::from_server_config(config)));
+    let name = door.facts.name.clone();
+    accept_each(socket, &name, shutdown.clone(), alive, |stream, peer| {
+        let door = Arc::clone(&door);
+        let acceptor = acceptor.clone();
+        let shutdown = shutdown.clone();
+        async move {
+            let stream = Transport::new(stream, peer);
+            let served = CONNECTION.scope(Connection::new(), async {
+                tokio::select! {
+                    biased;
+                    () = serve(stream, &door, acceptor.as_deref(), &shutdown) => {}
+                    () = stopped_while_silent(shutdown.clone()) => {}
+                    () = overdue(&door.facts) => debug!(%peer, "no complete request in time"),
+                }
+            });
+            served.await;
+        }
+    })
+    .await;
+}
+
+/// The loop under [`accept`], whatever is spoken on the connections.
+pub(crate) async fn accept_each<S>(
+    socket: tokio::net::TcpListener,
+    listener: &str,
+    mut shutdown: ShutdownWatch,
+    alive: mpsc::Sender<()>,
+    serve: impl Fn(TcpStream, SocketAddr) -> S,
+) where
+    S: Future<Output = ()> + Send + 'static,
+{
     loop {
         let accepted = tokio::select! {
             biased;
@@ -211,30 +245,19 @@ pub(crate) async fn accept(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, mostly: give connections time to end instead of spinning.
-                warn!(listener = %door.facts.name, %error, "accept failed");
+                warn!(listener, %error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
 
-        let door = Arc::clone(&door);
-        let acceptor = acceptor.clone();
-        let shutdown = shutdown.clone();
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%peer, %error, "TCP_NODELAY was refused");
+        }
         let alive = alive.clone();
+        let served = serve(stream, peer);
         tokio::spawn(async move {
             let _alive = alive;
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%peer, %error, "TCP_NODELAY was refused");
-            }
-            let stream = Transport::new(stream, peer);
-            let served = CONNECTION.scope(Connection::new(), async {
-                tokio::select! {
-                    biased;
-                    () = serve(stream, &door, acceptor.as_deref(), &shutdown) => {}
-                    () = stopped_while_silent(shutdown.clone()) => {}
-                    () = overdue(&door.facts) => debug!(%peer, "no complete request in time"),
-                }
-            });
             served.await;
         });
     }

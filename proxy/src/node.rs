@@ -21,6 +21,7 @@ use crate::bundled;
 use crate::listener::{self, Bound, Door, ListenerFacts};
 use crate::plan::{self, Built, Plan, Resources};
 use crate::request::Edge;
+use crate::tcp::{self, TcpDoor};
 use crate::telemetry::AccessLog;
 use crate::tls::{self, CertificateStore};
 
@@ -228,6 +229,11 @@ impl Node {
                 let (alive, mut all_gone) = mpsc::channel::<()>(1);
                 let mut doors = Vec::new();
                 for (listener, socket) in bound.iter().zip(sockets) {
+                    if listener.facts.tcp {
+                        let door = TcpDoor::new(&current, listener, worker, access_log.clone());
+                        tokio::spawn(tcp::accept(socket, door, stop.clone(), alive.clone()));
+                        continue;
+                    }
                     let door = door(&conf, &current, &listener.facts, worker, access_log.clone());
                     doors.push(Arc::clone(&door));
                     tokio::spawn(listener::accept(socket, door, listener.tls.clone(), stop.clone(), alive.clone()));
@@ -318,13 +324,15 @@ fn bind_one(
     names: &[String],
     stores: &mut BTreeMap<String, Arc<CertificateStore>>,
 ) -> Result<Bound, String> {
+    // What is spoken is HTTP, or nobody's business: then no protocol is offered.
+    let protocols: &[Protocol] = if listener.tcp.is_some() { &[] } else { &listener.protocols };
     let tls = match &listener.tls {
         None => None,
         Some(tls) => {
             let store = CertificateStore::load(&tls.certificates, names).map_err(|error| crate::error_chain(&error))?;
             stores.insert(name.to_owned(), Arc::clone(&store));
             let config =
-                tls::server_config(tls, &listener.protocols, store).map_err(|error| crate::error_chain(&error))?;
+                tls::server_config(tls, protocols, store).map_err(|error| crate::error_chain(&error))?;
             Some(config)
         }
     };
@@ -336,8 +344,9 @@ fn bind_one(
         index,
         name: name.to_owned(),
         tls: tls.is_some(),
-        http2: listener.protocols.contains(&Protocol::H2),
-        http1: listener.protocols.contains(&Protocol::H1),
+        http2: protocols.contains(&Protocol::H2),
+        http1: protocols.contains(&Protocol::H1),
+        tcp: listener.tcp.is_some(),
         body_limit: listener.limits.body.bytes(),
         header_timeout: listener.limits.header_timeout,
         idle_timeout: listener.limits.idle_timeout,
@@ -362,13 +371,14 @@ fn development_names(config: &Config) -> Vec<String> {
 fn restart_needed(node: &Node, config: &Config) -> Vec<Fault> {
     let mut faults = Vec::new();
     let fixed = |listener: &Listener| {
-        (listener.bind, listener.protocols.clone(), listener.tls.as_ref().map(|tls| tls.min), listener.limits)
+        let tls = listener.tls.as_ref().map(|tls| tls.min);
+        (listener.bind, listener.protocols.clone(), tls, listener.tcp.is_some(), listener.limits)
     };
     for (name, listener) in &config.listeners {
         match node.listeners.get(name) {
             None => faults.push(Fault::at(&listener.position, format!("listener {name} is new: it needs a restart"))),
             Some(old) if fixed(old) != fixed(listener) => {
-                let message = format!("listener {name} has changed: all but its certificates needs a restart");
+                let message = format!("listener {name} has changed: all but its certificates and what is in `tcp` needs a restart");
                 faults.push(Fault::at(&listener.position, message));
             }
             Some(_) => {}

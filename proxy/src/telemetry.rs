@@ -98,10 +98,15 @@ impl AccessLogSink {
 
     /// Hands a line over; drops it when the writer cannot follow, which is said once per power of two of drops.
     pub(crate) fn write(&self, line: &AccessLine<'_>) {
+        self.write_line(|| line.json(), || line.text());
+    }
+
+    /// The same for a line of another kind, made in the format that is wanted.
+    pub(crate) fn write_line(&self, json: impl FnOnce() -> Vec<u8>, text: impl FnOnce() -> Vec<u8>) {
         let Some(lines) = &self.lines else { return };
         let bytes = match self.format {
-            LogFormat::Json => line.json(),
-            LogFormat::Text => line.text(),
+            LogFormat::Json => json(),
+            LogFormat::Text => text(),
         };
         if let Err(TrySendError::Full(_)) = lines.try_send(bytes) {
             let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;

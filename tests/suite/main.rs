@@ -16,6 +16,8 @@ mod properties;
 
 mod bundled;
 
+mod tcp;
+
 mod misbehave;
 
 mod story;

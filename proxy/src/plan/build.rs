@@ -34,7 +34,7 @@ use tracing::{debug, info};
 use super::host::NodeHost;
 use super::identity::Identity;
 use super::router::{Router, Rule};
-use super::{CacheRule, ChainFilter, Plan, Route, Target};
+use super::{CacheRule, ChainFilter, Plan, Route, Target, TcpRoute};
 use crate::bundled;
 use crate::error_chain;
 use crate::upstream::{PeerTls, Upstream, Upstreams};
@@ -183,13 +183,43 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         }
     }
 
+    let tcp = tcp_routes(&config, &mut plugins, &upstreams, &node.name, &mut faults);
+
     if !faults.is_empty() {
         return Err(faults);
     }
     let plugins = plugins.started.into_values().flatten().collect();
     let generation = resources.generations.fetch_add(1, Ordering::Relaxed) + 1;
     let access_log = config.telemetry.access_log;
-    Ok(Built { plan: Plan { generation, node, router, upstreams, cache, geo, access_log, plugins }, files })
+    Ok(Built { plan: Plan { generation, node, router, tcp, upstreams, cache, geo, access_log, plugins }, files })
+}
+
+/// What the connections of each listener for TCP get.
+fn tcp_routes(
+    config: &Config,
+    plugins: &mut Plugins<'_>,
+    upstreams: &Arc<Upstreams>,
+    node: &Arc<str>,
+    faults: &mut Vec<Fault>,
+) -> HashMap<String, Arc<TcpRoute>> {
+    let mut routes = HashMap::new();
+    for (name, listener) in &config.listeners {
+        let Some(tcp) = &listener.tcp else { continue };
+        let mut filters = Vec::new();
+        for used in &tcp.filters {
+            let Some(filter) = plugins.chain_filter(used, faults) else { continue };
+            if !filter.plugin.module().phases().intersects(selvedge_wasm::Phases::TCP) {
+                let message = format!("filter {} is not one for TCP: it has none of the callbacks", used.name);
+                faults.push(Fault::at(&used.position, message));
+            }
+            filters.push(filter);
+        }
+        let Some(upstream) = upstreams.get(&tcp.upstream) else { continue }; // It is at fault itself, and reported.
+        let (node, upstream, upstreams) = (Arc::clone(node), Arc::clone(upstream), Arc::clone(upstreams));
+        let route = TcpRoute { listener: name.as_str().into(), node, filters, upstream, upstreams };
+        routes.insert(name.clone(), Arc::new(route));
+    }
+    routes
 }
 
 fn module_cache_folder(setting: &ModuleCache) -> Option<PathBuf> {

@@ -6,6 +6,7 @@ mod host;
 mod identity;
 mod router;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub struct Plan {
     pub node: Identity,
     /// Finds the route of a request.
     pub router: Router,
+    /// What the connections of listeners for TCP get, by the listener's name.
+    pub(crate) tcp: HashMap<String, Arc<TcpRoute>>,
     /// Where requests may be sent.
     pub upstreams: Arc<Upstreams>,
     /// The cache, when one is configured.
@@ -55,6 +58,17 @@ pub struct Route {
     pub(crate) target: Target,
     upstreams: Arc<Upstreams>,
     declared: Arc<Declared>,
+}
+
+/// What is done with the connections of one listener for TCP, resolved.
+pub(crate) struct TcpRoute {
+    /// The listener's name.
+    pub(crate) listener: Arc<str>,
+    pub(crate) node: Arc<str>,
+    pub(crate) filters: Vec<Arc<ChainFilter>>,
+    pub(crate) upstream: Arc<Upstream>,
+    /// Where filters may send a connection instead.
+    pub(crate) upstreams: Arc<Upstreams>,
 }
 
 /// How a route caches.
@@ -131,6 +145,11 @@ impl Route {
 }
 
 impl Plan {
+    /// What a connection gets that arrived on this listener; `None` = the listener speaks HTTP.
+    pub(crate) fn tcp_route(&self, listener: &str) -> Option<Arc<TcpRoute>> {
+        self.tcp.get(listener).cloned()
+    }
+
     /// The route for a request that arrived on a listener (its index), and its host without port; `None` = nobody serves it.
     #[must_use]
     pub fn select(&self, listener: usize, request: &RequestHeader) -> Option<Selected<'_>> {
