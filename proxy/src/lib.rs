@@ -25,7 +25,11 @@ mod tcp;
 
 pub mod upstream;
 
+mod connections;
+
 mod callout;
+
+mod grpc;
 
 pub mod bundled;
 

@@ -12,6 +12,10 @@ mod pause;
 
 mod cache;
 
+mod callouts;
+
+mod grpc;
+
 mod properties;
 
 mod bundled;

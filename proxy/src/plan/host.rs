@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use selvedge_geoip::Geo;
-use selvedge_wasm::{Caller, Callout, CalloutFailure, CalloutResponse, ForeignError, Host, Metrics, SharedData, SharedQueues};
+use selvedge_wasm::{
+    Caller, Callout, CalloutFailure, CalloutResponse, ForeignError, GrpcEvents, GrpcMessages, GrpcRequest, GrpcStatus,
+    Host, Metrics, SharedData, SharedQueues,
+};
 
-use crate::callout;
 use crate::chain::foreign::{self, declared::Declared};
 use crate::upstream::Upstreams;
+use crate::{callout, grpc};
 
 /// The host side of every plugin of one plan.
 pub(super) struct NodeHost {
@@ -27,6 +30,10 @@ impl Host for NodeHost {
 
     fn call(&self, callout: Callout) -> BoxFuture<'static, Result<CalloutResponse, CalloutFailure>> {
         callout::send(Arc::clone(&self.upstreams), callout)
+    }
+
+    fn grpc(&self, request: GrpcRequest, messages: GrpcMessages, events: GrpcEvents) -> BoxFuture<'static, GrpcStatus> {
+        grpc::run(Arc::clone(&self.upstreams), request, messages, events)
     }
 
     fn shared(&self) -> &SharedData {
