@@ -19,6 +19,7 @@ use crate::metrics::Cell;
 use crate::plugin::Facts;
 use crate::root_loop::Ticks;
 use crate::shared_queue::Registrant;
+use crate::trace::Trace;
 use crate::turn::Turn;
 
 /// What hostcalls work on.
@@ -48,6 +49,8 @@ pub(crate) struct State {
     /// How long it may go on.
     pub(super) turn: Turn,
     pub(super) exchange: Option<ExchangePointer>,
+    /// Where the exchange wants recorded what is done to it.
+    pub(crate) trace: Option<Arc<Trace>>,
     /// The context whose callback is running.
     pub(super) owner: u32,
     /// The context hostcalls act on: the owner, unless the guest said otherwise.
@@ -133,6 +136,7 @@ impl State {
             done_lingering: Vec::new(),
             turn: Turn::default(),
             exchange: None,
+            trace: None,
             owner: ROOT,
             effective: ROOT,
             ending: false,
@@ -230,6 +234,11 @@ impl State {
     /// The next of its queues that the guest is to be told of.
     pub(super) fn next_ready_queue(&self) -> Option<u32> {
         self.facts.host.queues().next_ready(self.registrant.as_ref()?)
+    }
+
+    /// The effective context, for messages.
+    pub(crate) fn context(&self) -> u32 {
+        self.effective
     }
 
     /// Whether `context` can be made the effective one.
