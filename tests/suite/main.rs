@@ -10,6 +10,10 @@ mod door;
 
 mod pause;
 
+mod bodies;
+
+mod replies;
+
 mod cache;
 
 mod callouts;

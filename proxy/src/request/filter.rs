@@ -126,6 +126,8 @@ async fn pass_body(
     if ctx.body == BodyFlow::Untouched {
         return Ok(());
     }
+    // Over HTTP/2 a body that trailers follow ends without having been said to: then there is no chunk.
+    let end = end || body.is_none();
     let Some(slot) = ctx.slot.clone() else { return Ok(()) };
     let Some(mut chain) = slot.lend() else { return Err(lost()) };
 
@@ -181,8 +183,16 @@ async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader, upg
     }
     let mut through = BytesMut::new();
     while chain.holds_request() {
-        let data = body.next(io).await?;
-        match chain.request(io, Event::Body { data, end: body.ended }).await.map_err(fail::from_chain)? {
+        let passage = tokio::select! {
+            biased;
+            // A resume does not wait for a client that is slow to send.
+            () = chain.stirred() => chain.catch_up(io).await,
+            data = body.next(io) => {
+                let data = data?;
+                chain.request(io, Event::Body { data, end: body.ended }).await
+            }
+        };
+        match passage.map_err(fail::from_chain)? {
             Passage::Reply(reply) => return Ok(Verdict::Reply(reply)),
             Passage::Through(passed) => through.extend_from_slice(&bytes_of(passed.into_iter())),
         }
