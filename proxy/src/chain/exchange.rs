@@ -23,7 +23,7 @@ use pingora::proxy::Session;
 use selvedge_cache::Wishes;
 use selvedge_config::HeaderEncoding;
 use selvedge_geoip::{Geo, Location};
-use selvedge_wasm::{Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases};
+use selvedge_wasm::{Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases, Trace};
 
 pub(crate) use self::encoding::refusal;
 use self::encoding::{meant, shown};
@@ -38,6 +38,8 @@ use crate::request::RequestCtx;
 pub(crate) struct ExchangeState {
     /// The request's number, for traces.
     pub(crate) number: u64,
+    /// Where what its filters do is recorded, if it is.
+    trace: Option<Arc<Trace>>,
     /// Our name as an item of a structured field, for `Proxy-Status`.
     pub(crate) node: Arc<str>,
     /// The route that was selected; fixed for the life of the exchange.
@@ -106,6 +108,7 @@ impl ExchangeState {
         let reads_sent = Phases::RESPONSE_BODY | Phases::RESPONSE_TRAILERS | Phases::LOG;
         Self {
             number: ctx.number,
+            trace: ctx.trace.clone(),
             node: Arc::clone(&ctx.plan.node.structured),
             listener: Arc::clone(listener),
             client: session.client_addr().and_then(|address| address.as_inet()).copied(),
@@ -448,11 +451,19 @@ impl Exchange for View<'_> {
     }
 
     fn body(&mut self, which: Buffer) -> Option<&mut Body> {
+        if self.state.ended.is_some() {
+            return None;
+        }
         match which {
+            Buffer::Response if self.state.response.is_none() && !self.state.response_gone => None,
             Buffer::Request => self.request_body.as_deref_mut(),
             Buffer::Response => self.response_body.as_deref_mut(),
             Buffer::Downstream | Buffer::Upstream => None,
         }
+    }
+
+    fn trace(&self) -> Option<&Arc<Trace>> {
+        self.state.trace.as_ref()
     }
 
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {

@@ -6,10 +6,11 @@ use futures::future::BoxFuture;
 use selvedge_geoip::Geo;
 use selvedge_wasm::{
     Caller, Callout, CalloutFailure, CalloutResponse, ForeignError, GrpcEvents, GrpcMessages, GrpcRequest, GrpcStatus,
-    Host, Metrics, SharedData, SharedQueues,
+    Host, Metrics, PluginStats, SharedData, SharedQueues,
 };
 
 use crate::chain::foreign::{self, declared::Declared};
+use crate::telemetry::counters::Counters;
 use crate::upstream::Upstreams;
 use crate::{callout, grpc};
 
@@ -19,6 +20,7 @@ pub(super) struct NodeHost {
     pub(super) shared: Arc<SharedData>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) queues: Arc<SharedQueues>,
+    pub(super) counters: Arc<Counters>,
     pub(super) geo: Option<Arc<Geo>>,
     pub(super) declared: Arc<Declared>,
 }
@@ -46,6 +48,10 @@ impl Host for NodeHost {
 
     fn queues(&self) -> &SharedQueues {
         &self.queues
+    }
+
+    fn stats(&self, plugin: &str) -> Arc<PluginStats> {
+        self.counters.filter(plugin)
     }
 
     /// Those that act on an exchange are in `chain/foreign.rs`.

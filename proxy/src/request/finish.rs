@@ -6,7 +6,7 @@ use pingora::{Error, ErrorSource};
 use super::{Edge, RequestCtx};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
-use crate::telemetry::AccessLine;
+use crate::telemetry::{self, AccessLine};
 
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
 pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
@@ -26,7 +26,14 @@ pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>,
         FilteredSession::restore(&mut session.downstream_session, &slot);
     }
 
-    if session.subrequest_ctx.is_none() && edge.access_log.is_on() {
+    if let Some(trace) = ctx.trace.take() {
+        telemetry::trace::write(&trace, ctx);
+    }
+    if session.subrequest_ctx.is_some() {
+        return; // Nobody asked for it.
+    }
+    ctx.plan.counters.request(session.response_written().map_or(0, |response| response.status.as_u16()));
+    if edge.access_log.is_on() {
         edge.access_log.write(&AccessLine::of(session, error, ctx));
     }
 }

@@ -46,6 +46,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use selvedge_cache::CacheCtx;
+use selvedge_wasm::Trace;
 
 use crate::chain::ExchangeState;
 use crate::chain::session::Slot;
@@ -99,6 +100,8 @@ pub(crate) struct RequestCtx {
     pub(crate) endpoint: Option<std::net::SocketAddr>,
     /// Set by `fail`: the RFC 9209 error token.
     pub(crate) failure: Option<&'static str>,
+    /// What its filters do is recorded here, if the client may ask for that, and does.
+    pub(crate) trace: Option<Arc<Trace>>,
 }
 
 impl RequestCtx {
@@ -137,6 +140,7 @@ impl ProxyHttp for Edge {
             attempts: 0,
             endpoint: None,
             failure: None,
+            trace: None,
         }
     }
 
@@ -146,6 +150,9 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        if let Some(key) = &ctx.plan.trace {
+            ctx.trace = key.take(session.downstream_session.req_header_mut());
+        }
         step!(ctx, "select");
         let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
         ctx.route = Some(Arc::clone(&route));
