@@ -18,6 +18,10 @@ mod cache;
 
 mod callouts;
 
+mod queues;
+
+mod metrics;
+
 mod grpc;
 
 mod properties;
@@ -33,5 +37,7 @@ mod story;
 mod cli;
 
 mod tour;
+
+mod conformance;
 
 mod third_party;
