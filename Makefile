@@ -10,10 +10,10 @@ FILTERS := $(patsubst filters/%/Cargo.toml,selvedge-filter-%,$(wildcard filters/
 TEST_FEATURES := selvedge-sdk-testing/wasm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full run build test lint bench bench-guest bench-micro filters clean
+.PHONY: help setup setup-full run build test lint conformance-envoy bench bench-guest bench-micro filters clean
 
 help: ## Lists the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Checks what a build needs; as root with apt-get it installs what is missing.
 	@sh .ci/setup
@@ -36,6 +36,9 @@ lint: setup ## Formatting, clippy, documentation and, where cargo-deny is instal
 	cargo clippy --workspace --all-targets --locked --features $(TEST_FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --locked check; else echo "cargo deny: skipped: cargo-deny not installed"; fi
+
+conformance-envoy: setup ## Runs the proxy-wasm conformance cases on Envoy and publishes what differs in docs/conformance.md.
+	cargo test --workspace --locked --features $(TEST_FEATURES) --test suite -- --ignored --nocapture conformance::every_difference_of_envoy
 
 bench-guest: setup ## Builds the trivial filter of the benches: ours and, the very same file, Envoy's.
 	$(GUEST_BUILD) -p selvedge-test-guests --example noop --example touch --example dear

@@ -1,31 +1,31 @@
 //! HTTP callouts of filters: a request to a named upstream, its whole answer bounded in size and time.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
-use http::{HeaderName, HeaderValue, Method};
-use pingora::connectors::http::Connector;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v2::client::Http2Session;
+use pingora::protocols::http::v2::write_body;
+use pingora::upstreams::peer::Peer;
 use selvedge_wasm::{Callout, CalloutFailure, CalloutResponse};
 
+use crate::connections::Lease;
 use crate::upstream::Upstreams;
 
 /// The longest answer a callout may have; longer ones fail with [`CalloutFailure::TooLarge`]. Answers are held in memory whole.
 const ANSWER_MAX: usize = 4 * 1024 * 1024;
 
-thread_local! {
-    /// Connections are kept per worker: a connection's events arrive where it is used.
-    static CONNECTOR: RefCell<Option<Arc<Connector>>> = const { RefCell::new(None) };
-}
+/// What belongs to a connection, and so to us, whatever a filter says.
+const OURS: [&str; 7] =
+    ["connection", "content-length", "host", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
-fn connector() -> Arc<Connector> {
-    CONNECTOR.with_borrow_mut(|connector| Arc::clone(connector.get_or_insert_with(|| Arc::new(Connector::new(None)))))
-}
-
-/// Sends a callout and waits for its answer, at most the callout's own timeout. Dropping the future closes the connection.
+/// Sends a callout and waits for its answer, at most the callout's own timeout. Dropping the future closes the connection, or resets the
+/// HTTP/2 stream.
+///
+/// Trailers, of the request and of the answer, pass on HTTP/2; on HTTP/1 Pingora has none.
 pub(crate) fn send(
     upstreams: Arc<Upstreams>,
     callout: Callout,
@@ -41,32 +41,56 @@ async fn exchange(upstreams: Arc<Upstreams>, callout: Callout) -> Result<Callout
         .get(&callout.upstream)
         .ok_or_else(|| CalloutFailure::Connect(format!("no upstream is called {}", callout.upstream)))?;
     let request = request(&callout)?;
-    let peer = upstream.peer();
-    let connector = connector();
+    let trailers = trailers(&callout)?;
 
-    let (mut session, _reused) =
-        connector.get_http_session(&peer).await.map_err(|error| CalloutFailure::Connect(error.to_string()))?;
-    session.set_read_timeout(peer.options.read_timeout);
-    session.set_write_timeout(peer.options.write_timeout);
+    let mut lease = Lease::take(upstream.peer()).await.map_err(|error| CalloutFailure::Connect(error.to_string()))?;
+    let (read, write) = (lease.peer().options.read_timeout, lease.peer().options.write_timeout);
+    let tls = lease.peer().tls();
+    let session = lease.session();
+    session.set_read_timeout(read);
+    session.set_write_timeout(write);
 
-    let answer = converse(&mut session, request, callout.body).await?;
-    connector.release_http_session(session, &peer, peer.options.idle_timeout).await;
+    match &mut *session {
+        HttpSession::H2(session) => say_h2(session, for_h2(request, &callout, tls)?, callout.body, trailers).await?,
+        session => say(session, request, callout.body).await?,
+    }
+    let answer = listen(session).await?;
+    lease.give_back().await;
     Ok(answer)
 }
 
-async fn converse(
-    session: &mut HttpSession,
-    request: RequestHeader,
-    body: Bytes,
-) -> Result<CalloutResponse, CalloutFailure> {
-    let reset = |error: Box<pingora::Error>| CalloutFailure::Reset(error.to_string());
+fn reset(error: Box<pingora::Error>) -> CalloutFailure {
+    CalloutFailure::Reset(error.to_string())
+}
 
+async fn say(session: &mut HttpSession, request: RequestHeader, body: Bytes) -> Result<(), CalloutFailure> {
     session.write_request_header(Box::new(request)).await.map_err(reset)?;
     if !body.is_empty() {
         session.write_request_body(body, true).await.map_err(reset)?;
     }
-    session.finish_request_body().await.map_err(reset)?;
+    session.finish_request_body().await.map_err(reset)
+}
 
+async fn say_h2(
+    session: &mut Http2Session,
+    request: RequestHeader,
+    body: Bytes,
+    trailers: HeaderMap,
+) -> Result<(), CalloutFailure> {
+    let nothing_follows = body.is_empty() && trailers.is_empty();
+    session.write_request_header(Box::new(request), nothing_follows).map_err(reset)?;
+    if trailers.is_empty() {
+        return if nothing_follows { Ok(()) } else { session.write_request_body(body, true).await.map_err(reset) };
+    }
+    let write_timeout = session.write_timeout;
+    let Some(mut writer) = session.take_request_body_writer() else { return Ok(()) };
+    if !body.is_empty() {
+        write_body(&mut writer, body, false, write_timeout).await.map_err(reset)?;
+    }
+    writer.send_trailers(trailers).map_err(|error| CalloutFailure::Reset(error.to_string()))
+}
+
+async fn listen(session: &mut HttpSession) -> Result<CalloutResponse, CalloutFailure> {
     loop {
         session.read_response_header().await.map_err(reset)?;
         let interim = session.response_header().is_some_and(|header| header.status.is_informational());
@@ -77,13 +101,9 @@ async fn converse(
 
     let mut answer = CalloutResponse::default();
     if let Some(header) = session.response_header() {
-        answer
-            .headers
-            .push((Bytes::from_static(b":status"), Bytes::copy_from_slice(header.status.as_str().as_bytes())));
-        for (name, value) in &header.headers {
-            let name = Bytes::copy_from_slice(name.as_str().as_bytes());
-            answer.headers.push((name, Bytes::copy_from_slice(value.as_bytes())));
-        }
+        let status = Bytes::copy_from_slice(header.status.as_str().as_bytes());
+        answer.headers.push((Bytes::from_static(b":status"), status));
+        answer.headers.extend(pairs(&header.headers));
     }
 
     let mut whole = BytesMut::new();
@@ -94,40 +114,76 @@ async fn converse(
         whole.extend_from_slice(&chunk);
     }
     answer.body = whole.freeze();
+
+    if let HttpSession::H2(session) = session
+        && let Some(trailers) = session.read_trailers().await.map_err(reset)?
+    {
+        answer.trailers.extend(pairs(&trailers));
+    }
     Ok(answer)
+}
+
+/// Headers as guests see them, names in lower case.
+fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (Bytes, Bytes)> + '_ {
+    let bytes = Bytes::copy_from_slice;
+    headers.iter().map(move |(name, value)| (bytes(name.as_str().as_bytes()), bytes(value.as_bytes())))
+}
+
+fn bad(what: &str) -> CalloutFailure {
+    CalloutFailure::Reset(format!("the filter's callout has a bad {what}"))
+}
+
+fn pseudo<'a>(callout: &'a Callout, name: &str) -> Option<&'a [u8]> {
+    callout.headers.iter().find(|(known, _)| known.as_ref() == name.as_bytes()).map(|(_, value)| value.as_ref())
+}
+
+/// On HTTP/2 the target is whole: with the filter's `:scheme`, or by default that of the connection.
+fn for_h2(mut request: RequestHeader, callout: &Callout, tls: bool) -> Result<RequestHeader, CalloutFailure> {
+    let scheme = pseudo(callout, ":scheme").unwrap_or(if tls { b"https" } else { b"http" });
+    let authority = request.remove_header(&header::HOST).ok_or_else(|| bad(":authority"))?;
+    let uri = Uri::builder().scheme(scheme).authority(authority.as_bytes()).path_and_query(request.raw_path()).build();
+    request.set_uri(uri.map_err(|_| bad(":scheme or :authority"))?);
+    Ok(request)
+}
+
+fn trailers(callout: &Callout) -> Result<HeaderMap, CalloutFailure> {
+    let mut trailers = HeaderMap::with_capacity(callout.trailers.len());
+    for (name, value) in &callout.trailers {
+        let name = HeaderName::from_bytes(name).map_err(|_| bad("trailer name"))?;
+        if !OURS.contains(&name.as_str()) {
+            trailers.append(name, HeaderValue::from_bytes(value).map_err(|_| bad("trailer value"))?);
+        }
+    }
+    Ok(trailers)
 }
 
 /// The request a guest described by header pairs. `:method`, `:path` and `:authority` are there: the host has checked.
 fn request(callout: &Callout) -> Result<RequestHeader, CalloutFailure> {
-    let bad = |what: &str| CalloutFailure::Reset(format!("the filter's callout has a bad {what}"));
-    let pseudo =
-        |name: &[u8]| callout.headers.iter().find(|(known, _)| known.as_ref() == name).map(|(_, value)| value.as_ref());
-
-    let method = Method::from_bytes(pseudo(b":method").unwrap_or(b"GET")).map_err(|_| bad(":method"))?;
-    let path = pseudo(b":path").unwrap_or(b"/");
+    let method = Method::from_bytes(pseudo(callout, ":method").unwrap_or(b"GET")).map_err(|_| bad(":method"))?;
+    let path = pseudo(callout, ":path").unwrap_or(b"/");
     if !path.starts_with(b"/") {
         return Err(bad(":path"));
     }
     let mut request = RequestHeader::build(method, path, Some(callout.headers.len())).map_err(|_| bad(":path"))?;
-    let authority = pseudo(b":authority").unwrap_or(callout.upstream.as_bytes());
+    let authority = pseudo(callout, ":authority").unwrap_or(callout.upstream.as_bytes());
     let host = HeaderValue::from_bytes(authority).map_err(|_| bad(":authority"))?;
-    request.insert_header(http::header::HOST, host).map_err(|_| bad(":authority"))?;
+    request.insert_header(header::HOST, host).map_err(|_| bad(":authority"))?;
 
     for (name, value) in &callout.headers {
         if name.starts_with(b":") {
             continue;
         }
         let name = HeaderName::from_bytes(name).map_err(|_| bad("header name"))?;
-        if name == http::header::CONTENT_LENGTH || name == http::header::TRANSFER_ENCODING || name == http::header::HOST
-        {
-            continue; // Framing and authority are ours.
+        // HTTP/2 allows one value of `te`.
+        if OURS.contains(&name.as_str()) || (name == header::TE && value.as_ref() != b"trailers") {
+            continue;
         }
         let value = HeaderValue::from_bytes(value).map_err(|_| bad("header value"))?;
         request.append_header(name, value).map_err(|_| bad("header"))?;
     }
     if !callout.body.is_empty() || request.method == Method::POST || request.method == Method::PUT {
         let length = HeaderValue::from(callout.body.len());
-        request.insert_header(http::header::CONTENT_LENGTH, length).map_err(|_| bad("length"))?;
+        request.insert_header(header::CONTENT_LENGTH, length).map_err(|_| bad("length"))?;
     }
     Ok(request)
 }

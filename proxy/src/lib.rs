@@ -21,9 +21,15 @@ mod request;
 
 mod chain;
 
+mod tcp;
+
 pub mod upstream;
 
+mod connections;
+
 mod callout;
+
+mod grpc;
 
 pub mod bundled;
 

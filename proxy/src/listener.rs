@@ -8,11 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::Stream;
+use pingora::protocols::tls::TlsRef;
+use pingora::protocols::{Ssl, Stream};
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -32,6 +34,8 @@ pub struct ListenerFacts {
     pub http2: bool,
     /// Whether HTTP/1 is offered.
     pub http1: bool,
+    /// Whether connections are forwarded as they are, whatever is spoken on them.
+    pub tcp: bool,
     /// The longest request body taken, in bytes; longer ones get 413.
     pub body_limit: u64,
     /// How long a client may take over a request header, once the connection stopped being idle.
@@ -196,35 +200,16 @@ pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     door: Arc<Door>,
     tls: Option<Arc<rustls::ServerConfig>>,
-    mut shutdown: ShutdownWatch,
+    shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
 ) {
     let acceptor = tls.map(|config| Arc::new(Acceptor::from_server_config(config)));
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = shutdown.changed() => return,
-            accepted = socket.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, mostly: give connections time to end instead of spinning.
-                warn!(listener = %door.facts.name, %error, "accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-
+    let name = door.facts.name.clone();
+    accept_each(socket, &name, shutdown.clone(), alive, |stream, peer| {
         let door = Arc::clone(&door);
         let acceptor = acceptor.clone();
         let shutdown = shutdown.clone();
-        let alive = alive.clone();
-        tokio::spawn(async move {
-            let _alive = alive;
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%peer, %error, "TCP_NODELAY was refused");
-            }
+        async move {
             let stream = Transport::new(stream, peer);
             let served = CONNECTION.scope(Connection::new(), async {
                 tokio::select! {
@@ -235,19 +220,66 @@ pub(crate) async fn accept(
                 }
             });
             served.await;
+        }
+    })
+    .await;
+}
+
+/// The loop under [`accept`], whatever is spoken on the connections.
+pub(crate) async fn accept_each<S>(
+    socket: tokio::net::TcpListener,
+    listener: &str,
+    mut shutdown: ShutdownWatch,
+    alive: mpsc::Sender<()>,
+    serve: impl Fn(TcpStream, SocketAddr) -> S,
+) where
+    S: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = shutdown.changed() => return,
+            accepted = socket.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: give connections time to end instead of spinning.
+                warn!(listener, %error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%peer, %error, "TCP_NODELAY was refused");
+        }
+        let alive = alive.clone();
+        let served = serve(stream, peer);
+        tokio::spawn(async move {
+            let _alive = alive;
+            served.await;
         });
     }
 }
 
 /// Serves one connection to its end.
-async fn serve(stream: Transport, door: &Arc<Door>, tls: Option<&Acceptor>, shutdown: &ShutdownWatch) {
+async fn serve(mut stream: Transport, door: &Arc<Door>, tls: Option<&Acceptor>, shutdown: &ShutdownWatch) {
     let stream: Stream = match tls {
         None => Box::new(stream),
-        Some(acceptor) => match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
-            Ok(Ok(stream)) => Box::new(stream),
-            Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
-            Err(_) => return debug!("TLS handshake took too long"),
-        },
+        Some(acceptor) => {
+            let server_name = stream.expect_server_name();
+            match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
+                Ok(Ok(stream)) => {
+                    if let Some(name) = stream.get_ssl().and_then(TlsRef::server_name) {
+                        server_name.set(name);
+                    }
+                    Box::new(stream)
+                }
+                Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+                Err(_) => return debug!("TLS handshake took too long"),
+            }
+        }
     };
     let mut next = Some(stream);
     while let Some(stream) = next {

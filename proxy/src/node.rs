@@ -21,7 +21,9 @@ use crate::bundled;
 use crate::listener::{self, Bound, Door, ListenerFacts};
 use crate::plan::{self, Built, Plan, Resources};
 use crate::request::Edge;
-use crate::telemetry::AccessLog;
+use crate::tcp::{self, TcpDoor};
+use crate::telemetry::endpoint::MetricsServer;
+use crate::telemetry::{self, AccessLog};
 use crate::tls::{self, CertificateStore};
 
 /// The plan in force.
@@ -76,6 +78,8 @@ pub struct Node {
     grace: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
     access_log: AccessLog,
+    metrics_setting: Option<SocketAddr>,
+    metrics: Option<MetricsServer>,
 }
 
 /// A loader that knows the bundled filters.
@@ -101,6 +105,10 @@ impl Node {
         let (bound, stores) = bind(&config).map_err(&faulty)?;
 
         let current = Arc::new(Current { plan: ArcSwap::from_pointee(plan), replaced: Notify::new() });
+        let metrics = match &config.telemetry.metrics {
+            None => None,
+            Some(settings) => Some(metrics_server(settings, &resources, &current).map_err(|fault| faulty(vec![fault]))?),
+        };
         let access_log = AccessLog::start(config.telemetry.access_log);
         let addresses = bound.iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect();
         let (stop, _) = watch::channel(false);
@@ -120,6 +128,8 @@ impl Node {
             grace: Arc::new(AtomicU64::new(u64::try_from(config.node.shutdown_grace.as_millis()).unwrap_or(u64::MAX))),
             threads: Vec::new(),
             access_log,
+            metrics_setting: config.telemetry.metrics.as_ref().map(|metrics| metrics.bind),
+            metrics,
         };
         let bound = Arc::new(bound);
         for worker in 0..workers {
@@ -131,6 +141,9 @@ impl Node {
         for (name, address) in &node.addresses {
             info!(listener = %name, %address, "listening");
         }
+        if let Some(address) = node.metrics_address() {
+            info!(%address, "metrics");
+        }
         Ok(node)
     }
 
@@ -138,6 +151,12 @@ impl Node {
     #[must_use]
     pub fn addresses(&self) -> &BTreeMap<String, SocketAddr> {
         &self.addresses
+    }
+
+    /// Where metrics are served, if they are.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::address)
     }
 
     /// The plan in force.
@@ -204,6 +223,7 @@ impl Node {
                 warn!("a worker panicked");
             }
         }
+        self.access_log.finish();
     }
 
     fn spawn_worker(&self, worker: usize, bound: Arc<Vec<Bound>>) -> io::Result<JoinHandle<()>> {
@@ -228,6 +248,11 @@ impl Node {
                 let (alive, mut all_gone) = mpsc::channel::<()>(1);
                 let mut doors = Vec::new();
                 for (listener, socket) in bound.iter().zip(sockets) {
+                    if listener.facts.tcp {
+                        let door = TcpDoor::new(&current, listener, worker, access_log.clone());
+                        tokio::spawn(tcp::accept(socket, door, stop.clone(), alive.clone()));
+                        continue;
+                    }
                     let door = door(&conf, &current, &listener.facts, worker, access_log.clone());
                     doors.push(Arc::clone(&door));
                     tokio::spawn(listener::accept(socket, door, listener.tls.clone(), stop.clone(), alive.clone()));
@@ -318,13 +343,14 @@ fn bind_one(
     names: &[String],
     stores: &mut BTreeMap<String, Arc<CertificateStore>>,
 ) -> Result<Bound, String> {
+    // What is spoken is HTTP, or nobody's business: then no protocol is offered.
+    let protocols: &[Protocol] = if listener.tcp.is_some() { &[] } else { &listener.protocols };
     let tls = match &listener.tls {
         None => None,
         Some(tls) => {
             let store = CertificateStore::load(&tls.certificates, names).map_err(|error| crate::error_chain(&error))?;
             stores.insert(name.to_owned(), Arc::clone(&store));
-            let config =
-                tls::server_config(tls, &listener.protocols, store).map_err(|error| crate::error_chain(&error))?;
+            let config = tls::server_config(tls, protocols, store).map_err(|error| crate::error_chain(&error))?;
             Some(config)
         }
     };
@@ -336,13 +362,27 @@ fn bind_one(
         index,
         name: name.to_owned(),
         tls: tls.is_some(),
-        http2: listener.protocols.contains(&Protocol::H2),
-        http1: listener.protocols.contains(&Protocol::H1),
+        http2: protocols.contains(&Protocol::H2),
+        http1: protocols.contains(&Protocol::H1),
+        tcp: listener.tcp.is_some(),
         body_limit: listener.limits.body.bytes(),
         header_timeout: listener.limits.header_timeout,
         idle_timeout: listener.limits.idle_timeout,
     });
     Ok(Bound { facts, address, socket, tls })
+}
+
+fn metrics_server(
+    settings: &selvedge_config::MetricsEndpoint,
+    resources: &Arc<Resources>,
+    current: &Arc<Current>,
+) -> Result<MetricsServer, Fault> {
+    let (observed, current) = (resources.observed(), Arc::clone(current));
+    let page = Arc::new(move || telemetry::page(&observed, current.plan().generation));
+    MetricsServer::start(settings.bind, page).map_err(|error| {
+        let message = format!("metrics cannot be served at {}: {error}", settings.bind);
+        Fault::at(&settings.position, message).with_key("telemetry.metrics")
+    })
 }
 
 /// What a development certificate is made out to: this machine, and the sites' own names.
@@ -362,13 +402,16 @@ fn development_names(config: &Config) -> Vec<String> {
 fn restart_needed(node: &Node, config: &Config) -> Vec<Fault> {
     let mut faults = Vec::new();
     let fixed = |listener: &Listener| {
-        (listener.bind, listener.protocols.clone(), listener.tls.as_ref().map(|tls| tls.min), listener.limits)
+        let tls = listener.tls.as_ref().map(|tls| tls.min);
+        (listener.bind, listener.protocols.clone(), tls, listener.tcp.is_some(), listener.limits)
     };
     for (name, listener) in &config.listeners {
         match node.listeners.get(name) {
             None => faults.push(Fault::at(&listener.position, format!("listener {name} is new: it needs a restart"))),
             Some(old) if fixed(old) != fixed(listener) => {
-                let message = format!("listener {name} has changed: all but its certificates needs a restart");
+                let message = format!(
+                    "listener {name} has changed: all but its certificates and what is in `tcp` needs a restart"
+                );
                 faults.push(Fault::at(&listener.position, message));
             }
             Some(_) => {}
@@ -377,6 +420,14 @@ fn restart_needed(node: &Node, config: &Config) -> Vec<Fault> {
     for (name, listener) in &node.listeners {
         if !config.listeners.contains_key(name) {
             faults.push(Fault::at(&listener.position, format!("listener {name} is gone: that needs a restart")));
+        }
+    }
+    let metrics = config.telemetry.metrics.as_ref();
+    if node.metrics_setting != metrics.map(|metrics| metrics.bind) {
+        let position = metrics.map(|metrics| &metrics.position);
+        if let Some(position) = position.or_else(|| config.listeners.values().next().map(|listener| &listener.position)) {
+            let message = "telemetry.metrics has changed: it needs a restart";
+            faults.push(Fault::at(position, message).with_key("telemetry.metrics"));
         }
     }
     if node.workers_setting != config.node.workers {

@@ -1,10 +1,15 @@
-//! Logs for the operator: what happens, through `tracing` on stderr, and one access-log line per request.
+//! What the operator is told: what happens, through `tracing` on stderr; one access-log line per request; metrics; traces of requests.
+
+pub(crate) mod counters;
+pub(crate) mod endpoint;
+mod prometheus;
+pub(crate) mod trace;
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use pingora::Error;
 use pingora::proxy::Session;
@@ -13,6 +18,7 @@ use serde::Serialize;
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::prometheus::page;
 use crate::request::RequestCtx;
 
 /// The environment variable that sets what is logged, in `tracing`'s filter syntax (`debug`, `selvedge=trace,info`).
@@ -36,6 +42,8 @@ const WAITING_MAX: usize = 16 * 1024;
 /// The access log: a thread that writes the lines the workers hand over.
 pub struct AccessLog {
     sink: AccessLogSink,
+    /// Hangs up when the last line has been written.
+    written: Option<Receiver<()>>,
 }
 
 /// Where a worker puts its lines.
@@ -51,12 +59,22 @@ impl AccessLog {
     #[must_use]
     pub fn start(settings: selvedge_config::AccessLog) -> Self {
         let dropped = Arc::new(AtomicU64::new(0));
-        let lines = match settings.output {
+        let (lines, written) = match settings.output {
             LogOutput::Off => None,
             LogOutput::Stdout => Some(writer(io::stdout())),
             LogOutput::Stderr => Some(writer(io::stderr())),
-        };
-        Self { sink: AccessLogSink { lines, format: settings.format, dropped } }
+        }
+        .unzip();
+        Self { sink: AccessLogSink { lines, format: settings.format, dropped }, written }
+    }
+
+    /// Waits until all lines have been written, at most for a moment: nobody may read them any more. To be called when the workers are
+    /// gone, or the lines of the last requests are lost with the process.
+    pub fn finish(&mut self) {
+        self.sink.lines = None;
+        if let Some(written) = self.written.take() {
+            let _ = written.recv_timeout(LAST_LINES);
+        }
     }
 
     /// A handle for a worker.
@@ -66,13 +84,20 @@ impl AccessLog {
     }
 }
 
-fn writer(output: impl Write + Send + 'static) -> SyncSender<Vec<u8>> {
+/// How long a node that stops waits for its last lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+fn writer(output: impl Write + Send + 'static) -> (SyncSender<Vec<u8>>, Receiver<()>) {
     let (sender, lines) = sync_channel(WAITING_MAX);
-    let spawned = std::thread::Builder::new().name("access-log".into()).spawn(move || write_lines(&lines, output));
+    let (writing, written) = sync_channel(0);
+    let spawned = std::thread::Builder::new().name("access-log".into()).spawn(move || {
+        let _writing = writing;
+        write_lines(&lines, output);
+    });
     if let Err(error) = spawned {
         warn!(%error, "the access log does not start");
     }
-    sender
+    (sender, written)
 }
 
 fn write_lines(lines: &Receiver<Vec<u8>>, output: impl Write) {
@@ -98,10 +123,15 @@ impl AccessLogSink {
 
     /// Hands a line over; drops it when the writer cannot follow, which is said once per power of two of drops.
     pub(crate) fn write(&self, line: &AccessLine<'_>) {
+        self.write_line(|| line.json(), || line.text());
+    }
+
+    /// The same for a line of another kind, made in the format that is wanted.
+    pub(crate) fn write_line(&self, json: impl FnOnce() -> Vec<u8>, text: impl FnOnce() -> Vec<u8>) {
         let Some(lines) = &self.lines else { return };
         let bytes = match self.format {
-            LogFormat::Json => line.json(),
-            LogFormat::Text => line.text(),
+            LogFormat::Json => json(),
+            LogFormat::Text => text(),
         };
         if let Err(TrySendError::Full(_)) = lines.try_send(bytes) {
             let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;

@@ -9,14 +9,15 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -43,6 +44,26 @@ pub(crate) struct Transport {
     peeked: Vec<u8>,
     digest: Arc<SocketDigest>,
     accepted: SystemTime,
+    server_name: Option<ServerName>,
+}
+
+/// Where the name goes that the client asks for in its TLS handshake: to every request of the connection, whichever protocol it speaks. In
+/// Pingora's digests only the one for CONNECT proxies, which clients of ours do not have, takes data from outside.
+#[derive(Clone, Default)]
+pub(crate) struct ServerName(Arc<OnceLock<Arc<ProxyDigest>>>);
+
+impl ServerName {
+    /// Tells it, once.
+    pub(crate) fn set(&self, name: &str) {
+        let Ok(header) = ResponseHeader::build_no_case(200, Some(0)) else { return };
+        let name: Arc<str> = name.into();
+        let _first_one_stays = self.0.set(Arc::new(ProxyDigest::new(Box::new(header), Some(Box::new(name)))));
+    }
+
+    /// The name that came with a connection's digest.
+    pub(crate) fn of(digest: &Digest) -> Option<Arc<str>> {
+        digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref::<Arc<str>>().cloned()
+    }
 }
 
 impl Transport {
@@ -59,7 +80,13 @@ impl Transport {
             peeked: Vec::new(),
             digest: Arc::new(digest),
             accepted: SystemTime::now(),
+            server_name: None,
         }
+    }
+
+    /// To be told the name that is asked for in the handshake that comes now.
+    pub(crate) fn expect_server_name(&mut self) -> ServerName {
+        self.server_name.get_or_insert_default().clone()
     }
 
     /// Sends what is pending.
@@ -216,7 +243,7 @@ impl GetTimingDigest for Transport {
 
 impl GetProxyDigest for Transport {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.server_name.as_ref()?.0.get().cloned()
     }
 }
 

@@ -133,6 +133,15 @@ impl Edge {
         self.node.as_ref().expect("running").addresses()[name]
     }
 
+    /// Where metrics are served.
+    ///
+    /// # Panics
+    /// When they are not.
+    #[must_use]
+    pub fn metrics(&self) -> SocketAddr {
+        self.node.as_ref().expect("running").metrics_address().expect("metrics are served")
+    }
+
     /// The plain listener.
     #[must_use]
     pub fn web(&self) -> SocketAddr {

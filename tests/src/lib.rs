@@ -8,6 +8,7 @@ mod edge;
 mod origin;
 mod process;
 
+pub mod grpc;
 pub mod h2;
 
 pub use client::{Client, Response};

@@ -10,9 +10,25 @@ mod door;
 
 mod pause;
 
+mod bodies;
+
+mod replies;
+
 mod cache;
 
+mod callouts;
+
+mod queues;
+
+mod metrics;
+
+mod grpc;
+
+mod properties;
+
 mod bundled;
+
+mod tcp;
 
 mod misbehave;
 
@@ -21,5 +37,7 @@ mod story;
 mod cli;
 
 mod tour;
+
+mod conformance;
 
 mod third_party;

@@ -7,9 +7,16 @@ use selvedge::node::StartError;
 use selvedge_tests::{Client, Edge, Origin, Response, guest, h2::H2Client, soon, until};
 use tokio::sync::mpsc;
 
+use super::bodies::script;
+use super::pause::{edge, filter};
+
 /// The guests that fail, and limits that let them fail by the one they are meant to.
-const SABOTEURS: [(&str, &str); 3] =
-    [("trap", "deadline: 5s"), ("spin", "deadline: 20ms"), ("hog", "deadline: 5s, memory: 4MiB")];
+const SABOTEURS: [(&str, &str); 4] = [
+    ("trap", "deadline: 5s"),
+    ("spin", "deadline: 20ms"),
+    ("hog", "deadline: 5s, memory: 4MiB"),
+    ("nag", "deadline: 5s"),
+];
 
 /// Every callback the host makes over a stream, in the order in which it makes them.
 const CALLBACKS: [&str; 7] =
@@ -119,7 +126,11 @@ fn assert_untouched(response: &Response, body: &str, what: &str) {
 
 fn assert_refused(response: &Response, what: &str) {
     assert_eq!((response.status, response.text().as_str()), (503, "503 Service Unavailable\n"), "{what}");
-    assert_eq!(response.header("proxy-status"), Some("edge; error=proxy_internal_error"), "{what}");
+    let status = response.header("proxy-status").unwrap_or_default();
+    let filter = status.strip_prefix("edge; error=proxy_internal_error; details=\"filter ");
+    let filter = filter.and_then(|rest| rest.strip_suffix(" failed\""));
+    // Its name, and nothing of what went wrong in it.
+    assert!(filter.is_some_and(|name| !name.contains([' ', '"'])), "{what}: {status}");
     assert_eq!(response.header("x-origin"), None, "{what}: nothing of the origin's answer is left");
 }
 
@@ -278,6 +289,79 @@ async fn streams_that_share_a_failed_vm_fail_by_the_same_policy() {
             assert!(client.is_closed().await, "cut off: the filter cannot look at the rest");
         }
         assert_untouched(&Client::get(edge.web(), "/trap/request_body/").await, "you said ", policy);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_paused_in_a_vm_that_dies_fail_at_once_by_the_same_policy() {
+    for policy in ["closed", "open"] {
+        let (origin, _senders) = origin().await;
+        let more = |policy| format!(", on_failure: {policy}, limits: {{ wait: 1h }}");
+        let filters = [
+            script("asks", "request_headers pause; request_body pause; request_end trap", &more(policy)),
+            script("answers", "response_headers pause; response_body pause; request_end trap", &more(policy)),
+            filter("noop", "noop", "", ""),
+        ];
+        let chains = [("asks", "noop, asks, noop"), ("answers", "noop, answers, noop"), ("noop", "noop")];
+        let edge = edge("h1", &origin, None, &filters, &chains);
+        for name in ["asks", "answers"] {
+            // One waits for its resume, the other one for the rest of its body; both would for an hour.
+            let mut waiting = Client::connect(edge.web()).await;
+            waiting.send(format!("GET /{name}/one HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await;
+            let mut sending = Client::connect(edge.web()).await;
+            let head = format!("POST /{name}/two HTTP/1.1\r\nhost: test\r\ncontent-length: 4\r\n\r\n");
+            sending.send(format!("{head}th").as_bytes()).await;
+            let h2 = H2Client::connect(edge.web()).await;
+            let (multiplexed, _) = h2.open("GET", &format!("/{name}/three"), &[], true).await.unwrap();
+            if name == "answers" {
+                let whole =
+                    || origin.received().iter().filter(|request| request.target.starts_with("/answers/")).count();
+                until("the origin answers", || whole() == 2).await;
+            }
+            for _ in 0..4 {
+                assert_eq!(Client::get(edge.web(), "/noop/x").await.status, 200);
+            }
+
+            let failing = Client::post(edge.web(), &format!("/{name}/four"), "", b"this").await;
+            let waiting = waiting.response("GET").await;
+            let multiplexed = soon("a response", multiplexed).await.unwrap();
+            let multiplexed = H2Client::collect(multiplexed).await.unwrap();
+            if policy == "closed" {
+                for response in [&failing, &waiting, &multiplexed] {
+                    assert_refused(response, name);
+                }
+                if name == "asks" {
+                    assert_refused(&sending.response("POST").await, name);
+                }
+            } else {
+                assert_untouched(&failing, "you said this", name);
+                assert_untouched(&waiting, "you said ", name);
+                assert_untouched(&multiplexed, "you said ", name);
+                sending.send(b"is").await;
+                assert_untouched(&sending.response("POST").await, "you said this", name);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_a_filter_was_left_out_of_are_counted() {
+    let (origin, _senders) = origin().await;
+    for (policy, skipped) in [("closed", 0), ("open", 8)] {
+        let mut edge = Edge::start(&sabotaged(policy, ""), &[("app", origin.address())]);
+        let count = |edge: &Edge| edge.plan().trouble("trap-request-headers").expect("in a chain").skipped();
+        assert_eq!(count(&edge), 0);
+        for _ in 0..4 {
+            post(&edge, "/trap/request_headers/").await;
+            post(&edge, "/calm/").await;
+        }
+        assert_eq!(count(&edge), skipped / 2, "{policy}");
+        edge.reload(&sabotaged(policy, "")).unwrap();
+        for _ in 0..4 {
+            post(&edge, "/trap/request_headers/").await;
+        }
+        assert_eq!(count(&edge), skipped, "{policy}: a reload does not forget");
+        assert!(edge.plan().trouble("nobody").is_none());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pausing, holding and answering: in every phase, over every transport, from the origin and from the cache.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -8,23 +9,35 @@ use futures::future::join_all;
 use selvedge_tests::{Client, Edge, Origin, Response, h2::H2Client, soon, until};
 use tokio::sync::Semaphore;
 
+use super::bodies::script;
+
 const PHASES: [&str; 4] = ["request_headers", "request_body", "response_headers", "response_body"];
 
 /// How a client talks to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
+pub(super) enum Transport {
     H1,
     H1Tls,
     H2,
     H2Tls,
 }
 
-const TRANSPORTS: [Transport; 4] = [Transport::H1, Transport::H1Tls, Transport::H2, Transport::H2Tls];
+pub(super) const TRANSPORTS: [Transport; 4] = [Transport::H1, Transport::H1Tls, Transport::H2, Transport::H2Tls];
 
 impl Transport {
+    pub(super) fn is_h2(self) -> bool {
+        matches!(self, Self::H2 | Self::H2Tls)
+    }
+
     /// One exchange over a connection of its own; the request's body comes in these chunks, `None` = it has no body. An error when no
     /// whole response comes back.
-    async fn ask(self, edge: &Edge, method: &str, path: &str, body: Option<&[&[u8]]>) -> Result<Response, String> {
+    pub(super) async fn ask(
+        self,
+        edge: &Edge,
+        method: &str,
+        path: &str,
+        body: Option<&[&[u8]]>,
+    ) -> Result<Response, String> {
         match self {
             Self::H1 => over_h1(Client::connect(edge.web()).await, method, path, body).await,
             Self::H1Tls => {
@@ -36,11 +49,11 @@ impl Transport {
         }
     }
 
-    async fn get(self, edge: &Edge, path: &str) -> Response {
+    pub(super) async fn get(self, edge: &Edge, path: &str) -> Response {
         self.ask(edge, "GET", path, None).await.unwrap_or_else(|error| panic!("{self:?} GET {path}: {error}"))
     }
 
-    async fn post(self, edge: &Edge, path: &str, body: &[u8]) -> Response {
+    pub(super) async fn post(self, edge: &Edge, path: &str, body: &[u8]) -> Response {
         self.ask(edge, "POST", path, Some(&[body]))
             .await
             .unwrap_or_else(|error| panic!("{self:?} POST {path}: {error}"))
@@ -85,7 +98,7 @@ async fn over_h2(client: H2Client, method: &str, path: &str, body: Option<&[&[u8
 }
 
 /// Method, path and body of the request; everything under `/cached` may be stored.
-async fn echo() -> Origin {
+pub(super) async fn echo() -> Origin {
     Origin::start(|request| {
         let body = String::from_utf8_lossy(&request.body).into_owned();
         let body = format!("{} {} {body}", request.method, request.target);
@@ -98,7 +111,7 @@ async fn echo() -> Origin {
 }
 
 /// An origin that answers `yes`, one request for each permit of its gate.
-async fn gated() -> (Arc<Semaphore>, Origin) {
+pub(super) async fn gated() -> (Arc<Semaphore>, Origin) {
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
     let origin = Origin::start_async(move |_| {
@@ -115,7 +128,13 @@ async fn gated() -> (Arc<Semaphore>, Origin) {
 
 /// A node with the upstreams `app` (which is spoken to over `upstream`: `h1` or `h2`) and `side`, these filters (lines of YAML), and a route `/NAME/*` and a cached one `/cached/NAME/*`
 /// for each of these chains.
-fn edge(upstream: &str, app: &Origin, side: Option<&Origin>, filters: &[String], chains: &[(&str, &str)]) -> Edge {
+pub(super) fn edge(
+    upstream: &str,
+    app: &Origin,
+    side: Option<&Origin>,
+    filters: &[String],
+    chains: &[(&str, &str)],
+) -> Edge {
     let mut yaml = format!(
         "cache: {{}}\nupstreams:\n  app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"], protocol: {upstream} }}\n"
     );
@@ -140,8 +159,12 @@ fn edge(upstream: &str, app: &Origin, side: Option<&Origin>, filters: &[String],
     Edge::start(&yaml, &origins)
 }
 
-/// A filter of the configuration: a name, a guest, its configuration, and further keys.
-fn filter(name: &str, guest: &str, config: &str, more: &str) -> String {
+/// A filter of the configuration: a name, a guest, its configuration, and further keys. Its deadline is one that a busy machine keeps.
+pub(super) fn filter(name: &str, guest: &str, config: &str, more: &str) -> String {
+    let more = match more.contains("limits: { ") {
+        true => more.replace("limits: { ", "limits: { deadline: 5s, "),
+        false => format!("{more}, limits: {{ deadline: 5s }}"),
+    };
     format!("{name}: {{ wasm: \"file:${{GUESTS}}/{guest}.wasm\", config: \"{config}\"{more} }}")
 }
 
@@ -715,4 +738,193 @@ async fn a_filter_that_never_resumes_fails_by_its_policy(upstream: &str) {
     let cases = TRANSPORTS.iter().flat_map(|transport| names.iter().map(move |name| (*transport, name)));
     join_all(cases.map(|(transport, (name, policy, phase))| ask(transport, name, policy, phase))).await;
     assert!(origin.received().iter().all(|request| !request.target.starts_with("/closed-request_headers")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_from_a_tick_does_not_wait_for_the_rest_of_the_body() {
+    let origin = Origin::start(|request| Origin::reply(200, &[], request.body.clone())).await;
+    let filters = [
+        script(
+            "all",
+            "request_headers pause; request_body pause; tick resume request; response_headers tell response",
+            "",
+        ),
+        filter("noop", "noop", "", ""),
+    ];
+    for upstream in ["h1", "h2"] {
+        let edge = edge(upstream, &origin, None, &filters, &[("all", "noop, all, noop")]);
+        let begun = origin.started();
+        let mut h1 = Client::connect(edge.web()).await;
+        h1.send(b"POST /all/x HTTP/1.1\r\nhost: test\r\ncontent-length: 6\r\n\r\nabc").await;
+        until("the request goes on before its body has come", || origin.started() == begun + 1).await;
+        h1.send(b"def").await;
+        let response = h1.response("POST").await;
+        assert_eq!(response.text(), "abcdef", "{upstream}");
+
+        let h2 = H2Client::connect(edge.web()).await;
+        let (response, mut upload) = h2.open("POST", "/all/x", &[], false).await.unwrap();
+        until("the request goes on before its body has come", || origin.started() == begun + 2).await;
+        upload.send_data(Bytes::from_static(b"abcdef"), true).unwrap();
+        let response = H2Client::collect(soon("h2 response", response).await.unwrap()).await.unwrap();
+        assert_eq!(response.text(), "abcdef", "{upstream}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_stream_and_a_tick_resume_in_every_phase() {
+    let origin = echo().await;
+    let mut filters = Vec::new();
+    let mut chains: Vec<(String, String)> = Vec::new();
+    for phase in PHASES {
+        let side = phase.split('_').next().unwrap();
+        let at = if phase.ends_with("body") { phase.replace("body", "end") } else { phase.to_owned() };
+        let also = if phase.ends_with("headers") { format!("{side}_body pause; ") } else { String::new() };
+        filters.push(script(&format!("tick-{phase}"), &format!("{at} pause; {also}tick resume {side}"), ""));
+        chains.push((format!("tick-{phase}"), format!("tick-{phase}")));
+        // Every stream resumes those that came before it.
+        let others = format!("{at} pause; {also}request_headers resume-others {side}");
+        filters.push(script(&format!("others-{phase}"), &others, ""));
+        chains.push((format!("others-{phase}"), format!("others-{phase}")));
+    }
+    let chains: Vec<(&str, &str)> = chains.iter().map(|(name, chain)| (name.as_str(), chain.as_str())).collect();
+    for upstream in ["h1", "h2"] {
+        let edge = edge(upstream, &origin, None, &filters, &chains);
+        for transport in TRANSPORTS {
+            for phase in PHASES {
+                let what = format!("{transport:?} {phase} {upstream}");
+                let path = format!("/tick-{phase}/x");
+                let response = transport.post(&edge, &path, b"abc").await;
+                assert_eq!((response.status, response.text()), (200, format!("POST {path} abc")), "{what}");
+            }
+            for phase in PHASES {
+                let what = format!("{transport:?} {phase} {upstream}");
+                let path = format!("/others-{phase}/x");
+                let held = transport.post(&edge, &path, b"abc");
+                // When it has paused, nobody outside can see: streams that resume it come along until one has.
+                let nudge = async {
+                    let mut interval = tokio::time::interval(Duration::from_millis(20));
+                    loop {
+                        interval.tick().await;
+                        let mut other = Client::connect(edge.web()).await;
+                        other.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await;
+                    }
+                };
+                let response = tokio::select! {
+                    response = held => response,
+                    () = nudge => unreachable!("it nudges without end"),
+                };
+                assert_eq!((response.status, response.text()), (200, format!("POST {path} abc")), "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_before_the_pause_resumes_nothing() {
+    let origin = echo().await;
+    let side = Origin::start(|_| Origin::reply(200, &[], "yes")).await;
+    let early = "request_headers call side /ask; request_headers pause; answer resume response; answer resume request";
+    let filters = [
+        script("self", "request_headers resume request; request_end pause", ", limits: { wait: 300ms }"),
+        script(
+            "answered",
+            &format!("{early}; response_headers pause; response_body pause"),
+            ", limits: { wait: 300ms }",
+        ),
+    ];
+    let edge = edge("h1", &origin, Some(&side), &filters, &[("self", "self"), ("answered", "answered")]);
+    for transport in TRANSPORTS {
+        for path in ["/self/x", "/answered/x"] {
+            let response = transport.post(&edge, path, b"abc").await;
+            assert_eq!(response.status, 503, "{transport:?} {path}: the pause stands");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_of_several_answers_may_resume_and_the_others_are_still_delivered() {
+    let (gate, side) = gated().await;
+    let reports = echo().await;
+    let calls = "call side /one; request_headers call side /two; request_headers call side /three";
+    let lines = format!("request_headers {calls}; request_headers pause; answer resume request; log report app");
+    let filters = [script("three", &lines, "")];
+    let edge = edge("h1", &reports, Some(&side), &filters, &[("three", "three")]);
+    for (turn, transport) in TRANSPORTS.into_iter().enumerate() {
+        let response = transport.get(&edge, "/three/x");
+        let asked = async {
+            until("the filter asks three times", || side.started() == 3 * (turn + 1)).await;
+            gate.add_permits(1);
+        };
+        let (response, ()) = futures::join!(response, asked);
+        assert_eq!(response.text(), "GET /three/x ", "{transport:?}: one answer is enough");
+        gate.add_permits(2);
+        until("the record", || reports.received().iter().filter(|seen| seen.target == "/report").count() == turn + 1)
+            .await;
+        until("the others", || side.received().len() == 3 * (turn + 1)).await;
+        let record = reports.received().into_iter().rfind(|seen| seen.target == "/report").unwrap().body;
+        assert!(record.starts_with(b"request_headers. answer"), "{record:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_nobody_waits_for_is_delivered_before_the_next_event() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let origin = Origin::start_async(move |request| {
+        let gate = Arc::clone(&opened);
+        async move {
+            if !request.target.starts_with("/noop") {
+                gate.acquire().await.unwrap().forget();
+            }
+            Origin::reply(200, &[], "yes")
+        }
+        .boxed()
+    })
+    .await;
+    let side = Origin::start(|_| Origin::reply(200, &[], "yes")).await;
+    let filters = [
+        script("tells", "request_headers call side /ask; response_headers tell response", ""),
+        script("replies", "request_headers call side /ask; answer reply 451 no; response_headers tell response", ""),
+        script("closes", "request_headers call side /ask; answer close request", ""),
+        filter("noop", "noop", "", ""),
+    ];
+    let names = ["tells", "replies", "closes"];
+    for upstream in ["h1", "h2"] {
+        let yaml: Vec<(&str, &str)> = names.iter().map(|name| (*name, *name)).chain([("noop", "noop")]).collect();
+        let edge = edge(upstream, &origin, Some(&side), &filters, &yaml);
+        for transport in TRANSPORTS {
+            for name in names {
+                let (asked, begun) = (side.received().len(), origin.started());
+                let path = format!("/{name}/x");
+                let response = transport.ask(&edge, "POST", &path, Some(&[b"abc"]));
+                let meanwhile = async {
+                    until("the filter asks", || side.received().len() == asked + 1).await;
+                    until("the origin is asked", || origin.started() == begun + 1).await;
+                    // The node's only worker has had its turn with the answer.
+                    for _ in 0..4 {
+                        assert_eq!(Client::get(edge.web(), "/noop/x").await.status, 200);
+                    }
+                    gate.add_permits(1);
+                };
+                let (response, ()) = futures::join!(response, meanwhile);
+                let what = format!("{upstream} {transport:?} {name}");
+                match name {
+                    "tells" => {
+                        let response = response.unwrap_or_else(|error| panic!("{what}: {error}"));
+                        let saw = response.header("x-saw").unwrap_or_default().to_owned();
+                        assert!(saw.contains("answer"), "{what}: {saw}");
+                    }
+                    "replies" => {
+                        let response = response.unwrap_or_else(|error| panic!("{what}: {error}"));
+                        assert_eq!((response.status, response.text().as_str()), (451, "no"), "{what}");
+                        assert_eq!(response.header("x-replied"), Some("answer"), "{what}");
+                        // The filter that answers sees its answer, as every other filter does.
+                        let saw = response.header("x-saw").unwrap_or_default();
+                        assert!(saw.ends_with("answer response_headers"), "{what}: {saw}");
+                    }
+                    _ => assert!(response.is_err(), "{what}: {response:?}"),
+                }
+            }
+        }
+    }
 }

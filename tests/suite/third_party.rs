@@ -1,7 +1,7 @@
 //! Filters of other toolchains (`tests/third-party`), on a node: each is built by its own compiler and has to do what its folder's README
-//! says, to requests and to responses.
+//! says, to requests and to responses, whether requests share an instance or each gets one of its own from a snapshot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use selvedge_tests::{Client, Edge, Origin};
 
@@ -14,7 +14,15 @@ struct Filter {
     bodies: bool,
     /// Holds a request until a callout has been answered.
     callouts: bool,
+    /// Reads its environment.
+    environment: bool,
 }
+
+/// What most of them can do.
+const FILTER: Filter = Filter { build: "", name: "", bodies: true, callouts: false, environment: false };
+
+/// The routes of the node: requests that share an instance, and those that have one of their own.
+const ROUTES: [&str; 2] = ["/shared", "/alone"];
 
 /// Builds a filter. `None`, and a line that says what is missing, when its toolchain is not installed.
 fn build(name: &str) -> Option<PathBuf> {
@@ -43,99 +51,120 @@ async fn echo() -> Origin {
 }
 
 /// Deadlines are long: a machine that runs the whole suite at once is no measure.
-fn edge(module: &std::path::Path, origin: &Origin) -> Edge {
+fn edge(module: &Path, origin: &Origin) -> Edge {
+    let common = format!(
+        "wasm: \"file:{}\", config: \"some words\", root_id: words, environment: {{ FILTER_MOOD: calm }}, limits: {{ deadline: 10s, memory: 64MiB }}",
+        module.display()
+    );
     let yaml = format!(
         "upstreams:\n  app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }}
 filters:
-  filter: {{ wasm: \"file:{}\", config: \"some words\", limits: {{ deadline: 10s, memory: 64MiB }} }}
-sites: [{{ hosts: [\"*\"], routes: [{{ name: all, match: {{ path: \"/*\" }}, filters: [filter], to: app }}] }}]",
-        module.display()
+  shared: {{ {common} }}
+  alone: {{ {common}, isolation: request, snapshot: always }}
+sites:
+- hosts: [\"*\"]
+  routes:
+  - {{ name: shared, match: {{ path: \"/shared/*\" }}, filters: [shared], to: app }}
+  - {{ name: alone, match: {{ path: \"/alone/*\" }}, filters: [alone], to: app }}",
     );
     Edge::start(&yaml, &[("app", origin.address())])
 }
 
 async fn behaves(filter: Filter) {
-    let Filter { build: folder, name, bodies, callouts } = filter;
+    let Filter { build: folder, name, bodies, callouts, environment } = filter;
     let Some(module) = tokio::task::spawn_blocking(move || build(folder)).await.unwrap() else { return };
     let origin = echo().await;
     let edge = edge(&module, &origin);
     let appended = if bodies { format!(" +{name}") } else { String::new() };
     let (from_request, from_response) = (format!("{name} SOME WORDS"), format!("{name} true"));
 
-    // Several streams on one VM, each with its own contexts.
+    // Several streams one after the other: those that share an instance each have contexts of their own.
     for round in 0..3 {
-        let response = Client::get(edge.web(), &format!("/get/{round}")).await;
-        assert_eq!((response.status, response.text()), (200, format!("GET /get/{round} {appended}")));
-        assert_eq!(response.header("x-response-from"), Some(from_response.as_str()));
-        assert_eq!(origin.last().header("x-request-from"), Some(from_request.as_str()));
+        for route in ROUTES {
+            let what = format!("{name} {route} {round}");
+            let response = Client::get(edge.web(), &format!("{route}/get")).await;
+            assert_eq!((response.status, response.text()), (200, format!("GET {route}/get {appended}")), "{what}");
+            assert_eq!(response.header("x-response-from"), Some(from_response.as_str()), "{what}");
+            assert_eq!(origin.last().header("x-request-from"), Some(from_request.as_str()), "{what}");
+            if environment {
+                assert_eq!(origin.last().header("x-environment"), Some("calm, no home"), "{what}");
+            }
 
-        let response = Client::post(edge.web(), "/post", "", b"body").await;
-        assert_eq!((response.status, response.text()), (200, format!("POST /post body{appended}{appended}")));
-        assert_eq!(origin.last().body, format!("body{appended}"));
+            let response = Client::post(edge.web(), &format!("{route}/post"), "", b"body").await;
+            let body = format!("POST {route}/post body{appended}{appended}");
+            assert_eq!((response.status, response.text()), (200, body), "{what}");
+            assert_eq!(origin.last().body, format!("body{appended}"), "{what}");
 
-        let heard = origin.started();
-        let response = Client::get_with(edge.web(), "/get", "x-ask: deny\r\n").await;
-        assert_eq!((response.status, response.text()), (403, format!("denied by {name}\n{appended}")));
-        assert_eq!(response.header("x-denied"), Some(name));
-        assert_eq!(response.header("x-response-from"), Some(from_response.as_str()), "a reply is a response too");
-        assert_eq!(origin.started(), heard, "the origin hears nothing of it");
+            let heard = origin.started();
+            let response = Client::get_with(edge.web(), &format!("{route}/get"), "x-ask: deny\r\n").await;
+            assert_eq!((response.status, response.text()), (403, format!("denied by {name}\n{appended}")), "{what}");
+            assert_eq!(response.header("x-denied"), Some(name), "{what}");
+            assert_eq!(
+                response.header("x-response-from"),
+                Some(from_response.as_str()),
+                "{what}: a reply is a response"
+            );
+            assert_eq!(origin.started(), heard, "{what}: the origin hears nothing of it");
+        }
     }
 
-    let large = vec![b'x'; 300_000];
-    let response = Client::post(edge.web(), "/large", "", &large).await;
-    assert_eq!(response.status, 200);
-    assert_eq!(response.body.len(), "POST /large ".len() + large.len() + 2 * appended.len());
+    for route in ROUTES {
+        let large = vec![b'x'; 300_000];
+        let response = Client::post(edge.web(), &format!("{route}/large"), "", &large).await;
+        assert_eq!(response.status, 200, "{name} {route}");
+        assert_eq!(response.body.len(), format!("POST {route}/large ").len() + large.len() + 2 * appended.len());
 
-    if callouts {
-        let response = Client::get_with(edge.web(), "/later", "x-ask: later\r\n").await;
-        assert_eq!((response.status, response.text()), (200, format!("GET /later {appended}")));
-        assert_eq!(origin.last().header("x-asked"), Some("asked"));
+        if callouts {
+            let response = Client::get_with(edge.web(), &format!("{route}/later"), "x-ask: later\r\n").await;
+            assert_eq!((response.status, response.text()), (200, format!("GET {route}/later {appended}")), "{name}");
+            assert_eq!(origin.last().header("x-asked"), Some("asked"), "{name} {route}");
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rust_sdk_0_1_on_unknown() {
-    behaves(Filter { build: "rust-0.1-unknown", name: "rust 0.1", bodies: true, callouts: true }).await;
+    behaves(Filter { build: "rust-0.1-unknown", name: "rust 0.1", callouts: true, ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rust_sdk_0_1_on_wasi() {
-    behaves(Filter { build: "rust-0.1-wasip1", name: "rust 0.1", bodies: true, callouts: true }).await;
+    behaves(Filter { build: "rust-0.1-wasip1", name: "rust 0.1", callouts: true, ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rust_sdk_0_2_on_unknown() {
-    behaves(Filter { build: "rust-0.2-unknown", name: "rust 0.2", bodies: true, callouts: true }).await;
+    behaves(Filter { build: "rust-0.2-unknown", name: "rust 0.2", callouts: true, ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rust_sdk_0_2_on_wasi() {
-    behaves(Filter { build: "rust-0.2-wasip1", name: "rust 0.2", bodies: true, callouts: true }).await;
+    behaves(Filter { build: "rust-0.2-wasip1", name: "rust 0.2", callouts: true, ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn c_without_an_sdk() {
-    behaves(Filter { build: "c", name: "c", bodies: true, callouts: false }).await;
+    behaves(Filter { build: "c", name: "c", environment: true, ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cpp_without_an_sdk() {
-    behaves(Filter { build: "cpp", name: "c++", bodies: true, callouts: false }).await;
+    behaves(Filter { build: "cpp", name: "c++", ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn go_without_an_sdk() {
-    behaves(Filter { build: "go", name: "go", bodies: true, callouts: false }).await;
+    behaves(Filter { build: "go", name: "go", environment: true, ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_assemblyscript_sdk() {
-    behaves(Filter { build: "assemblyscript-sdk", name: "assemblyscript", bodies: false, callouts: false }).await;
+    behaves(Filter { build: "assemblyscript-sdk", name: "assemblyscript", bodies: false, ..FILTER }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn assemblyscript_without_an_sdk() {
-    behaves(Filter { build: "assemblyscript-plain", name: "as", bodies: true, callouts: false }).await;
+    behaves(Filter { build: "assemblyscript-plain", name: "as", ..FILTER }).await;
 }
 
 /// An exception ends that request and that VM, says what and where in the log, and nothing else.
@@ -145,7 +174,11 @@ async fn an_exception_of_assemblyscript_fails_its_request_only() {
     let Some(module) = built else { return };
     let origin = echo().await;
     let edge = edge(&module, &origin);
-    assert_eq!(Client::get_with(edge.web(), "/", "x-ask: abort\r\n").await.status, 503);
-    assert_eq!(origin.started(), 0);
-    assert_eq!(Client::get(edge.web(), "/").await.status, 200);
+    for route in ROUTES {
+        let path = format!("{route}/get");
+        let heard = origin.started();
+        assert_eq!(Client::get_with(edge.web(), &path, "x-ask: abort\r\n").await.status, 503, "{route}");
+        assert_eq!(origin.started(), heard, "{route}");
+        assert_eq!(Client::get(edge.web(), &path).await.status, 200, "{route}");
+    }
 }

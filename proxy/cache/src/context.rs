@@ -46,6 +46,12 @@ impl CacheCtx {
         self.wishes.is_some()
     }
 
+    /// The hash that is the primary key, once the lookup has made it.
+    #[must_use]
+    pub fn key(&self) -> Option<[u8; 16]> {
+        (self.primary != Slot::default()).then(|| self.primary.to_be_bytes())
+    }
+
     /// Why the response was not stored, once that is decided. For logs.
     #[must_use]
     pub fn refused(&self) -> Option<Reason> {

@@ -1,54 +1,189 @@
 //! One HTTP exchange as the filters see it: the request and response headers Pingora holds, the bytes buffered for the filter that
-//! runs now, and the facts about the connection, all behind [`selvedge_wasm::Exchange`].
+//! runs now, and the facts about the connection, the upstream and the cache, all behind [`selvedge_wasm::Exchange`].
+//!
+//! ```text
+//! request header:   writable while the request is ours, readable to the end
+//! response header:  staged -> here, writable -> gone, readable
+//! ```
+
+mod encoding;
+pub(crate) mod facts;
+mod staged;
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap as Headers, HeaderName, HeaderValue, Method, Uri};
 use pingora::http::{RequestHeader, ResponseHeader};
-use selvedge_geoip::Location;
-use selvedge_wasm::{Body, Buffer, Exchange, ExchangeError, HeaderMap};
+use pingora::proxy::Session;
+use selvedge_cache::Wishes;
+use selvedge_config::HeaderEncoding;
+use selvedge_geoip::{Geo, Location};
+use selvedge_wasm::{Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases, Trace};
 
-use super::properties;
-use crate::plan::Route;
+pub(crate) use self::encoding::refusal;
+use self::encoding::{meant, shown};
+use self::facts::{Cached, Connection, Contact, Details, Ended};
+use self::staged::{Edit, Staged};
+use super::{foreign, properties};
+use crate::listener::ListenerFacts;
+use crate::plan::{ChainFilter, Route};
+use crate::request::RequestCtx;
 
-/// What an exchange carries from its first filter to its last, besides the two headers.
+/// What an exchange carries from its first filter to its last, besides the request header.
 pub(crate) struct ExchangeState {
     /// The request's number, for traces.
     pub(crate) number: u64,
+    /// Where what its filters do is recorded, if it is.
+    trace: Option<Arc<Trace>>,
     /// Our name as an item of a structured field, for `Proxy-Status`.
     pub(crate) node: Arc<str>,
     /// The route that was selected; fixed for the life of the exchange.
     pub(crate) route: Arc<Route>,
-    /// `http` or `https`, as the client spoke to us.
-    pub(crate) scheme: &'static str,
+    /// Where it arrived.
+    pub(crate) listener: Arc<ListenerFacts>,
     /// Who is asking.
     pub(crate) client: Option<SocketAddr>,
     /// The address the client connected to.
     pub(crate) server: Option<SocketAddr>,
-    /// Where the client is, when a geo database is configured and knows.
-    pub(crate) geo: Option<Location>,
+    pub(crate) connection: Connection,
+    geo: Option<Arc<Geo>>,
+    location: OnceCell<Option<Location>>,
     /// When the request header had been read.
     pub(crate) start: SystemTime,
-    /// The TLS version, such as `TLSv1.3`; `None` on plain connections.
-    pub(crate) tls_version: Option<Cow<'static, str>>,
+
+    /// The request has been sent, or answered: its header is history, and so are wishes about its target and the cache.
+    request_gone: bool,
     /// The upstream a filter chose (`selvedge.upstream`); `None` = the route's own.
     pub(crate) upstream: Option<String>,
+    /// What filters want of the cache.
+    pub(crate) wishes: Wishes,
     /// Properties that filters of this exchange have set for later ones.
-    pub(crate) set_by_filters: Vec<(String, Bytes)>,
+    set_by_filters: Vec<SetProperty>,
+    /// Request trailers while they pass the chain.
+    pub(crate) request_trailers: Option<Box<Headers>>,
+
     /// The response header, from the moment it arrives until it is handed on.
     pub(crate) response: Option<Box<ResponseHeader>>,
     /// Response trailers while they pass the chain.
     pub(crate) response_trailers: Option<Box<Headers>>,
+    staged: Staged,
+    /// Some filter may read what has gone on already.
+    keeps_sent: bool,
+    response_gone: bool,
+    sent: Option<Box<ResponseHeader>>,
+    sent_trailers: Option<Box<Headers>>,
+
+    pub(crate) contact: Contact,
+    pub(crate) cached: Option<Cached>,
+    pub(crate) details: Option<Details>,
+    /// The error token (RFC 9209) of an exchange that failed.
+    pub(crate) failure: Option<&'static str>,
+    pub(crate) ended: Option<Ended>,
+}
+
+/// A property that a filter has set.
+struct SetProperty {
+    /// Its path, joined by dots, without a leading `wasm`.
+    name: String,
+    value: Bytes,
+    /// Declared as such: the first value is the last.
+    read_only: bool,
 }
 
 /// Properties one exchange may hold for its filters, so that a guest cannot grow the host's memory.
 const SET_PROPERTIES_MAX: usize = 64;
 /// The longest property value a filter may set, in bytes.
 const SET_PROPERTY_BYTES_MAX: usize = 16 * 1024;
+/// The longest name of a property a filter may set, in bytes.
+const SET_PROPERTY_NAME_MAX: usize = 256;
+
+impl ExchangeState {
+    /// The state of an exchange that is about to meet its first filter.
+    pub(crate) fn new(session: &Session, ctx: &RequestCtx, route: Arc<Route>, listener: &Arc<ListenerFacts>) -> Self {
+        let reads_sent = Phases::RESPONSE_BODY | Phases::RESPONSE_TRAILERS | Phases::LOG;
+        Self {
+            number: ctx.number,
+            trace: ctx.trace.clone(),
+            node: Arc::clone(&ctx.plan.node.structured),
+            listener: Arc::clone(listener),
+            client: session.client_addr().and_then(|address| address.as_inet()).copied(),
+            server: session.server_addr().and_then(|address| address.as_inet()).copied(),
+            connection: Connection::of(session.digest()),
+            geo: ctx.plan.geo.clone(),
+            location: OnceCell::new(),
+            start: SystemTime::now(),
+            request_gone: false,
+            upstream: None,
+            wishes: Wishes::default(),
+            set_by_filters: Vec::new(),
+            request_trailers: None,
+            response: None,
+            response_trailers: None,
+            staged: Staged::default(),
+            keeps_sent: route.filters.iter().any(|filter| filter.plugin.module().phases().intersects(reads_sent)),
+            response_gone: false,
+            sent: None,
+            sent_trailers: None,
+            contact: Contact::default(),
+            cached: None,
+            details: None,
+            failure: None,
+            ended: None,
+            route,
+        }
+    }
+
+    /// The chain has let the request go, or answered it: nothing can be changed about it any more.
+    pub(crate) fn request_goes(&mut self) {
+        self.request_gone = true;
+    }
+
+    /// A filter answers in the place of whoever would have.
+    pub(crate) fn answered_by_filter(&mut self, details: &str) {
+        let details = if details.is_empty() { Details::Borrowed("filter_response") } else { details.to_owned().into() };
+        self.details = Some(details);
+    }
+
+    /// A response header comes, from wherever: it gets what filters have staged for it, once.
+    pub(crate) fn response_comes(&mut self, mut header: Box<ResponseHeader>) {
+        self.staged.apply(&mut header);
+        self.response = Some(header);
+    }
+
+    /// Hands the response header on. Filters may still read it, if there is one that might.
+    pub(crate) fn response_goes(&mut self) -> Option<Box<ResponseHeader>> {
+        let header = self.response.take()?;
+        self.response_gone = true;
+        if self.keeps_sent {
+            self.sent = Some(header.clone());
+        }
+        Some(header)
+    }
+
+    /// Hands the response trailers on, as [`response_goes`](Self::response_goes).
+    pub(crate) fn trailers_go(&mut self) -> Option<Box<Headers>> {
+        let trailers = self.response_trailers.take()?;
+        if self.keeps_sent {
+            self.sent_trailers = Some(trailers.clone());
+        }
+        Some(trailers)
+    }
+
+    /// Where the client is, when a geo database is configured and knows. Looked up when it is first asked for.
+    pub(crate) fn location(&self) -> Option<&Location> {
+        self.location.get_or_init(|| self.geo.as_ref()?.lookup(self.client?.ip())).as_ref()
+    }
+
+    /// `http` or `https`, as the client spoke to us.
+    pub(crate) fn scheme(&self) -> &'static str {
+        self.listener.scheme()
+    }
+}
 
 /// The exchange lent to one guest call.
 pub(crate) struct View<'a> {
@@ -56,34 +191,49 @@ pub(crate) struct View<'a> {
     pub(crate) state: &'a mut ExchangeState,
     pub(crate) request_body: Option<&'a mut Body>,
     pub(crate) response_body: Option<&'a mut Body>,
+    /// The filter whose guest is called.
+    pub(crate) filter: &'a ChainFilter,
 }
 
 impl View<'_> {
+    fn encoding(&self) -> HeaderEncoding {
+        self.filter.header_encoding
+    }
+
     fn plain_headers(&self, map: HeaderMap) -> Option<&Headers> {
         match map {
             HeaderMap::Request => Some(&self.request.headers),
-            HeaderMap::Response => self.state.response.as_ref().map(|response| &response.headers),
-            HeaderMap::ResponseTrailers => self.state.response_trailers.as_deref(),
-            HeaderMap::RequestTrailers => None,
+            HeaderMap::Response => self.response().map(|response| &response.headers),
+            HeaderMap::ResponseTrailers => {
+                self.state.response_trailers.as_deref().or(self.state.sent_trailers.as_deref())
+            }
+            HeaderMap::RequestTrailers => self.state.request_trailers.as_deref(),
         }
     }
 
-    fn pseudo(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
+    /// The response header, wherever it is now.
+    pub(super) fn response(&self) -> Option<&ResponseHeader> {
+        self.state.response.as_deref().or(self.state.sent.as_deref())
+    }
+
+    fn pseudo(&self, map: HeaderMap, name: &str) -> Option<&[u8]> {
         match (map, name) {
-            (HeaderMap::Request, ":authority") => Some(Cow::Borrowed(authority(self.request))),
-            (HeaderMap::Request, ":path") => Some(Cow::Borrowed(self.request.raw_path())),
-            (HeaderMap::Request, ":method") => Some(Cow::Borrowed(self.request.method.as_str().as_bytes())),
-            (HeaderMap::Request, ":scheme") => Some(Cow::Borrowed(self.state.scheme.as_bytes())),
-            (HeaderMap::Response, ":status") => {
-                self.state.response.as_ref().map(|response| Cow::Borrowed(response.status.as_str().as_bytes()))
-            }
+            (HeaderMap::Request, ":authority") => Some(authority(self.request)),
+            (HeaderMap::Request, ":path") => Some(self.request.raw_path()),
+            (HeaderMap::Request, ":method") => Some(self.request.method.as_str().as_bytes()),
+            (HeaderMap::Request, ":scheme") => Some(self.state.scheme().as_bytes()),
+            (HeaderMap::Response, ":status") => self.response().map(|response| response.status.as_str().as_bytes()),
             _ => None,
         }
     }
 
     fn set_pseudo(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
+        if map == HeaderMap::Request && self.state.request_gone {
+            return Err(ExchangeError::Unavailable);
+        }
         match (map, name) {
             (HeaderMap::Request, ":authority") => set_authority(self.request, value),
+            (HeaderMap::Request, ":path") if *value == *shown(self.encoding(), self.request.raw_path()) => Ok(()),
             (HeaderMap::Request, ":path") => set_path(self.request, value),
             (HeaderMap::Request, ":method") => {
                 self.request.set_method(Method::from_bytes(value).map_err(|_| ExchangeError::Invalid)?);
@@ -103,37 +253,57 @@ impl View<'_> {
         }
     }
 
-    fn insert(&mut self, map: HeaderMap, name: HeaderName, value: HeaderValue) -> Result<(), ExchangeError> {
-        match map {
-            HeaderMap::Request => self.request.insert_header(name, value).map_err(|_| ExchangeError::Invalid),
+    /// Makes one change, or stages it when it is meant for a response that has not come yet.
+    fn edit(&mut self, map: HeaderMap, edit: Edit) -> Result<(), ExchangeError> {
+        let trailers = match map {
+            HeaderMap::Request if self.state.request_gone => return Err(ExchangeError::Unavailable),
+            HeaderMap::Request => {
+                return match edit {
+                    Edit::Set(name, value) => self.request.insert_header(name, value),
+                    Edit::Add(name, value) => self.request.append_header(name, value).map(drop),
+                    Edit::Remove(name) => {
+                        self.request.remove_header(&name);
+                        Ok(())
+                    }
+                }
+                .map_err(|_| ExchangeError::Invalid);
+            }
             HeaderMap::Response => {
-                let response = self.state.response.as_mut().ok_or(ExchangeError::Unavailable)?;
-                response.insert_header(name, value).map_err(|_| ExchangeError::Invalid)
+                let Some(response) = self.state.response.as_mut() else {
+                    // One that has gone will not come again.
+                    let over = self.state.response_gone || self.state.ended.is_some();
+                    return if over { Err(ExchangeError::Unavailable) } else { self.state.staged.keep(edit) };
+                };
+                return match edit {
+                    Edit::Set(name, value) => response.insert_header(name, value),
+                    Edit::Add(name, value) => response.append_header(name, value).map(drop),
+                    Edit::Remove(name) => {
+                        response.remove_header(&name);
+                        Ok(())
+                    }
+                }
+                .map_err(|_| ExchangeError::Invalid);
             }
-            HeaderMap::ResponseTrailers => {
-                self.state.response_trailers.get_or_insert_default().insert(name, value);
-                Ok(())
+            HeaderMap::ResponseTrailers if self.state.sent_trailers.is_some() || self.state.ended.is_some() => {
+                return Err(ExchangeError::Unavailable);
             }
-            HeaderMap::RequestTrailers => Err(ExchangeError::Unavailable),
+            HeaderMap::ResponseTrailers => self.state.response_trailers.get_or_insert_default(),
+            HeaderMap::RequestTrailers => self.state.request_trailers.as_mut().ok_or(ExchangeError::Unavailable)?,
+        };
+        match edit {
+            Edit::Set(name, value) => drop(trailers.insert(name, value)),
+            Edit::Add(name, value) => {
+                trailers.append(name, value);
+            }
+            Edit::Remove(name) => drop(trailers.remove(&name)),
         }
-    }
-
-    fn append(&mut self, map: HeaderMap, name: HeaderName, value: HeaderValue) -> Result<(), ExchangeError> {
-        match map {
-            HeaderMap::Request => self.request.append_header(name, value).map(drop).map_err(|_| ExchangeError::Invalid),
-            HeaderMap::Response => {
-                let response = self.state.response.as_mut().ok_or(ExchangeError::Unavailable)?;
-                response.append_header(name, value).map(drop).map_err(|_| ExchangeError::Invalid)
-            }
-            HeaderMap::ResponseTrailers => {
-                self.state.response_trailers.get_or_insert_default().append(name, value);
-                Ok(())
-            }
-            HeaderMap::RequestTrailers => Err(ExchangeError::Unavailable),
-        }
+        Ok(())
     }
 
     fn clear(&mut self, map: HeaderMap) -> Result<(), ExchangeError> {
+        if map == HeaderMap::Response && self.state.response.is_none() {
+            return Err(ExchangeError::Unavailable); // There is nothing to replace, and nothing to stage it by.
+        }
         let names: Vec<HeaderName> =
             self.plain_headers(map).ok_or(ExchangeError::Unavailable)?.keys().cloned().collect();
         for name in names {
@@ -141,26 +311,36 @@ impl View<'_> {
             if map == HeaderMap::Request && name == http::header::HOST {
                 continue;
             }
-            self.remove(map, &name);
+            self.edit(map, Edit::Remove(name))?;
         }
         Ok(())
     }
 
-    fn remove(&mut self, map: HeaderMap, name: &HeaderName) {
-        match map {
-            HeaderMap::Request => drop(self.request.remove_header(name)),
-            HeaderMap::Response => {
-                if let Some(response) = self.state.response.as_mut() {
-                    response.remove_header(name);
-                }
+    /// A value that a guest writes, as it is to be stored.
+    fn value(&self, map: HeaderMap, name: &HeaderName, value: &[u8]) -> Result<HeaderValue, ExchangeError> {
+        let current = self.plain_headers(map).into_iter().flat_map(|headers| headers.get_all(name));
+        let value = meant(self.encoding(), value, current.map(HeaderValue::as_bytes));
+        HeaderValue::from_bytes(value).map_err(|_| ExchangeError::Invalid)
+    }
+
+    /// Every value of one header, one by one.
+    pub(super) fn each_value(&self, map: HeaderMap, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        let host = map == HeaderMap::Request && name.eq_ignore_ascii_case("host");
+        if host || name.starts_with(':') {
+            let value = self.pseudo(map, if host { ":authority" } else { name });
+            if let Some(value) = value.filter(|value| !host || !value.is_empty()) {
+                visit(&self.shown(value));
             }
-            HeaderMap::ResponseTrailers => {
-                if let Some(trailers) = self.state.response_trailers.as_mut() {
-                    trailers.remove(name);
-                }
-            }
-            HeaderMap::RequestTrailers => {}
+            return;
         }
+        for value in self.plain_headers(map).into_iter().flat_map(|headers| headers.get_all(name)) {
+            visit(&self.shown(value.as_bytes()));
+        }
+    }
+
+    /// A value of the message, as it is shown to this filter.
+    pub(super) fn shown<'v>(&self, value: &'v [u8]) -> Cow<'v, [u8]> {
+        shown(self.encoding(), value)
     }
 }
 
@@ -175,7 +355,7 @@ impl Exchange for View<'_> {
         };
         for name in pseudo {
             if let Some(value) = self.pseudo(map, name) {
-                visit(name.as_bytes(), &value);
+                visit(name.as_bytes(), &self.shown(value));
             }
         }
         for (name, value) in headers {
@@ -183,7 +363,7 @@ impl Exchange for View<'_> {
             if map == HeaderMap::Request && name == http::header::HOST {
                 continue;
             }
-            visit(name.as_str().as_bytes(), value.as_bytes());
+            visit(name.as_str().as_bytes(), &self.shown(value.as_bytes()));
         }
         true
     }
@@ -199,105 +379,221 @@ impl Exchange for View<'_> {
     }
 
     fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
-        if name.starts_with(':') {
-            return self.pseudo(map, name);
-        }
-        if map == HeaderMap::Request && name.eq_ignore_ascii_case("host") {
-            return self.pseudo(map, ":authority").filter(|authority| !authority.is_empty());
-        }
-        self.plain_headers(map)?.get(name).map(|value| Cow::Borrowed(value.as_bytes()))
+        let value = if name.starts_with(':') {
+            self.pseudo(map, name)
+        } else if map == HeaderMap::Request && name.eq_ignore_ascii_case("host") {
+            self.pseudo(map, ":authority").filter(|authority| !authority.is_empty())
+        } else {
+            self.plain_headers(map)?.get(name).map(HeaderValue::as_bytes)
+        };
+        Some(self.shown(value?))
     }
 
     fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
         if name.starts_with(':') {
             return self.set_pseudo(map, name, value);
         }
-        let (name, value) = header_pair(name, value)?;
-        self.insert(map, name, value)
+        let name = header_name(name)?;
+        let value = self.value(map, &name, value)?;
+        self.edit(map, Edit::Set(name, value))
     }
 
     fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
         if name.starts_with(':') {
             return self.set_pseudo(map, name, value);
         }
-        let (name, value) = header_pair(name, value)?;
-        if is_single_valued(&name) {
-            // A second Host or Content-Length would make the message ambiguous for the next hop (RFC 9112, 3.2 and 6.3).
-            return self.insert(map, name, value);
-        }
-        self.append(map, name, value)
+        let name = header_name(name)?;
+        let value = self.value(map, &name, value)?;
+        // A second Host or Content-Length would make the message ambiguous for the next hop (RFC 9112, 3.2 and 6.3).
+        let single = is_single_valued(&name);
+        self.edit(map, if single { Edit::Set(name, value) } else { Edit::Add(name, value) })
     }
 
     fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError> {
         if name.starts_with(':') {
             return Ok(());
         }
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| ExchangeError::Invalid)?;
+        let name = header_name(name)?;
         if map == HeaderMap::Request && name == http::header::HOST {
             return Ok(()); // It carries `:authority`, which a request cannot be without.
         }
-        self.remove(map, &name);
-        Ok(())
+        let trailers = matches!(map, HeaderMap::RequestTrailers | HeaderMap::ResponseTrailers);
+        if trailers && self.plain_headers(map).is_none() {
+            return Ok(());
+        }
+        self.edit(map, Edit::Remove(name))
     }
 
     fn replace_headers(&mut self, map: HeaderMap, pairs: &[(&[u8], &[u8])]) -> Result<(), ExchangeError> {
+        // Everything is checked, and looked up in what is there, before anything is changed.
         let mut checked = Vec::with_capacity(pairs.len());
         for (name, value) in pairs {
             let name = std::str::from_utf8(name).map_err(|_| ExchangeError::Invalid)?;
-            if !name.starts_with(':') {
-                header_pair(name, value)?;
-            }
-            checked.push((name, *value));
+            let plain = if name.starts_with(':') {
+                None
+            } else {
+                let header = header_name(name)?;
+                let stored = self.value(map, &header, value)?;
+                Some((header, stored))
+            };
+            checked.push((name, plain, *value));
         }
 
         self.clear(map)?;
-        for (name, value) in checked {
-            self.add_header(map, name, value)?;
+        for (name, plain, value) in checked {
+            match plain {
+                None => self.set_pseudo(map, name, value)?,
+                Some((name, value)) if is_single_valued(&name) => self.edit(map, Edit::Set(name, value))?,
+                Some((name, value)) => self.edit(map, Edit::Add(name, value))?,
+            }
         }
         Ok(())
     }
 
     fn body(&mut self, which: Buffer) -> Option<&mut Body> {
+        if self.state.ended.is_some() {
+            return None;
+        }
         match which {
+            Buffer::Response if self.state.response.is_none() && !self.state.response_gone => None,
             Buffer::Request => self.request_body.as_deref_mut(),
             Buffer::Response => self.response_body.as_deref_mut(),
             Buffer::Downstream | Buffer::Upstream => None,
         }
     }
 
+    fn trace(&self) -> Option<&Arc<Trace>> {
+        self.state.trace.as_ref()
+    }
+
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
-        let joined = path.join(".");
-        if let Some((_, value)) = self.state.set_by_filters.iter().find(|(name, _)| *name == joined) {
-            return Some(value.to_vec());
+        if properties::is_ours(path) {
+            return properties::lookup(self, path);
         }
-        properties::lookup(self, path)
+        match path {
+            // What a filter has set at `a.b` is at `wasm.a.b` as well, and where Envoy keeps it.
+            ["wasm", rest @ ..] => self.set_value(rest),
+            ["filter_state", name] if name.starts_with("wasm.") => self.set_value(&[&name["wasm.".len()..]]),
+            _ => self.set_value(path),
+        }
     }
 
     fn set_property(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError> {
-        if path == ["selvedge", "upstream"] {
-            let name = std::str::from_utf8(value).map_err(|_| ExchangeError::Invalid)?;
-            if !self.state.route.knows_upstream(name) {
-                return Err(ExchangeError::Invalid);
-            }
-            self.state.upstream = Some(name.to_owned());
-            return Ok(());
+        if properties::is_ours(path) {
+            return self.set_ours(path, value);
         }
-        if value.len() > SET_PROPERTY_BYTES_MAX {
+        let path = match path {
+            ["wasm", rest @ ..] => rest,
+            _ => path,
+        };
+        let name = path.join(".");
+        let read_only = self.state.route.declared().is_read_only(self.filter.plugin.name(), &name);
+        self.keep_property(name, value, read_only)
+    }
+
+    fn foreign(&mut self, _caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+        foreign::on_exchange(self, name, args)
+    }
+}
+
+/// Properties that are written.
+impl View<'_> {
+    /// What a filter has set at this path.
+    fn set_value(&self, path: &[&str]) -> Option<Vec<u8>> {
+        self.state.set_by_filters.iter().find(|set| is_joined(&set.name, path)).map(|set| set.value.to_vec())
+    }
+
+    /// Keeps a property for the filters that come later.
+    pub(super) fn keep_property(&mut self, name: String, value: &[u8], read_only: bool) -> Result<(), ExchangeError> {
+        if value.len() > SET_PROPERTY_BYTES_MAX || name.len() > SET_PROPERTY_NAME_MAX {
             return Err(ExchangeError::Invalid);
         }
-
-        let name = path.join(".");
         let value = Bytes::copy_from_slice(value);
-        if let Some(slot) = self.state.set_by_filters.iter_mut().find(|(known, _)| *known == name) {
-            slot.1 = value;
+        let set = &mut self.state.set_by_filters;
+        if let Some(known) = set.iter_mut().find(|known| known.name == name) {
+            if known.read_only {
+                return Err(ExchangeError::Unavailable);
+            }
+            known.value = value;
             return Ok(());
         }
-        if self.state.set_by_filters.len() >= SET_PROPERTIES_MAX {
+        if set.len() >= SET_PROPERTIES_MAX {
             return Err(ExchangeError::Unavailable);
         }
-        self.state.set_by_filters.push((name, value));
+        set.push(SetProperty { name, value, read_only });
         Ok(())
     }
+
+    /// Sets one of our own, all of which say something about the request: too late once it has gone.
+    fn set_ours(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError> {
+        if self.state.request_gone {
+            return Err(ExchangeError::Unavailable);
+        }
+        match path {
+            ["request", "path"] => self.set_pseudo(HeaderMap::Request, ":path", value),
+            ["request", "host"] => set_authority(self.request, value),
+            ["cache", "key_parts"] => {
+                let parts = &mut self.state.wishes.key_parts;
+                if value.len() > KEY_PART_BYTES_MAX {
+                    return Err(ExchangeError::Invalid);
+                }
+                if parts.len() >= KEY_PARTS_MAX {
+                    return Err(ExchangeError::Unavailable);
+                }
+                parts.push(Bytes::copy_from_slice(value));
+                Ok(())
+            }
+            ["cache", "ttl"] => {
+                self.state.wishes.lifetime = Some(lifetime(value).ok_or(ExchangeError::Invalid)?);
+                Ok(())
+            }
+            ["cache", "bypass"] => {
+                self.state.wishes.bypass = match value {
+                    [0] | b"0" | b"false" => false,
+                    [1] | b"1" | b"true" => true,
+                    _ => return Err(ExchangeError::Invalid),
+                };
+                Ok(())
+            }
+            ["selvedge", "upstream"] => {
+                let name = std::str::from_utf8(value).map_err(|_| ExchangeError::Invalid)?;
+                if !self.state.route.knows_upstream(name) {
+                    return Err(ExchangeError::Invalid);
+                }
+                self.state.upstream = Some(name.to_owned());
+                Ok(())
+            }
+            _ => Err(ExchangeError::Unavailable),
+        }
+    }
+}
+
+/// Parts that filters may add to one cache key.
+const KEY_PARTS_MAX: usize = 16;
+/// Bytes of one of them.
+const KEY_PART_BYTES_MAX: usize = 1024;
+/// The longest lifetime a filter may ask for: a year, as RFC 2616 had it and many caches still do.
+const LIFETIME_MAX: Duration = Duration::from_hours(365 * 24);
+
+/// A lifetime as a filter writes it: whole seconds in digits, or a duration of the ABI, 8 bytes of nanoseconds. They cannot be mistaken:
+/// eight digits read as a number are more than a century.
+fn lifetime(value: &[u8]) -> Option<Duration> {
+    let given = if !value.is_empty() && value.iter().all(u8::is_ascii_digit) {
+        Duration::from_secs(std::str::from_utf8(value).ok()?.parse().ok()?)
+    } else {
+        Duration::from_nanos(u64::try_from(i64::from_le_bytes(value.try_into().ok()?)).ok()?)
+    };
+    (given <= LIFETIME_MAX).then_some(given)
+}
+
+/// Whether `joined` is `path` with dots between its segments; without making it.
+fn is_joined(joined: &str, path: &[&str]) -> bool {
+    let mut rest = Some(joined);
+    for (index, segment) in path.iter().enumerate() {
+        rest = rest.and_then(|rest| if index == 0 { Some(rest) } else { rest.strip_prefix('.') });
+        rest = rest.and_then(|rest| rest.strip_prefix(segment));
+    }
+    rest == Some("")
 }
 
 /// The authority the client asked for: Host, or the URI's own when there is no Host (HTTP/2, absolute form).
@@ -330,12 +626,50 @@ fn set_path(request: &mut RequestHeader, value: &[u8]) -> Result<(), ExchangeErr
     Ok(())
 }
 
-fn header_pair(name: &str, value: &[u8]) -> Result<(HeaderName, HeaderValue), ExchangeError> {
-    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| ExchangeError::Invalid)?;
-    let value = HeaderValue::from_bytes(value).map_err(|_| ExchangeError::Invalid)?;
-    Ok((name, value))
+fn header_name(name: &str) -> Result<HeaderName, ExchangeError> {
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| ExchangeError::Invalid)
 }
 
 fn is_single_valued(name: &HeaderName) -> bool {
     *name == http::header::HOST || *name == http::header::CONTENT_LENGTH
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifetime_is_seconds_in_digits_or_nanoseconds_in_binary() {
+        let nanos = |nanos: i64| nanos.to_le_bytes().to_vec();
+        for (value, expected) in [
+            (b"0".to_vec(), Some(Duration::ZERO)),
+            (b"60".to_vec(), Some(Duration::from_secs(60))),
+            (b"31536000".to_vec(), Some(LIFETIME_MAX)), // eight digits
+            (b"31536001".to_vec(), None),
+            (nanos(1_500_000_000), Some(Duration::from_millis(1500))),
+            (nanos(0), Some(Duration::ZERO)),
+            (nanos(-1), None),
+            (nanos(i64::MAX), None),
+            (b"".to_vec(), None),
+            (b"60s".to_vec(), None),
+            (b"99999999999999999999999".to_vec(), None),
+        ] {
+            assert_eq!(lifetime(&value), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_compared_as_joined() {
+        for (joined, path, same) in [
+            ("a.b", &["a", "b"][..], true),
+            ("a.b", &["a.b"], true),
+            ("a.b", &["a"], false),
+            ("a.b", &["a", "b", "c"], false),
+            ("ab", &["a", "b"], false),
+            ("", &[""], true),
+            ("a", &[], false),
+        ] {
+            assert_eq!(is_joined(joined, path), same, "{joined} {path:?}");
+        }
+    }
 }

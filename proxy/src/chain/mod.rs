@@ -9,18 +9,26 @@
 //!
 //!   stage, per direction:   Running --Pause--> Holding(headers, bytes) --Continue | resume--> Running --end--> Ended
 //!                              |                  |
-//!                              +---- local reply -+--> Replied (the exchange is answered here)
+//!                              +---- local reply -+--> Answered (it sees no more of this message)
 //! ```
 //!
-//! What a paused stage waits for: its outstanding callouts first; when there are none, the next body chunk; when the message has
-//! ended, a resume from elsewhere (a tick), until its `wait` deadline.
+//! What a paused stage waits for: its outstanding callouts first; when there are none, what comes next of the message; when nothing
+//! more will be shown to it (the message has ended, or its `on_pause` is `stop_all`), a resume from elsewhere (a tick, another stream),
+//! until its `wait` deadline. What arrives for a stage that is not waiting is brought to it before its next event.
+//!
+//! A local reply travels the response half of the chain once: every filter that has not yet seen a response header sees the reply's,
+//! its own maker included; those that have seen the one it replaces see no more. So each filter can replace a response once, and a
+//! second reply of the same filter is ignored. Once the header is with the client, a reply ends the exchange short.
 
 pub(crate) mod exchange;
+pub(crate) mod foreign;
 mod properties;
 pub(crate) mod session;
 mod stage;
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use pingora::Error;
@@ -29,7 +37,7 @@ use selvedge_wasm::LocalReply;
 use smallvec::{SmallVec, smallvec};
 
 pub(crate) use self::exchange::ExchangeState;
-use self::stage::{Stage, Step, Taken};
+use self::stage::{Caught, Stage, Step, Taken};
 use crate::plan::ChainFilter;
 
 /// Which way an event travels.
@@ -63,17 +71,11 @@ pub(crate) enum Event {
     Trailers,
 }
 
-impl Event {
-    fn ends(&self) -> bool {
-        match self {
-            Self::Headers { end } | Self::Body { end, .. } => *end,
-            Self::Trailers => true,
-        }
-    }
-}
-
 /// Events that have passed the whole chain, in order.
 pub(crate) type Passed = SmallVec<[Event; 4]>;
+
+/// Events on their way, each with its position; the last one is next.
+type Queue = SmallVec<[(usize, Event); 4]>;
 
 /// What became of a request event.
 #[derive(Debug)]
@@ -110,6 +112,8 @@ pub(crate) struct Chain {
     pub(crate) state: ExchangeState,
     worker: usize,
     response_headers_seen: bool,
+    /// A response header has passed the whole chain: it is with the client.
+    response_out: bool,
     replied: bool,
 }
 
@@ -117,7 +121,7 @@ impl Chain {
     /// A chain over the route's filters; the filters' contexts are opened when the first event reaches them.
     pub(crate) fn new(filters: &[Arc<ChainFilter>], state: ExchangeState, worker: usize) -> Self {
         let stages = filters.iter().map(|filter| Stage::new(Arc::clone(filter))).collect();
-        Self { stages, state, worker, response_headers_seen: false, replied: false }
+        Self { stages, state, worker, response_headers_seen: false, response_out: false, replied: false }
     }
 
     /// Sends a request event through the chain.
@@ -127,16 +131,20 @@ impl Chain {
     /// # Errors
     /// See [`ChainError`].
     pub(crate) async fn request(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
-        self.run(Direction::Request, io, event).await
+        self.run(Direction::Request, io, smallvec![(0, event)]).await
     }
 
-    /// Sends a response event through the chain. A reply by a stage replaces the response for the stages behind it.
+    /// Sends a response event through the chain. A reply by a stage replaces the response for the stages that have not seen it.
     ///
     /// # Errors
     /// See [`ChainError`].
     pub(crate) async fn response(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
         self.response_headers_seen = true;
-        self.run(Direction::Response, io, event).await
+        let passage = self.run(Direction::Response, io, smallvec![(0, event)]).await;
+        if let Ok(Passage::Through(passed)) = &passage {
+            self.response_out |= passed.iter().any(|event| matches!(event, Event::Headers { .. }));
+        }
+        passage
     }
 
     /// True once a response header has entered the chain: an error answer made afterwards must not enter it again.
@@ -159,8 +167,40 @@ impl Chain {
         self.stages.iter().any(|stage| stage.wants_body(direction))
     }
 
+    /// Waits until something has come for a stage that holds the request or has sent something out: see [`Chain::catch_up`]. Waits for
+    /// ever when nothing can come. Cancel safe.
+    pub(crate) async fn stirred(&mut self) {
+        poll_fn(|cx| match self.stages.iter_mut().any(|stage| stage.poll_stirred(cx).is_ready()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+
+    /// Brings what has come for the stages to them, between two request events.
+    ///
+    /// # Errors
+    /// See [`ChainError`].
+    pub(crate) async fn catch_up(&mut self, io: &mut HttpSession) -> Result<Passage, ChainError> {
+        let mut through = Passed::new();
+        for position in 0..self.stages.len() {
+            let released = match self.stages[position].catch_up(Direction::Request, &mut self.state, io)? {
+                Caught::Nothing => continue,
+                Caught::Released(events) => events,
+                Caught::Reply(reply) => return Ok(Passage::Reply(*reply)),
+            };
+            let queue = released.into_iter().rev().map(|event| (position + 1, event)).collect();
+            match self.run(Direction::Request, io, queue).await? {
+                Passage::Through(passed) => through.extend(passed),
+                reply @ Passage::Reply(_) => return Ok(reply),
+            }
+        }
+        Ok(Passage::Through(through))
+    }
+
     /// Puts a reply in the place of the response; returns the events that stand for it.
     pub(crate) fn replace_response(&mut self, reply: LocalReply) -> SmallVec<[Event; 2]> {
+        self.state.answered_by_filter(&reply.details);
         let (header, body) = session::reply_message(reply);
         self.state.response = Some(header);
         self.state.response_trailers = None;
@@ -178,11 +218,11 @@ impl Chain {
         }
     }
 
-    /// Moves `event` and whatever it releases through the stages, depth first, so that order is kept.
-    async fn run(&mut self, direction: Direction, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
+    /// Moves events and whatever they release through the stages, depth first, so that order is kept.
+    async fn run(&mut self, direction: Direction, io: &mut HttpSession, queue: Queue) -> Result<Passage, ChainError> {
         let count = self.stages.len();
         let mut passed = Passed::new();
-        let mut next: SmallVec<[(usize, Event); 4]> = smallvec![(0, event)];
+        let mut next = queue;
 
         while let Some((mut position, mut event)) = next.pop() {
             let step = loop {
@@ -197,24 +237,33 @@ impl Chain {
                         position += 1;
                     }
                     Taken::Step(step) => break step,
+                    Taken::Again { released, events } => {
+                        next.extend(events.into_iter().rev().map(|event| (position, event)));
+                        break Step::Emit(released);
+                    }
                     Taken::Called(called) => break stage.settle(direction, called, &mut self.state, io).await?,
                 }
             };
 
             match step {
                 Step::Emit(events) => next.extend(events.into_iter().rev().map(|event| (position + 1, event))),
-                Step::Reply(reply) if direction == Direction::Request => return Ok(Passage::Reply(reply)),
+                Step::Reply(reply) if direction == Direction::Request => return Ok(Passage::Reply(*reply)),
+                Step::Reply(_) if self.response_out => {
+                    // The header is already with the client: nothing can be put in its place.
+                    let filter = self.stages[direction.stage(position, count)].name();
+                    return Err(ChainError::Closed { filter });
+                }
                 Step::Reply(reply) => {
                     // What is still queued, and what has passed with it, belongs to the response that was replaced; the stages that have
-                    // seen that one see no more of it, the stages behind see the reply.
+                    // seen that one see no more of it and pass the reply on, the others see the reply.
                     self.replied = true;
                     next.clear();
                     passed.clear();
-                    for stage in &mut self.stages[direction.stage(position, count)..] {
+                    for stage in &mut self.stages {
                         stage.answered();
                     }
-                    let replacement = self.replace_response(reply);
-                    next.extend(replacement.into_iter().rev().map(|event| (position + 1, event)));
+                    let replacement = self.replace_response(*reply);
+                    next.extend(replacement.into_iter().rev().map(|event| (position, event)));
                 }
             }
         }

@@ -125,8 +125,12 @@ pub(crate) struct FilteredSession {
     response: Response,
     /// A reply was made while the client was still sending: report the upload as done.
     abandon_body: bool,
+    /// The client has sent all of its body. Of one with trailers, the HTTP/2 session never says that it is done.
+    body_ended: bool,
     /// The client's session failed; nothing more can be written.
     broken: bool,
+    /// The client's session was ended short of its response.
+    cut: bool,
     /// An error answer is being written past the chain.
     unfiltered: bool,
     /// A 1xx was written ahead of its batch: drop the queued duplicate.
@@ -145,7 +149,9 @@ impl FilteredSession {
             body,
             response: Response::Open,
             abandon_body: false,
+            body_ended: false,
             broken: false,
+            cut: false,
             unfiltered: false,
             early_informational: false,
         };
@@ -226,7 +232,7 @@ impl FilteredSession {
                         || header.status == StatusCode::SWITCHING_PROTOCOLS
                         || is_bodiless(&header, self.real().req_header());
                     step!(chain.state, "filter", direction = "response");
-                    chain.state.response = Some(header);
+                    chain.state.response_comes(header);
                     self.pass(chain, Event::Headers { end }, &mut out).await?;
                 }
                 HttpTask::Body(data, end) if self.unfiltered => {
@@ -273,7 +279,7 @@ impl FilteredSession {
         while let Some(event) = events.next() {
             match event {
                 Event::Headers { end } => {
-                    let Some(mut header) = chain.state.response.take() else { continue };
+                    let Some(mut header) = chain.state.response_goes() else { continue };
                     if let (false, Some(Event::Body { data, end: true })) = (end, events.peek()) {
                         fix_length(&mut header, data.len(), self.real().req_header());
                     }
@@ -287,7 +293,7 @@ impl FilteredSession {
                 }
                 Event::Trailers => {
                     self.response = Response::Ended;
-                    out.push(HttpTask::Trailer(chain.state.response_trailers.take()));
+                    out.push(HttpTask::Trailer(chain.state.trailers_go()));
                 }
             }
         }
@@ -320,10 +326,15 @@ impl FilteredSession {
     /// that on cache hits, and on misses takes an error of this session for a client that has left, and only goes on to fill the cache.
     async fn answer_failure(&mut self, error: Box<Error>, node: &str) -> Result<bool> {
         let ours = *error.esource() == ErrorSource::Internal;
-        let answer = fail::chain_answer(&error, node).filter(|_| ours && !self.is_committed());
-        let Some((header, body, token)) = answer else { return Err(error) };
+        if !ours {
+            return Err(error);
+        }
+        *self.slot.failure.lock() = fail::token(&error);
+        let Some((header, body)) = fail::chain_answer(&error, node).filter(|_| !self.is_committed()) else {
+            self.cut().await;
+            return Err(error);
+        };
 
-        *self.slot.failure.lock() = token;
         self.slot.close.store(true, Ordering::Relaxed);
         self.abandon_body = true;
         let mut out = Vec::with_capacity(2);
@@ -333,6 +344,17 @@ impl FilteredSession {
         }
         self.response = Response::Ended;
         self.forward(out).await
+    }
+
+    /// Ends the client's stream so that it knows it has not got all: by a reset on HTTP/2, with the connection on HTTP/1.
+    async fn cut(&mut self) {
+        self.broken = true;
+        self.cut = true;
+        self.abandon_body = true;
+        self.slot.close.store(true, Ordering::Relaxed);
+        let real = self.real_mut();
+        real.set_keepalive(None);
+        real.shutdown().await;
     }
 
     async fn forward(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -441,15 +463,18 @@ impl CustomSession for FilteredSession {
     }
 
     async fn shutdown(&mut self, _code: u32, _context: &str) {
-        self.broken = true;
-        self.real_mut().shutdown().await;
+        self.cut().await;
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.abandon_body || matches!(self.body, RequestBody::Whole(_)) || self.real_mut().is_body_done()
+        let known = self.abandon_body || self.body_ended || matches!(self.body, RequestBody::Whole(_));
+        known || self.real_mut().is_body_done()
     }
 
     async fn finish(&mut self) -> Result<()> {
+        if self.cut {
+            return Ok(());
+        }
         if self.response == Response::Sent && !self.broken && !self.real().was_upgraded() {
             self.process(vec![HttpTask::Done]).await?;
         }
@@ -464,10 +489,12 @@ impl CustomSession for FilteredSession {
     }
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        let idle = no_body_expected || matches!(self.body, RequestBody::Whole(_));
+        let idle = no_body_expected || self.body_ended || matches!(self.body, RequestBody::Whole(_));
         let read = self.real_mut().read_body_or_idle(idle).await;
-        if read.is_err() {
-            self.broken = true;
+        match read {
+            Ok(None) if !self.real().was_upgraded() => self.body_ended = true,
+            Err(_) => self.broken = true,
+            Ok(_) => {}
         }
         read
     }

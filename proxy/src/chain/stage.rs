@@ -1,23 +1,30 @@
 //! One filter's place in the chain of one exchange: its stream context, what it holds back, and what it is waiting for.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context as Wakeup, Poll};
 
 use bytes::Bytes;
+use futures::FutureExt;
+use http::header;
 use pingora::protocols::http::server::Session as HttpSession;
 use selvedge_wasm::{Action, Arrival, Body, CallError, Calls, Effects, LocalReply, Outcome, Phases, Stream};
-use smallvec::SmallVec;
-use tracing::warn;
+use smallvec::{SmallVec, smallvec};
 
-use super::exchange::View;
+use super::exchange::{View, refusal};
 use super::{ChainError, Direction, Event, ExchangeState};
-use crate::plan::{ChainFilter, OnFailure};
+use crate::plan::{BodyMode, ChainFilter, OnFailure, OnPause};
+
+/// Events that a stage lets through.
+pub(super) type Released = SmallVec<[Event; 3]>;
 
 /// What a stage does with an event.
 pub(super) enum Step {
     /// These go on to the next stage; none while the stage holds them.
-    Emit(SmallVec<[Event; 3]>),
+    Emit(Released),
     /// The filter answers in place of the message.
-    Reply(LocalReply),
+    Reply(Box<LocalReply>),
 }
 
 /// What became of an event right away.
@@ -26,26 +33,112 @@ pub(super) enum Taken {
     Pass(Event),
     /// More than that, or less.
     Step(Step),
+    /// First what was held goes on to the next stage, then these come to this one.
+    Again { released: Released, events: SmallVec<[Event; 2]> },
     /// The guest was called, and wants something or has failed: see [`Stage::settle`].
     Called(Called),
+}
+
+/// What came of what had arrived for a stage.
+pub(super) enum Caught {
+    /// Nothing that concerns the message.
+    Nothing,
+    /// The filter has resumed: this was held.
+    Released(Released),
+    /// The filter answers.
+    Reply(Box<LocalReply>),
 }
 
 /// A guest call that did not just continue.
 pub(super) struct Called {
     outcome: Result<Outcome, CallError>,
     event: Event,
-    ends: bool,
+    /// Nothing more of the message will be shown to the filter: when it pauses, only a resume ends that.
+    last: bool,
 }
 
 /// What a stage keeps back in one direction.
 #[derive(Default)]
 struct Side {
-    /// The header is held.
+    /// The header is held, by the filter or for it.
     headers: bool,
-    /// Body bytes seen by the filter but not let through.
-    body: Body,
+    /// The filter has paused, and has not resumed since.
+    paused: bool,
+    /// The header has reached the filter.
+    begun: bool,
     /// The message was answered locally: nothing of it is shown to the filter any more.
     done: bool,
+    /// The next body event is the last before the trailers.
+    closing: bool,
+    /// How the body is shown from here on.
+    showing: Showing,
+    /// Body bytes for the filter to see, or seen and not let through.
+    body: Body,
+    /// What came behind the part of the body that it was to see.
+    rest: Bytes,
+}
+
+/// How a filter sees a body.
+///
+/// ```text
+/// Chunks          Whole --end--> Nothing          Begin --enough | end--> Nothing
+/// ```
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Showing {
+    /// Chunk by chunk.
+    #[default]
+    Chunks,
+    /// As a whole: it is being collected, and the header is held meanwhile.
+    Whole,
+    /// So many bytes of its beginning: they are being collected, and the header is held meanwhile.
+    Begin(usize),
+    /// What comes is not shown.
+    Nothing,
+}
+
+impl Side {
+    fn new(mode: BodyMode, wanted: bool) -> Self {
+        let showing = match mode {
+            _ if !wanted => Showing::Nothing,
+            BodyMode::Stream => Showing::Chunks,
+            BodyMode::Buffer => Showing::Whole,
+            BodyMode::Peek(size) => Showing::Begin(size.as_usize()),
+        };
+        Self { showing, ..Self::default() }
+    }
+
+    fn collects(&self) -> bool {
+        matches!(self.showing, Showing::Whole | Showing::Begin(_))
+    }
+
+    fn is_holding(&self) -> bool {
+        self.headers || !self.body.is_empty()
+    }
+
+    /// Something is held that nobody holds any more: a resume has come between two events.
+    fn is_resumed(&self) -> bool {
+        self.is_holding() && !self.paused && !self.collects()
+    }
+
+    /// Everything that is held, in order.
+    fn let_go(&mut self) -> Released {
+        let mut events = Released::new();
+        if std::mem::take(&mut self.headers) {
+            events.push(Event::Headers { end: false });
+        }
+        let data = self.take_body();
+        if !data.is_empty() {
+            events.push(Event::Body { data, end: false });
+        }
+        events
+    }
+
+    fn take_body(&mut self) -> Bytes {
+        if !self.rest.is_empty() {
+            self.body.push(std::mem::take(&mut self.rest));
+        }
+        self.body.take()
+    }
 }
 
 /// How a guest call ended, after everything it waited for.
@@ -53,7 +146,9 @@ enum Settled {
     Continue,
     /// Paused, and no callout is outstanding.
     Held,
-    Reply(LocalReply),
+    /// Paused for longer than it may.
+    Stuck,
+    Reply(Box<LocalReply>),
 }
 
 enum Context {
@@ -72,39 +167,48 @@ pub(super) struct Stage {
     request: Side,
     response: Side,
     calls: Calls,
+    /// Received ahead of its turn.
+    inbox: Option<Awaited>,
+    /// The guest is called by the clock, and may act on this exchange then.
+    ticks: bool,
 }
 
 impl Stage {
     pub(super) fn new(filter: Arc<ChainFilter>) -> Self {
+        let phases = filter.plugin.module().phases();
         Self {
-            phases: filter.plugin.module().phases(),
+            request: Side::new(filter.request_body, phases.contains(Phases::REQUEST_BODY)),
+            response: Side::new(filter.response_body, phases.contains(Phases::RESPONSE_BODY)),
+            ticks: filter.plugin.wants_ticks(),
+            phases,
             filter,
             context: Context::Unopened,
-            request: Side::default(),
-            response: Side::default(),
             calls: Calls::new(),
+            inbox: None,
         }
+    }
+
+    pub(super) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.filter.name)
     }
 
     pub(super) fn holds_headers(&self, direction: Direction) -> bool {
         self.side(direction).headers
     }
 
+    /// Whether the bytes of a body have to come by here.
     pub(super) fn wants_body(&self, direction: Direction) -> bool {
-        if matches!(self.context, Context::Gone) {
-            return false;
-        }
-        match direction {
-            Direction::Request => self.phases.contains(Phases::REQUEST_BODY),
-            Direction::Response => {
-                self.phases.contains(Phases::RESPONSE_BODY) && !matches!(self.context, Context::Unopened)
-            }
+        match (&self.context, direction) {
+            (Context::Gone, _) | (Context::Unopened, Direction::Response) => false,
+            _ => self.side(direction).showing != Showing::Nothing,
         }
     }
 
-    /// The message this stage was looking at has been answered: it sees no more of it.
+    /// The response has been answered in its place: a filter that had begun to look at it sees no more of it.
     pub(super) fn answered(&mut self) {
-        self.response = Side { done: true, ..Side::default() };
+        if self.response.begun {
+            self.response = Side { done: true, ..Side::default() };
+        }
     }
 
     /// Takes an event: calls the guest, and says what goes on if that is simple.
@@ -120,55 +224,163 @@ impl Stage {
             return Ok(Taken::Pass(event));
         }
         match self.context {
+            // It failed while it was looking the other way.
+            Context::Gone if self.side(direction).is_holding() => {
+                return Ok(Taken::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] });
+            }
             Context::Gone => return Ok(Taken::Pass(event)),
             // A filter that never saw the request takes no part in the response.
             Context::Unopened if direction == Direction::Response => return Ok(Taken::Pass(event)),
             Context::Unopened => match self.filter.plugin.open_stream(worker) {
                 Ok(stream) => self.context = Context::Open(stream),
-                Err(error) => return self.failed(&error, direction, event).map(Taken::Step),
+                Err(error) => return self.failed(&error, direction, event, state).map(Taken::Step),
             },
             Context::Open(_) => {}
         }
 
-        let ends = event.ends();
-        let holds = self.side(direction).headers;
-        let (outcome, event) = match event {
-            Event::Headers { end } => {
-                if !self.wants_headers(direction) {
-                    return Ok(Taken::Pass(event));
-                }
-                (self.call(state, io, |stream, view| headers(stream, view, direction, end)), event)
+        if self.may_have_news() {
+            match self.receive(state, io) {
+                Ok(None) => {}
+                Ok(Some(reply)) => return Ok(Taken::Step(Step::Reply(reply))),
+                Err(Failure::Chain(error)) => return Err(error),
+                Err(Failure::Call(error)) => return self.failed(&error, direction, event, state).map(Taken::Step),
             }
-            Event::Body { data, end } => {
-                let wanted = self.wants_body(direction);
-                if !wanted && !holds {
-                    return Ok(Taken::Pass(Event::Body { data, end }));
-                }
-                self.buffer(direction, data)?;
-                let outcome = if wanted {
-                    let length = self.side(direction).body.len();
-                    self.call(state, io, |stream, view| body(stream, view, direction, length, end))
-                } else {
-                    Ok(Outcome { action: Action::Pause, effects: Effects::default() })
-                };
-                (outcome, Event::Body { data: Bytes::new(), end })
+            if self.side(direction).is_resumed() {
+                return Ok(Taken::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] });
             }
-            Event::Trailers => {
-                if !self.wants_trailers(direction) && !holds && self.side(direction).body.is_empty() {
-                    return Ok(Taken::Pass(event));
-                }
-                (self.call(state, io, |stream, view| trailers(stream, view, direction)), event)
-            }
-        };
+        }
+        match event {
+            Event::Headers { end } => Ok(self.take_headers(direction, end, state, io)),
+            Event::Body { data, end } => self.take_body(direction, data, end, state, io),
+            Event::Trailers => Ok(self.take_trailers(direction, state, io)),
+        }
+    }
 
-        match (&outcome, event) {
-            (Ok(outcome), event @ Event::Headers { .. }) if !holds && simply_continues(outcome) => {
-                Ok(Taken::Pass(event))
+    fn take_headers(
+        &mut self,
+        direction: Direction,
+        end: bool,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+    ) -> Taken {
+        if let Some(refusal) = refusal(&self.filter, direction, io.req_header(), state) {
+            return Taken::Step(Step::Reply(Box::new(refusal)));
+        }
+        self.side_mut(direction).begun = true;
+        let event = Event::Headers { end };
+        if !self.wants_headers(direction) {
+            return self.headers_go(direction, end);
+        }
+        let outcome = self.call(state, io, |stream, view| headers(stream, view, direction, end));
+        match &outcome {
+            Ok(outcome) if simply_continues(outcome) => self.headers_go(direction, end),
+            _ => {
+                // A filter that is shown nothing meanwhile has nothing to wait for but its resume.
+                let stops_all = self.filter.on_pause == OnPause::StopAll;
+                let last = end || stops_all || self.side(direction).showing == Showing::Nothing;
+                Taken::Called(Called { outcome, event, last })
             }
-            (Ok(outcome), Event::Body { end, .. }) if !holds && simply_continues(outcome) => {
-                Ok(Taken::Pass(Event::Body { data: self.side_mut(direction).body.take(), end }))
+        }
+    }
+
+    /// The filter lets the header go; it may be held all the same, until the filter has seen what it is to see of the body.
+    fn headers_go(&mut self, direction: Direction, end: bool) -> Taken {
+        let side = self.side_mut(direction);
+        if !end && side.collects() {
+            side.headers = true;
+            return Taken::Step(Step::Emit(Released::new()));
+        }
+        Taken::Pass(Event::Headers { end })
+    }
+
+    fn take_body(
+        &mut self,
+        direction: Direction,
+        data: Bytes,
+        end: bool,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+    ) -> Result<Taken, ChainError> {
+        let side = self.side_mut(direction);
+        let closing = std::mem::take(&mut side.closing);
+        match side.showing {
+            Showing::Nothing if !side.is_holding() => return Ok(Taken::Pass(Event::Body { data, end })),
+            Showing::Begin(size) => {
+                let mut data = data;
+                let missing = size.saturating_sub(side.body.len()).min(data.len());
+                side.body.push(data.split_to(missing));
+                side.rest = data;
             }
-            (_, event) => Ok(Taken::Called(Called { outcome, event, ends })),
+            Showing::Nothing | Showing::Chunks | Showing::Whole => self.buffer(direction, data)?,
+        }
+
+        // What the filter is told of the end: trailers do not count, because most filters wait for an end and know no trailers.
+        let side = self.side_mut(direction);
+        let mut last = end || closing;
+        match side.showing {
+            Showing::Whole if !last => return Ok(Taken::Step(Step::Emit(Released::new()))),
+            Showing::Begin(size) if !last && side.body.len() < size => {
+                return Ok(Taken::Step(Step::Emit(Released::new())));
+            }
+            Showing::Begin(_) => last &= side.rest.is_empty(),
+            Showing::Chunks | Showing::Whole | Showing::Nothing => {}
+        }
+        if side.showing == Showing::Nothing {
+            let outcome = Ok(Outcome { action: Action::Pause, effects: Effects::default() });
+            return Ok(Taken::Called(Called { outcome, event: Event::Body { data: Bytes::new(), end }, last: true }));
+        }
+
+        let simple = side.showing == Showing::Chunks && !side.headers;
+        let peeks = matches!(side.showing, Showing::Begin(_));
+        if side.showing != Showing::Chunks || closing {
+            side.showing = Showing::Nothing;
+        }
+        let length = side.body.len();
+        let announced = if peeks { announced_length(direction, state, io) } else { None };
+        let outcome = self.call(state, io, |stream, view| body(stream, view, direction, length, last));
+        if let Some(announced) = announced
+            && announced_length(direction, state, io) == Some(announced)
+        {
+            // The rest passes as it is, so the filter's edit of the beginning is the only difference.
+            let length = (announced + self.side(direction).body.len() as u64).saturating_sub(length as u64);
+            announce_length(direction, length, state, io);
+        }
+        match &outcome {
+            Ok(outcome) if simple && simply_continues(outcome) && !(end && adds_trailers(direction, state)) => {
+                let side = self.side_mut(direction);
+                side.paused = false;
+                Ok(Taken::Pass(Event::Body { data: side.body.take(), end }))
+            }
+            _ => {
+                // Trailers may still come, and are shown to a filter that knows them; otherwise only a resume is left.
+                let trailers = closing && self.wants_trailers(direction);
+                let last = end || (self.side(direction).showing == Showing::Nothing && !trailers);
+                Ok(Taken::Called(Called { outcome, event: Event::Body { data: Bytes::new(), end }, last }))
+            }
+        }
+    }
+
+    fn take_trailers(&mut self, direction: Direction, state: &mut ExchangeState, io: &mut HttpSession) -> Taken {
+        let wanted = self.wants_trailers(direction);
+        let side = self.side_mut(direction);
+        if !wanted && !side.is_holding() {
+            return Taken::Pass(Event::Trailers);
+        }
+        // A filter that collects the body has it now; one that holds on and knows no trailers has to learn that nothing more comes.
+        if side.collects() || (!wanted && side.showing == Showing::Chunks) {
+            side.closing = true;
+            let end_of_body = Event::Body { data: Bytes::new(), end: false };
+            return Taken::Again { released: Released::new(), events: smallvec![end_of_body, Event::Trailers] };
+        }
+        let outcome = match wanted {
+            true => self.call(state, io, |stream, view| trailers(stream, view, direction)),
+            false => Ok(Outcome { action: Action::Pause, effects: Effects::default() }),
+        };
+        match &outcome {
+            Ok(outcome) if simply_continues(outcome) && !self.side(direction).is_holding() => {
+                Taken::Pass(Event::Trailers)
+            }
+            _ => Taken::Called(Called { outcome, event: Event::Trailers, last: true }),
         }
     }
 
@@ -180,45 +392,84 @@ impl Stage {
         state: &mut ExchangeState,
         io: &mut HttpSession,
     ) -> Result<Step, ChainError> {
-        let Called { outcome, event, ends } = called;
+        let Called { outcome, event, last } = called;
         let settled = match outcome {
-            Ok(outcome) => self.carry_out(outcome, direction, ends, state, io).await,
+            Ok(outcome) => self.carry_out(outcome, direction, last, state, io).await,
             Err(error) => Err(Failure::Call(error)),
         };
         match settled {
-            Ok(Settled::Continue) => Ok(Step::Emit(self.release(direction, event))),
+            Ok(Settled::Continue) => Ok(Step::Emit(self.release(direction, event, state))),
             Ok(Settled::Held) => {
-                self.hold(direction, &event);
-                Ok(Step::Emit(SmallVec::new()))
+                self.side_mut(direction).headers |= matches!(event, Event::Headers { .. });
+                Ok(Step::Emit(Released::new()))
             }
-            Ok(Settled::Reply(reply)) => {
-                let replaceable = self.side(direction).headers || matches!(event, Event::Headers { .. });
-                if direction == Direction::Response && !replaceable {
-                    // The header is already on its way to the client: nothing can be put in its place.
-                    return Err(ChainError::Closed { filter: Arc::clone(&self.filter.name) });
+            Ok(Settled::Reply(reply)) => Ok(Step::Reply(reply)),
+            Ok(Settled::Stuck) => {
+                self.report(&format_args!("stayed paused longer than {:?}", self.filter.wait));
+                if self.filter.on_failure == OnFailure::Closed {
+                    return Err(ChainError::Stuck { filter: self.name() });
                 }
-                Ok(Step::Reply(reply))
+                self.leave();
+                // A header event is not held yet, a body event's bytes are already in the buffer.
+                Ok(Step::Emit(self.release(direction, event, state)))
             }
-            Err(Failure::Call(error)) => self.failed(&error, direction, event),
-            Err(Failure::Stuck) => {
-                warn!(filter = %self.filter.name, wait = ?self.filter.wait, "filter stayed paused beyond its limit");
-                match self.filter.on_failure {
-                    OnFailure::Open => Ok(Step::Emit(self.abandon(direction, event))),
-                    OnFailure::Closed => Err(ChainError::Stuck { filter: Arc::clone(&self.filter.name) }),
-                }
-            }
+            Err(Failure::Call(error)) => self.failed(&error, direction, event, state),
             Err(Failure::Chain(error)) => Err(error),
         }
     }
 
-    /// Tells the filter that the exchange is over. Idempotent.
+    /// Brings what has arrived to the guest, between two events of this direction.
+    pub(super) fn catch_up(
+        &mut self,
+        direction: Direction,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+    ) -> Result<Caught, ChainError> {
+        if !matches!(self.context, Context::Open(_)) || self.side(direction).done {
+            return Ok(Caught::Nothing);
+        }
+        match self.receive(state, io) {
+            Ok(Some(reply)) => Ok(Caught::Reply(reply)),
+            Ok(None) if self.side(direction).is_resumed() => Ok(Caught::Released(self.side_mut(direction).let_go())),
+            Ok(None) => Ok(Caught::Nothing),
+            Err(Failure::Chain(error)) => Err(error),
+            Err(Failure::Call(error)) => {
+                self.fails(&error)?;
+                Ok(Caught::Released(self.side_mut(direction).let_go()))
+            }
+        }
+    }
+
+    /// Ready when something has come that [`Stage::catch_up`] has to bring to the guest. Registers the waker otherwise.
+    pub(super) fn poll_stirred(&mut self, cx: &mut Wakeup<'_>) -> Poll<()> {
+        let Context::Open(stream) = &self.context else { return Poll::Pending };
+        if self.inbox.is_some() {
+            return Poll::Ready(());
+        }
+        if let Poll::Ready(arrival) = pin!(self.calls.next()).poll(cx) {
+            self.inbox = Some(Awaited::Arrival(arrival));
+            return Poll::Ready(());
+        }
+        if let Poll::Ready(effects) = pin!(stream.mail()).poll(cx) {
+            self.inbox = Some(Awaited::Mail(effects));
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Tells the filter that the exchange is over, after what has arrived for it. Idempotent.
     pub(super) fn finish(&mut self, state: &mut ExchangeState, io: &mut HttpSession) {
+        // Nothing it asks for now can change the exchange; what it wants sent is sent.
+        if matches!(self.context, Context::Open(_)) && self.may_have_news() {
+            while matches!(self.receive(state, io), Ok(Some(_))) {}
+        }
         if let Context::Open(mut stream) = std::mem::replace(&mut self.context, Context::Gone) {
             let mut view = View {
                 request: io.req_header_mut(),
                 state,
                 request_body: Some(&mut self.request.body),
                 response_body: Some(&mut self.response.body),
+                filter: &self.filter,
             };
             stream.finish(&mut view).ok();
         }
@@ -229,12 +480,23 @@ impl Stage {
         &mut self,
         outcome: Outcome,
         direction: Direction,
-        ends: bool,
+        last: bool,
         state: &mut ExchangeState,
         io: &mut HttpSession,
     ) -> Result<Settled, Failure> {
-        if let Some(settled) = self.apply(outcome.action, outcome.effects, direction)? {
-            return Ok(settled);
+        self.side_mut(direction).paused = outcome.action != Action::Continue;
+        if let Some(reply) = self.apply(outcome.effects)? {
+            return Ok(Settled::Reply(reply));
+        }
+        if !self.side(direction).paused {
+            return Ok(Settled::Continue);
+        }
+        // What was sent to it before it paused does not resume it.
+        while let Some(mut effects) = self.mail_by_now() {
+            (effects.resume_request, effects.resume_response) = (false, false);
+            if let Some(reply) = self.apply(effects)? {
+                return Ok(Settled::Reply(reply));
+            }
         }
 
         // One chunk may be larger than the limit, as long as it goes on at once.
@@ -243,27 +505,59 @@ impl Stage {
         }
         let deadline = tokio::time::Instant::now() + self.filter.wait;
         loop {
-            if !self.calls.pending() && !ends {
+            if !self.calls.pending() && !last {
                 return Ok(Settled::Held);
             }
-
-            let event = tokio::time::timeout_at(deadline, self.wait(io)).await.map_err(|_| Failure::Stuck)?;
-            let effects = match event? {
-                Awaited::Arrival(arrival) => {
-                    self.call(state, io, |stream, view| stream.on_arrival(view, arrival))
-                        .map_err(Failure::Call)?
-                        .effects
-                }
-                Awaited::Mail(effects) => effects,
-            };
-            if let Some(settled) = self.apply(Action::Pause, effects, direction)? {
-                return Ok(settled);
+            let Ok(awaited) = tokio::time::timeout_at(deadline, self.wait(io)).await else { return Ok(Settled::Stuck) };
+            let awaited = awaited?;
+            if let Some(reply) = self.bring(awaited, state, io)? {
+                return Ok(Settled::Reply(reply));
+            }
+            if !self.side(direction).paused {
+                return Ok(Settled::Continue);
             }
         }
     }
 
-    /// The immediate effects of a guest call; `None` = the filter is paused.
-    fn apply(&mut self, action: Action, effects: Effects, direction: Direction) -> Result<Option<Settled>, Failure> {
+    /// Brings everything that has arrived to the guest, without waiting; stops at a reply.
+    fn receive(&mut self, state: &mut ExchangeState, io: &mut HttpSession) -> Result<Option<Box<LocalReply>>, Failure> {
+        loop {
+            let awaited = if let Some(awaited) = self.inbox.take() {
+                awaited
+            } else if let Some(arrival) = self.calls.try_next() {
+                Awaited::Arrival(arrival)
+            } else if let Some(effects) = self.mail_by_now() {
+                Awaited::Mail(effects)
+            } else {
+                return Ok(None);
+            };
+            if let Some(reply) = self.bring(awaited, state, io)? {
+                return Ok(Some(reply));
+            }
+        }
+    }
+
+    fn bring(
+        &mut self,
+        awaited: Awaited,
+        state: &mut ExchangeState,
+        io: &mut HttpSession,
+    ) -> Result<Option<Box<LocalReply>>, Failure> {
+        let effects = match awaited {
+            Awaited::Arrival(arrival) => {
+                let brought = self.call(state, io, |stream, view| stream.on_arrival(view, arrival));
+                brought.map_err(Failure::Call)?.effects
+            }
+            Awaited::Mail(effects) => effects,
+        };
+        self.apply(effects)
+    }
+
+    /// Carries out what can be carried out at once. A resume releases what is paused in its direction, whichever of them we are in.
+    fn apply(&mut self, effects: Effects) -> Result<Option<Box<LocalReply>>, Failure> {
+        if effects.is_empty() {
+            return Ok(None);
+        }
         if effects.poisoned {
             return Err(Failure::Call(CallError::Poisoned));
         }
@@ -271,23 +565,22 @@ impl Stage {
             self.calls.begin(self.filter.plugin.host(), effects.outgoing);
         }
         if effects.close {
-            return Err(Failure::Chain(ChainError::Closed { filter: Arc::clone(&self.filter.name) }));
+            return Err(Failure::Chain(ChainError::Closed { filter: self.name() }));
         }
-        if let Some(reply) = effects.reply {
-            return Ok(Some(Settled::Reply(*reply)));
-        }
-        let resumed = match direction {
-            Direction::Request => effects.resume_request,
-            Direction::Response => effects.resume_response,
-        };
-        Ok((action == Action::Continue || resumed).then_some(Settled::Continue))
+        self.request.paused &= !effects.resume_request;
+        self.response.paused &= !effects.resume_response;
+        // The response this filter was looking at has been answered already.
+        Ok(effects.reply.filter(|_| !self.response.done))
     }
 
     /// Waits for the next thing that may resume this filter, or for the client to go away. Cancel safe.
     async fn wait(&mut self, io: &mut HttpSession) -> Result<Awaited, Failure> {
+        if let Some(awaited) = self.inbox.take() {
+            return Ok(awaited);
+        }
         let Context::Open(stream) = &self.context else { return std::future::pending().await };
-        // Before the request body has been read, reading would eat it; then the deadline bounds the wait.
-        let watch = io.is_body_done();
+        // Before an HTTP/1 request body has been read, reading would eat it; then the deadline bounds the wait.
+        let watch = io.is_http2() || io.is_body_done();
         let gone = async { if watch { io.read_body_or_idle(true).await } else { std::future::pending().await } };
         tokio::select! {
             biased;
@@ -297,6 +590,22 @@ impl Stage {
                 Err(error) => Err(Failure::Chain(ChainError::ClientGone(error))),
                 Ok(_) => std::future::pending().await,
             },
+        }
+    }
+
+    /// Whether something may have come for the guest besides the event at hand. Of mail only that is looked for which filters get that
+    /// wait, or tick: looking costs as much as a guest call.
+    fn may_have_news(&mut self) -> bool {
+        if self.inbox.is_none() {
+            self.inbox = self.calls.try_next().map(Awaited::Arrival);
+        }
+        self.inbox.is_some() || self.request.paused || self.response.paused || self.ticks
+    }
+
+    fn mail_by_now(&self) -> Option<Effects> {
+        match &self.context {
+            Context::Open(stream) => stream.mail().now_or_never(),
+            Context::Unopened | Context::Gone => None,
         }
     }
 
@@ -312,6 +621,7 @@ impl Stage {
             state,
             request_body: Some(&mut self.request.body),
             response_body: Some(&mut self.response.body),
+            filter: &self.filter,
         };
         call(stream, &mut view)
     }
@@ -319,7 +629,7 @@ impl Stage {
     fn buffer(&mut self, direction: Direction, data: Bytes) -> Result<(), ChainError> {
         let limit = self.filter.body_limit;
         let side = self.side_mut(direction);
-        if (side.headers || !side.body.is_empty()) && side.body.len() + data.len() > limit {
+        if side.is_holding() && side.body.len() + data.len() > limit {
             return Err(self.too_large(direction));
         }
         side.body.push(data);
@@ -327,61 +637,87 @@ impl Stage {
     }
 
     fn too_large(&self, direction: Direction) -> ChainError {
-        ChainError::TooLarge { filter: Arc::clone(&self.filter.name), direction, limit: self.filter.body_limit }
-    }
-
-    fn hold(&mut self, direction: Direction, event: &Event) {
-        if matches!(event, Event::Headers { .. }) {
-            self.side_mut(direction).headers = true;
-        }
+        ChainError::TooLarge { filter: self.name(), direction, limit: self.filter.body_limit }
     }
 
     /// Everything held back, followed by `event`.
-    fn release(&mut self, direction: Direction, event: Event) -> SmallVec<[Event; 3]> {
+    fn release(&mut self, direction: Direction, event: Event, state: &ExchangeState) -> Released {
         let side = self.side_mut(direction);
-        let mut events = SmallVec::new();
-        if std::mem::take(&mut side.headers) {
-            events.push(Event::Headers { end: false });
-        }
         match event {
-            Event::Headers { end } => events.push(Event::Headers { end }),
-            Event::Body { end, .. } => events.push(Event::Body { data: side.body.take(), end }),
-            Event::Trailers => {
-                let data = side.body.take();
-                if !data.is_empty() {
-                    events.push(Event::Body { data, end: false });
+            Event::Headers { end } if !end && side.collects() => {
+                side.headers = true;
+                Released::new()
+            }
+            Event::Headers { end } => smallvec![Event::Headers { end }],
+            Event::Body { end: false, .. } => side.let_go(),
+            Event::Body { end: true, .. } => {
+                let mut events = Released::new();
+                if std::mem::take(&mut side.headers) {
+                    events.push(Event::Headers { end: false });
                 }
+                let end = !adds_trailers(direction, state);
+                events.push(Event::Body { data: side.take_body(), end });
+                if !end {
+                    events.push(Event::Trailers);
+                }
+                events
+            }
+            Event::Trailers => {
+                let mut events = side.let_go();
                 events.push(Event::Trailers);
+                events
             }
         }
-        events
     }
 
-    /// The filter takes no further part; what it held goes on.
-    fn abandon(&mut self, direction: Direction, event: Event) -> SmallVec<[Event; 3]> {
+    /// The filter takes no further part. What it held goes on with the next event of its direction.
+    fn leave(&mut self) {
+        self.filter.trouble.skip();
         self.context = Context::Gone;
         self.calls = Calls::new();
-        // A header event that failed is not held yet, a body event's bytes are already in the buffer.
-        self.release(direction, event)
+        self.inbox = None;
+        for side in [&mut self.request, &mut self.response] {
+            side.showing = Showing::Nothing;
+            side.paused = false;
+        }
     }
 
-    fn failed(&mut self, error: &CallError, direction: Direction, event: Event) -> Result<Step, ChainError> {
-        warn!(filter = %self.filter.name, policy = ?self.filter.on_failure, %error, "filter failed");
+    /// The guest has failed over an event.
+    fn failed(
+        &mut self,
+        error: &CallError,
+        direction: Direction,
+        event: Event,
+        state: &ExchangeState,
+    ) -> Result<Step, ChainError> {
+        self.fails(error)?;
+        let event = match event {
+            Event::Body { data, end } => {
+                self.side_mut(direction).body.push(data);
+                Event::Body { data: Bytes::new(), end }
+            }
+            event => event,
+        };
+        Ok(Step::Emit(self.release(direction, event, state)))
+    }
+
+    /// By its policy: an error, or the filter leaves.
+    fn fails(&mut self, error: &CallError) -> Result<(), ChainError> {
+        self.report(error);
         match self.filter.on_failure {
             OnFailure::Open => {
-                if let Event::Body { data, end } = event {
-                    if !data.is_empty() {
-                        self.side_mut(direction).body.push(data);
-                    }
-                    return Ok(Step::Emit(self.abandon(direction, Event::Body { data: Bytes::new(), end })));
-                }
-                Ok(Step::Emit(self.abandon(direction, event)))
+                self.leave();
+                Ok(())
             }
             OnFailure::Closed => {
                 self.context = Context::Gone;
-                Err(ChainError::Failed { filter: Arc::clone(&self.filter.name) })
+                Err(ChainError::Failed { filter: self.name() })
             }
         }
+    }
+
+    fn report(&self, what: &dyn std::fmt::Display) {
+        self.filter.trouble.report(&self.filter.name, self.filter.on_failure, what);
     }
 
     fn wants_headers(&self, direction: Direction) -> bool {
@@ -413,7 +749,30 @@ impl Stage {
     }
 }
 
-/// Something a paused filter was waiting for.
+/// The message had no trailers, and has some now: a filter may add them over the last bytes of the body.
+fn adds_trailers(direction: Direction, state: &ExchangeState) -> bool {
+    direction == Direction::Response && state.response_trailers.is_some()
+}
+
+/// The length that the message's header announces.
+fn announced_length(direction: Direction, state: &ExchangeState, io: &HttpSession) -> Option<u64> {
+    let headers = match direction {
+        Direction::Request => &io.req_header().headers,
+        Direction::Response => &state.response.as_ref()?.headers,
+    };
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn announce_length(direction: Direction, length: u64, state: &mut ExchangeState, io: &mut HttpSession) {
+    // A number is a valid value, always.
+    let _ = match (direction, &mut state.response) {
+        (Direction::Request, _) => io.req_header_mut().insert_header(header::CONTENT_LENGTH, length),
+        (Direction::Response, Some(response)) => response.insert_header(header::CONTENT_LENGTH, length),
+        (Direction::Response, None) => Ok(()),
+    };
+}
+
+/// Something that comes for a filter from outside of its exchange.
 enum Awaited {
     Arrival(Arrival),
     Mail(Effects),
@@ -422,7 +781,6 @@ enum Awaited {
 /// Why a guest call did not settle.
 enum Failure {
     Call(CallError),
-    Stuck,
     Chain(ChainError),
 }
 

@@ -2,7 +2,7 @@
 //! What goes wrong is reported at its place in the file, all of it together; nothing that runs is touched.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +25,7 @@ use selvedge_config::{
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
 use selvedge_wasm::{
-    Engine, EngineOptions, Isolation, Limits, Metrics, Module, Plugin, PluginOptions, SharedData, SharedQueues,
+    Engine, EngineOptions, Isolation, Limits, Metrics, Module, Phases, Plugin, PluginOptions, SharedData, SharedQueues,
     Snapshots,
 };
 use sha2::{Digest, Sha256};
@@ -34,9 +34,11 @@ use tracing::{debug, info};
 use super::host::NodeHost;
 use super::identity::Identity;
 use super::router::{Router, Rule};
-use super::{CacheRule, ChainFilter, Plan, Route, Target};
+use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Target, TcpRoute, Trouble};
 use crate::bundled;
 use crate::error_chain;
+use crate::telemetry::counters::{Counters, Observed};
+use crate::telemetry::trace::TraceKey;
 use crate::upstream::{PeerTls, Upstream, Upstreams};
 
 /// What is made once per process and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
@@ -48,6 +50,8 @@ pub struct Resources {
     shared: Arc<SharedData>,
     metrics: Arc<Metrics>,
     queues: Arc<SharedQueues>,
+    counters: Arc<Counters>,
+    troubles: Mutex<HashMap<String, Arc<Trouble>>>,
     demo: Mutex<Option<Demo>>,
     workers: usize,
     generations: AtomicU64,
@@ -73,10 +77,22 @@ impl Resources {
             shared: Arc::default(),
             metrics: Arc::default(),
             queues: Arc::default(),
+            counters: Arc::default(),
+            troubles: Mutex::default(),
             demo: Mutex::new(None),
             workers,
             generations: AtomicU64::new(0),
         }))
+    }
+
+    /// Where everything that is counted is found.
+    pub(crate) fn observed(&self) -> Observed {
+        Observed {
+            counters: Arc::clone(&self.counters),
+            metrics: Arc::clone(&self.metrics),
+            shared: Arc::clone(&self.shared),
+            queues: Arc::clone(&self.queues),
+        }
     }
 
     /// How many workers the node has.
@@ -97,6 +113,11 @@ impl Resources {
         modules.retain(|_, module| module.strong_count() > 0);
         modules.insert(hash, Arc::downgrade(&module));
         Ok(module)
+    }
+
+    /// Outlives the plans, so that a reload neither forgets a filter's failures nor lets them be told more often.
+    fn trouble(&self, filter: &str) -> Arc<Trouble> {
+        Arc::clone(self.troubles.lock().entry(filter.to_owned()).or_default())
     }
 
     fn demo_address(&self) -> std::io::Result<SocketAddr> {
@@ -137,8 +158,13 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         shared: Arc::clone(&resources.shared),
         metrics: Arc::clone(&resources.metrics),
         queues: Arc::clone(&resources.queues),
+        counters: Arc::clone(&resources.counters),
+        geo: geo.clone(),
+        declared: Arc::default(),
     });
-    let mut plugins = Plugins { resources, config: &config, modules, host, started: HashMap::new() };
+    let declared = Arc::clone(&host.declared);
+    let mut plugins =
+        Plugins { resources, config: &config, modules, host, started: HashMap::new(), troubles: BTreeMap::new() };
 
     let node = Identity::new(&config.node.name);
     let mut router = Router::default();
@@ -174,18 +200,55 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),
+                declared: Arc::clone(&declared),
             };
             router.add_route(index, rule(route, &mut faults), Arc::new(resolved));
         }
     }
 
+    let tcp = tcp_routes(&config, &mut plugins, &upstreams, &node.name, &mut faults);
+
     if !faults.is_empty() {
         return Err(faults);
     }
-    let plugins = plugins.started.into_values().flatten().collect();
+    let Plugins { started, troubles, .. } = plugins;
+    let plugins = started.into_values().flatten().collect();
     let generation = resources.generations.fetch_add(1, Ordering::Relaxed) + 1;
     let access_log = config.telemetry.access_log;
-    Ok(Built { plan: Plan { generation, node, router, upstreams, cache, geo, access_log, plugins }, files })
+    let trace = config.telemetry.trace.as_ref().and_then(TraceKey::of);
+    let counters = Arc::clone(&resources.counters);
+    Ok(Built {
+        plan: Plan { generation, node, router, tcp, upstreams, cache, geo, access_log, trace, counters, plugins, troubles },
+        files,
+    })
+}
+
+/// What the connections of each listener for TCP get.
+fn tcp_routes(
+    config: &Config,
+    plugins: &mut Plugins<'_>,
+    upstreams: &Arc<Upstreams>,
+    node: &Arc<str>,
+    faults: &mut Vec<Fault>,
+) -> HashMap<String, Arc<TcpRoute>> {
+    let mut routes = HashMap::new();
+    for (name, listener) in &config.listeners {
+        let Some(tcp) = &listener.tcp else { continue };
+        let mut filters = Vec::new();
+        for used in &tcp.filters {
+            let Some(filter) = plugins.chain_filter(used, faults) else { continue };
+            if !filter.plugin.module().phases().intersects(selvedge_wasm::Phases::TCP) {
+                let message = format!("filter {} is not one for TCP: it has none of the callbacks", used.name);
+                faults.push(Fault::at(&used.position, message));
+            }
+            filters.push(filter);
+        }
+        let Some(upstream) = upstreams.get(&tcp.upstream) else { continue }; // It is at fault itself, and reported.
+        let (node, upstream, upstreams) = (Arc::clone(node), Arc::clone(upstream), Arc::clone(upstreams));
+        let route = TcpRoute { listener: name.as_str().into(), node, filters, upstream, upstreams };
+        routes.insert(name.clone(), Arc::new(route));
+    }
+    routes
 }
 
 fn module_cache_folder(setting: &ModuleCache) -> Option<PathBuf> {
@@ -361,6 +424,9 @@ fn modules(
     let mut modules = HashMap::new();
     for (name, position, result) in results.into_inner() {
         let module = result.map_err(|message| faults.push(Fault::at(position, message))).ok();
+        if let Some((filter, module)) = config.filters.get(&name).zip(module.as_deref()) {
+            faults.extend(blind(filter, &name, module));
+        }
         modules.insert(name, module);
     }
     info!(modules = modules.len(), took = ?started.elapsed(), "filter modules are ready");
@@ -395,6 +461,7 @@ struct Plugins<'c> {
     modules: HashMap<String, Option<Arc<Module>>>,
     host: Arc<NodeHost>,
     started: HashMap<(String, String), Option<Arc<Plugin>>>,
+    troubles: BTreeMap<String, Arc<Trouble>>,
 }
 
 impl Plugins<'_> {
@@ -414,9 +481,19 @@ impl Plugins<'_> {
             name: used.name.as_str().into(),
             plugin,
             on_failure: filter.on_failure,
+            header_encoding: filter.header_encoding,
+            request_body: filter.request_body,
+            response_body: filter.response_body,
+            on_pause: filter.on_pause,
             body_limit: filter.limits.body.as_usize(),
             wait: filter.limits.wait,
+            trouble: self.trouble(&used.name),
         }))
+    }
+
+    fn trouble(&mut self, filter: &str) -> Arc<Trouble> {
+        let resources = self.resources;
+        Arc::clone(self.troubles.entry(filter.to_owned()).or_insert_with(|| resources.trouble(filter)))
     }
 
     fn start(
@@ -457,6 +534,19 @@ impl Plugins<'_> {
         let host: Arc<dyn selvedge_wasm::Host> = Arc::clone(&self.host) as _;
         Plugin::start(module, options, host).map_err(|error| faults.push(start_fault(used, &error))).ok()
     }
+}
+
+/// A filter that is to be shown a body before anything goes on, and has no callback to be shown it: it would guard nothing.
+fn blind(filter: &Filter, name: &str, module: &Module) -> Option<Fault> {
+    let modes = [
+        ("request_body", filter.request_body, Phases::REQUEST_BODY, "proxy_on_request_body"),
+        ("response_body", filter.response_body, Phases::RESPONSE_BODY, "proxy_on_response_body"),
+    ];
+    modes.into_iter().find_map(|(key, mode, phase, callback)| {
+        let blind = mode != BodyMode::Stream && !module.phases().contains(phase);
+        let message = || format!("the module never looks at that body: it has no `{callback}`, or does not want it");
+        blind.then(|| Fault::at(&filter.position, message()).with_key(format!("filters.{name}.{key}")))
+    })
 }
 
 /// What a module is given of YAML settings. Without any it gets no configuration, as on other hosts, rather than the text `{}`; text is

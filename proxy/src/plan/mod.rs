@@ -5,20 +5,27 @@ mod build;
 mod host;
 mod identity;
 mod router;
+mod trouble;
 
+use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
 use selvedge_cache::{Cache, KeyScope, RoutePolicy};
-pub use selvedge_config::OnFailure;
+pub use selvedge_config::{BodyMode, HeaderEncoding, OnFailure, OnPause};
 use selvedge_geoip::Geo;
 use selvedge_wasm::Plugin;
 
 pub use self::build::{Built, Resources, build};
 pub use self::identity::Identity;
 pub use self::router::{Router, Selected};
+pub use self::trouble::Trouble;
+use crate::chain::foreign::declared::Declared;
+use crate::telemetry::counters::Counters;
+use crate::telemetry::trace::TraceKey;
 use crate::upstream::{Upstream, Upstreams};
 
 /// Everything a request needs to know, resolved.
@@ -29,6 +36,8 @@ pub struct Plan {
     pub node: Identity,
     /// Finds the route of a request.
     pub router: Router,
+    /// What the connections of listeners for TCP get, by the listener's name.
+    pub(crate) tcp: HashMap<String, Arc<TcpRoute>>,
     /// Where requests may be sent.
     pub upstreams: Arc<Upstreams>,
     /// The cache, when one is configured.
@@ -37,8 +46,14 @@ pub struct Plan {
     pub geo: Option<Arc<Geo>>,
     /// Whether access-log lines are written, and how.
     pub access_log: selvedge_config::AccessLog,
+    /// Which requests are traced.
+    pub(crate) trace: Option<TraceKey>,
+    /// What the node counts.
+    pub(crate) counters: Arc<Counters>,
     /// Every filter configuration in use, once: the workers run their ticks.
     pub(crate) plugins: Vec<Arc<Plugin>>,
+    /// What went wrong with the filters in use, by name.
+    troubles: BTreeMap<String, Arc<Trouble>>,
 }
 
 /// One route, resolved.
@@ -53,6 +68,18 @@ pub struct Route {
     /// Who answers.
     pub(crate) target: Target,
     upstreams: Arc<Upstreams>,
+    declared: Arc<Declared>,
+}
+
+/// What is done with the connections of one listener for TCP, resolved.
+pub(crate) struct TcpRoute {
+    /// The listener's name.
+    pub(crate) listener: Arc<str>,
+    pub(crate) node: Arc<str>,
+    pub(crate) filters: Vec<Arc<ChainFilter>>,
+    pub(crate) upstream: Arc<Upstream>,
+    /// Where filters may send a connection instead.
+    pub(crate) upstreams: Arc<Upstreams>,
 }
 
 /// How a route caches.
@@ -75,10 +102,20 @@ pub(crate) struct ChainFilter {
     pub(crate) name: Arc<str>,
     pub(crate) plugin: Arc<Plugin>,
     pub(crate) on_failure: OnFailure,
+    /// How it sees header values that are not UTF-8.
+    pub(crate) header_encoding: HeaderEncoding,
+    /// How it sees the body of a request.
+    pub(crate) request_body: BodyMode,
+    /// How it sees the body of a response.
+    pub(crate) response_body: BodyMode,
+    /// What it is shown while it pauses at a header.
+    pub(crate) on_pause: OnPause,
     /// How many body bytes it may hold back, per direction.
     pub(crate) body_limit: usize,
     /// How long it may stay paused in one place.
     pub(crate) wait: Duration,
+    /// Its failures, over all its uses.
+    pub(crate) trouble: Arc<Trouble>,
 }
 
 impl Route {
@@ -96,6 +133,11 @@ impl Route {
 
     pub(crate) fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Which properties filters may set once only.
+    pub(crate) fn declared(&self) -> &Declared {
+        &self.declared
     }
 
     /// The upstream the configuration names; `None` for fixed responses.
@@ -122,6 +164,17 @@ impl Route {
 }
 
 impl Plan {
+    /// What a connection gets that arrived on this listener; `None` = the listener speaks HTTP.
+    pub(crate) fn tcp_route(&self, listener: &str) -> Option<Arc<TcpRoute>> {
+        self.tcp.get(listener).cloned()
+    }
+
+    /// The failures of a filter since the process started, whatever was reloaded meanwhile; `None` = no chain of this plan has it.
+    #[must_use]
+    pub fn trouble(&self, filter: &str) -> Option<&Arc<Trouble>> {
+        self.troubles.get(filter)
+    }
+
     /// The route for a request that arrived on a listener (its index), and its host without port; `None` = nobody serves it.
     #[must_use]
     pub fn select(&self, listener: usize, request: &RequestHeader) -> Option<Selected<'_>> {

@@ -25,6 +25,9 @@ const FILTER_CLOSED: ErrorType = ErrorType::Custom("FilterClosedStream");
 /// A filter answered while the request was being forwarded: the answer waits in the slot.
 const FILTER_REPLY: ErrorType = ErrorType::Custom("FilterReply");
 
+/// Our own token, for access logs: RFC 9209 has none for an end without an answer.
+const CLOSED_BY_FILTER: &str = "closed_by_filter";
+
 /// The error that ends an exchange because of its chain.
 pub(crate) fn from_chain(error: ChainError) -> Box<Error> {
     let kind = match &error {
@@ -50,7 +53,15 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
     debug!(%error, "request failed");
     let verdict = judge(error);
     ctx.failure = verdict.token;
+    ctx.note(|state| {
+        state.failure = verdict.token;
+        state.details = verdict.token.map(Into::into).or(state.details.take());
+    });
     let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+    if is_cut(error) {
+        session.downstream_session.shutdown().await;
+        return gone;
+    }
     if verdict.status == 0 || session.response_written().is_some_and(|written| !written.status.is_informational()) {
         return gone;
     }
@@ -63,7 +74,10 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
     }
 
     let (header, body) = match ctx.slot.as_ref().and_then(|slot| slot.parked_reply()) {
-        Some(reply) => reply_message(reply),
+        Some(reply) => {
+            ctx.note(|state| state.answered_by_filter(&reply.details));
+            reply_message(reply)
+        }
         None => match message(&verdict, &ctx.plan.node.structured) {
             Ok(message) => message,
             Err(_) => return gone,
@@ -82,8 +96,25 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
 struct Verdict {
     /// 0 = nobody is there to be told.
     status: u16,
-    /// The error token of RFC 9209, 2.3.
+    /// The error token of RFC 9209, 2.3, or one of ours.
     token: Option<&'static str>,
+    /// Which filter, and what is to be said about it; nothing of what it did.
+    details: Option<String>,
+}
+
+/// Whether a filter wants the stream to end without an answer.
+fn is_cut(error: &Error) -> bool {
+    *error.etype() == FILTER_CLOSED
+}
+
+/// What the client is told about the filter that is to blame.
+fn details(error: &Error) -> Option<String> {
+    match error.cause.as_ref()?.downcast_ref::<ChainError>()? {
+        ChainError::Failed { filter } => Some(format!("filter {filter} failed")),
+        ChainError::Stuck { filter } => Some(format!("filter {filter} timed out")),
+        ChainError::TooLarge { filter, .. } => Some(format!("body too large for filter {filter}")),
+        ChainError::Closed { .. } | ChainError::ClientGone(_) => None,
+    }
 }
 
 fn judge(error: &Error) -> Verdict {
@@ -93,7 +124,7 @@ fn judge(error: &Error) -> Verdict {
         (_, kind) if *kind == FILTER_FAILED => (503, Some("proxy_internal_error")),
         (_, kind) if *kind == FILTER_BODY_REQUEST => (413, Some("http_request_denied")),
         (_, kind) if *kind == FILTER_BODY_RESPONSE => (502, Some("http_response_incomplete")),
-        (_, kind) if *kind == FILTER_CLOSED => (0, Some("http_request_denied")),
+        (_, kind) if *kind == FILTER_CLOSED => (0, Some(CLOSED_BY_FILTER)),
         (_, ErrorType::HTTPStatus(413)) => (413, Some("http_request_error")),
         (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),
         (Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => (504, Some("connection_timeout")),
@@ -116,17 +147,18 @@ fn judge(error: &Error) -> Verdict {
         (Downstream, _) => (400, Some("http_request_error")),
         _ => (500, Some("proxy_internal_error")),
     };
-    Verdict { status, token }
+    Verdict { status, token, details: details(error) }
 }
 
-/// The answer to an error of the chain, and its RFC 9209 error token; `None` when the stream is to end without one.
-pub(crate) fn chain_answer(error: &Error, node: &str) -> Option<(Box<ResponseHeader>, Bytes, Option<&'static str>)> {
+/// The answer to an error of the chain; `None` when the stream is to end without one.
+pub(crate) fn chain_answer(error: &Error, node: &str) -> Option<(Box<ResponseHeader>, Bytes)> {
     let verdict = judge(error);
-    if verdict.status == 0 {
-        return None;
-    }
-    let (header, body) = message(&verdict, node).ok()?;
-    Some((header, body, verdict.token))
+    if verdict.status == 0 { None } else { message(&verdict, node).ok() }
+}
+
+/// The error token of an error, for the access log.
+pub(crate) fn token(error: &Error) -> Option<&'static str> {
+    judge(error).token
 }
 
 /// `node` is our name as an item of a structured field.
@@ -137,7 +169,8 @@ fn message(verdict: &Verdict, node: &str) -> pingora::Result<(Box<ResponseHeader
     response.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     response.insert_header(header::CACHE_CONTROL, "no-store")?;
     if let Some(token) = verdict.token {
-        response.insert_header("proxy-status", format!("{node}; error={token}"))?;
+        let details = verdict.details.as_ref().map(|details| format!("; details=\"{details}\"")).unwrap_or_default();
+        response.insert_header("proxy-status", format!("{node}; error={token}{details}"))?;
     }
     response.set_content_length(body.len())?;
     Ok((response, Bytes::from(body)))

@@ -5,7 +5,6 @@
 //! chain chunk by chunk on its way to the upstream, in `request_body_filter`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use http::header;
@@ -42,7 +41,7 @@ pub(crate) enum BodyFlow {
 /// A filter failed closed, a limit was exceeded, or the client went away.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Answered> {
     let route = Arc::clone(ctx.route()?);
-    let state = exchange_state(edge, session, ctx)?;
+    let state = ExchangeState::new(session, ctx, Arc::clone(&route), &edge.listener);
     let mut chain = Box::new(Chain::new(&route.filters, state, edge.worker));
 
     let downstream = &mut session.downstream_session;
@@ -50,6 +49,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let mut body = BodyReader { limit: edge.listener.body_limit, received: 0, ended: downstream.is_body_empty() };
     let ran = run(&mut chain, downstream, &mut body, upgrade).await;
     ctx.body_received = body.received;
+    chain.state.request_goes();
 
     let verdict = match ran {
         Ok(verdict) => verdict,
@@ -62,6 +62,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     match verdict {
         Verdict::Reply(reply) => {
             ctx.slot = Some(FilteredSession::interpose(downstream, chain, RequestBody::Untouched));
+            ctx.note(|state| state.answered_by_filter(&reply.details));
             let (header, body) = reply_message(reply);
             downstream.write_response_header(header).await?;
             downstream.write_response_body(body, true).await?;
@@ -73,7 +74,8 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
                 RequestBody::Whole(_) => BodyFlow::Replayed,
                 RequestBody::Streaming(prefix) => BodyFlow::Filtered { prefix: !prefix.is_empty() },
             };
-            ctx.upstream = chain.state.upstream.take();
+            ctx.upstream.clone_from(&chain.state.upstream);
+            ctx.cache.wish(chain.state.wishes.clone());
             ctx.slot = Some(FilteredSession::interpose(downstream, chain, body));
             Ok(Answered::No)
         }
@@ -124,6 +126,8 @@ async fn pass_body(
     if ctx.body == BodyFlow::Untouched {
         return Ok(());
     }
+    // Over HTTP/2 a body that trailers follow ends without having been said to: then there is no chunk.
+    let end = end || body.is_none();
     let Some(slot) = ctx.slot.clone() else { return Ok(()) };
     let Some(mut chain) = slot.lend() else { return Err(lost()) };
 
@@ -179,8 +183,16 @@ async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader, upg
     }
     let mut through = BytesMut::new();
     while chain.holds_request() {
-        let data = body.next(io).await?;
-        match chain.request(io, Event::Body { data, end: body.ended }).await.map_err(fail::from_chain)? {
+        let passage = tokio::select! {
+            biased;
+            // A resume does not wait for a client that is slow to send.
+            () = chain.stirred() => chain.catch_up(io).await,
+            data = body.next(io) => {
+                let data = data?;
+                chain.request(io, Event::Body { data, end: body.ended }).await
+            }
+        };
+        match passage.map_err(fail::from_chain)? {
             Passage::Reply(reply) => return Ok(Verdict::Reply(reply)),
             Passage::Through(passed) => through.extend_from_slice(&bytes_of(passed.into_iter())),
         }
@@ -236,26 +248,4 @@ fn bytes_of(events: impl Iterator<Item = Event>) -> Bytes {
         }
     }
     whole.unwrap_or_else(|| joined.freeze())
-}
-
-fn exchange_state(edge: &Edge, session: &Session, ctx: &RequestCtx) -> Result<ExchangeState> {
-    let client = session.client_addr().and_then(|address| address.as_inet()).copied();
-    let server = session.server_addr().and_then(|address| address.as_inet()).copied();
-    let geo = ctx.plan.geo.as_ref().zip(client).and_then(|(geo, client)| geo.lookup(client.ip()));
-    let tls_version = session.digest().and_then(|digest| digest.ssl_digest.as_ref()).map(|tls| tls.version.clone());
-    Ok(ExchangeState {
-        number: ctx.number,
-        node: Arc::clone(&ctx.plan.node.structured),
-        route: Arc::clone(ctx.route()?),
-        scheme: edge.listener.scheme(),
-        client,
-        server,
-        geo,
-        start: SystemTime::now(),
-        tls_version,
-        upstream: None,
-        set_by_filters: Vec::new(),
-        response: None,
-        response_trailers: None,
-    })
 }

@@ -1,23 +1,39 @@
 //! Step 10: tell the filters, write one line, give back what was borrowed.
 
-use pingora::Error;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorSource};
 
 use super::{Edge, RequestCtx};
+use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
-use crate::telemetry::AccessLine;
+use crate::telemetry::{self, AccessLine};
 
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
 pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
     if let Some(slot) = ctx.slot.take() {
         if let Some(mut chain) = slot.lend() {
+            let state = &mut chain.state;
+            state.failure = ctx.failure.or(slot.failure());
+            state.ended = Some(Ended {
+                duration: ctx.started.elapsed(),
+                request_bytes: ctx.body_received,
+                response_bytes: session.body_bytes_sent() as u64,
+                termination: error.filter(|error| *error.esource() == ErrorSource::Downstream).map(ToString::to_string),
+            });
             chain.finish(&mut session.downstream_session);
         }
         ctx.failure = ctx.failure.or(slot.failure());
         FilteredSession::restore(&mut session.downstream_session, &slot);
     }
 
-    if session.subrequest_ctx.is_none() && edge.access_log.is_on() {
+    if let Some(trace) = ctx.trace.take() {
+        telemetry::trace::write(&trace, ctx);
+    }
+    if session.subrequest_ctx.is_some() {
+        return; // Nobody asked for it.
+    }
+    ctx.plan.counters.request(session.response_written().map_or(0, |response| response.status.as_u16()));
+    if edge.access_log.is_on() {
         edge.access_log.write(&AccessLine::of(session, error, ctx));
     }
 }

@@ -1,7 +1,10 @@
 //! Step 5: to an upstream.
 
+use std::time::Instant;
+
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
+use pingora::protocols::Digest;
 use pingora::protocols::http::authority::validate_request_authority;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
@@ -10,6 +13,7 @@ use pingora::{Error, ErrorType, Result};
 use super::RequestCtx;
 use super::filter::BodyFlow;
 use crate::chain::exchange::authority;
+use crate::chain::exchange::facts::Contact;
 use crate::listener::ListenerFacts;
 
 /// How often a request is sent elsewhere when no connection can be made; nothing has been sent then, so any method may be.
@@ -70,8 +74,29 @@ pub(crate) fn request(
     Ok(())
 }
 
+/// There is a connection: the filters may know to whom.
+pub(crate) fn connected(peer: &HttpPeer, digest: Option<&Digest>, ctx: &RequestCtx) {
+    ctx.note(|state| {
+        state.contact = Contact {
+            attempts: ctx.attempts,
+            address: peer._address.as_inet().copied(),
+            socket: digest.and_then(|digest| digest.socket_digest.clone()),
+            tls: digest.and_then(|digest| digest.ssl_digest.clone()),
+            sni: peer.sni.clone(),
+            since: Some(Instant::now()),
+            latency: None,
+            failure: None,
+        };
+    });
+}
+
 /// No connection could be made: try the next endpoint, a few times.
 pub(crate) fn retry(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
+    ctx.note(|state| {
+        state.contact.attempts = ctx.attempts;
+        state.contact.address = ctx.endpoint;
+        state.contact.failure = Some(error.to_string());
+    });
     error.set_retry(ctx.attempts < CONNECT_ATTEMPTS);
     error
 }

@@ -12,6 +12,7 @@ use pingora::{Error, ErrorType, Result};
 use selvedge_cache::{Cache, Scheme};
 
 use super::{RequestCtx, respond, step};
+use crate::chain::exchange::facts::Cached;
 use crate::listener::ListenerFacts;
 use crate::plan::{Route, Selected};
 
@@ -80,12 +81,13 @@ pub(crate) fn serve_stale(
 }
 
 /// Whether a request made in the background from this one's header reaches the same origin. It does not pass the filters again, so the
-/// upstream they have chosen is unknown to it, and where they have changed the target, it may take another route. What it would store
-/// then is another page; rather than that, this request fetches for itself.
+/// upstream they have chosen and what they want of the cache are unknown to it, and where they have changed the target, it may take
+/// another route. What it would store then is another page; rather than that, this request fetches for itself.
 fn can_be_repeated(request: &RequestHeader, ctx: &RequestCtx, listener: &ListenerFacts) -> bool {
     let Some(route) = &ctx.route else { return false };
     route.filters.is_empty()
         || ctx.upstream.is_none()
+            && !ctx.cache.has_wishes()
             && matches!(ctx.plan.select(listener.index, request), Some(Selected::Route(again)) if Arc::ptr_eq(again, route))
 }
 
@@ -95,6 +97,8 @@ pub(crate) async fn before_upstream(session: &mut Session, ctx: &mut RequestCtx)
     match cache.before_upstream(session.downstream_session.req_header(), &mut ctx.cache) {
         None => Ok(true),
         Some(status) => {
+            let cached = facts(session, ctx);
+            ctx.note(|state| (state.cached, state.details) = (cached, Some("not_in_cache".into())));
             respond::text(session, status.as_u16(), "not in the cache\n").await?;
             Ok(false)
         }
@@ -111,6 +115,19 @@ pub(crate) fn status(session: &Session, response: &mut ResponseHeader, ctx: &Req
     if let Some(cache) = cached(ctx) {
         cache.append_status(&session.cache, &ctx.cache, &ctx.plan.node.name, response);
     }
+}
+
+/// What filters may know of it; `None` on routes that do not cache.
+pub(crate) fn facts(session: &Session, ctx: &RequestCtx) -> Option<Cached> {
+    let meta = session.cache.maybe_cache_meta();
+    let status = cached(ctx)?.status(&session.cache, &ctx.cache, "");
+    Some(Cached {
+        status: word(session, ctx)?,
+        hit: status.hit,
+        key: ctx.cache.key(),
+        age: meta.map(CacheMeta::age),
+        fresh_until: meta.map(CacheMeta::fresh_until),
+    })
 }
 
 /// One word for the access log; `None` on routes that do not cache.

@@ -41,11 +41,14 @@ use pingora::cache::key::HashBinary;
 use pingora::cache::storage::HitHandler;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use selvedge_cache::CacheCtx;
+use selvedge_wasm::Trace;
 
+use crate::chain::ExchangeState;
 use crate::chain::session::Slot;
 use crate::listener::ListenerFacts;
 use crate::node::Current;
@@ -97,9 +100,18 @@ pub(crate) struct RequestCtx {
     pub(crate) endpoint: Option<std::net::SocketAddr>,
     /// Set by `fail`: the RFC 9209 error token.
     pub(crate) failure: Option<&'static str>,
+    /// What its filters do is recorded here, if the client may ask for that, and does.
+    pub(crate) trace: Option<Arc<Trace>>,
 }
 
 impl RequestCtx {
+    /// Tells the filters what has become of the exchange, on routes that have some.
+    pub(crate) fn note(&self, fact: impl FnOnce(&mut ExchangeState)) {
+        if let Some(mut chain) = self.slot.as_ref().and_then(|slot| slot.lend()) {
+            fact(&mut chain.state);
+        }
+    }
+
     /// The selected route; hooks after `select` only run when there is one.
     pub(crate) fn route(&self) -> Result<&Arc<Route>> {
         self.route.as_ref().ok_or_else(|| Error::explain(pingora::ErrorType::InternalError, "no route was selected"))
@@ -128,6 +140,7 @@ impl ProxyHttp for Edge {
             attempts: 0,
             endpoint: None,
             failure: None,
+            trace: None,
         }
     }
 
@@ -137,6 +150,9 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        if let Some(key) = &ctx.plan.trace {
+            ctx.trace = key.take(session.downstream_session.req_header_mut());
+        }
         step!(ctx, "select");
         let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
         ctx.route = Some(Arc::clone(&route));
@@ -149,7 +165,7 @@ impl ProxyHttp for Edge {
                 return Ok(true);
             }
         }
-        respond::fixed(session, &route).await
+        respond::fixed(session, &route, ctx).await
     }
 
     async fn request_body_filter(
@@ -210,6 +226,19 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         forward::request(session, request, ctx, &self.listener)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        peer: &HttpPeer,
+        #[cfg(unix)] _fd: std::os::unix::io::RawFd,
+        digest: Option<&Digest>,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        forward::connected(peer, digest, ctx);
+        Ok(())
     }
 
     fn fail_to_connect(

@@ -20,12 +20,27 @@ pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: 
     }
     response.append_header(header::VIA, ctx.plan.node.via(response.version))?;
     lookup::status(session, response, ctx);
+    tell(session, ctx);
     Ok(())
 }
 
+/// Tells the filters where the response comes from, and what the cache had to do with it.
+pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
+    if ctx.slot.is_none() {
+        return;
+    }
+    let cached = lookup::facts(session, ctx);
+    ctx.note(|state| {
+        let from_cache = cached.as_ref().is_some_and(|cached| cached.hit);
+        state.details = Some(if from_cache { "via_cache" } else { "via_upstream" }.into());
+        state.cached = cached;
+    });
+}
+
 /// The fixed response of a route that has one; true when it was written.
-pub(crate) async fn fixed(session: &mut Session, route: &Route) -> Result<bool> {
+pub(crate) async fn fixed(session: &mut Session, route: &Route, ctx: &RequestCtx) -> Result<bool> {
     let Target::Respond { header, body } = &route.target else { return Ok(false) };
+    ctx.note(|state| state.details = Some("direct_response".into()));
     session.write_response_header(header.clone(), body.is_empty()).await?;
     if !body.is_empty() {
         session.write_response_body(Some(body.clone()), true).await?;

@@ -26,6 +26,7 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
         }
         return Ok(());
     }
+    ctx.note(|state| state.contact.latency = state.contact.since.map(|since| since.elapsed()));
 
     match ctx.plan.cache {
         Some(cache) => cache.upstream_response(session.downstream_session.req_header(), response, &mut ctx.cache).await,

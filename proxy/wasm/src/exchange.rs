@@ -1,9 +1,11 @@
 //! One HTTP exchange as a guest sees it. The embedder implements [`Exchange`]; the hostcalls speak to it.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::body::Body;
 use crate::host::{Caller, ForeignError};
+use crate::trace::Trace;
 
 /// A header map of the exchange, with the number the ABI gives it. Maps of callouts (6, 7) and gRPC (4, 5) never reach the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,6 +94,11 @@ pub trait Exchange: Send {
     /// # Errors
     /// [`ExchangeError::Unavailable`] when the property is read-only (now), [`ExchangeError::Invalid`] for a value it cannot take.
     fn set_property(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError>;
+
+    /// Where what filters do to this exchange is to be recorded; `None`, which is nearly always, for nowhere.
+    fn trace(&self) -> Option<&Arc<Trace>> {
+        None
+    }
 
     /// A foreign function that acts on the exchange. `None` means there is none of this name here; [`crate::Host::foreign`] is asked next.
     fn foreign(&mut self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {

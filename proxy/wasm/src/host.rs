@@ -1,5 +1,6 @@
 //! What the embedder provides to every plugin.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::future::BoxFuture;
@@ -10,6 +11,7 @@ use crate::grpc::{GrpcEvents, GrpcMessages, GrpcRequest, GrpcStatus};
 use crate::metrics::Metrics;
 use crate::shared_data::SharedData;
 use crate::shared_queue::SharedQueues;
+use crate::stats::PluginStats;
 
 /// The world outside the exchange, shared by all plugins of a process.
 pub trait Host: Send + Sync + 'static {
@@ -39,6 +41,12 @@ pub trait Host: Send + Sync + 'static {
 
     /// The process-wide queues behind the shared-queue calls.
     fn queues(&self) -> &SharedQueues;
+
+    /// Where the VMs of a plugin of this name count what they do. The default gives each plugin counters of its own, which end with it.
+    fn stats(&self, plugin: &str) -> Arc<PluginStats> {
+        let _ = plugin;
+        Arc::default()
+    }
 
     /// A line a guest logged, at most 64 KiB, invalid UTF-8 replaced. The default writes a `tracing` event with target `selvedge::filter`.
     fn log(&self, level: LogLevel, plugin: &str, message: &str) {

@@ -41,6 +41,8 @@ mod limits;
 mod metrics;
 mod shared_data;
 mod shared_queue;
+mod stats;
+mod trace;
 
 pub mod abi;
 mod hostcalls;
@@ -65,6 +67,8 @@ pub use module_cache::CacheDirError;
 pub use plugin::{Isolation, Plugin, PluginOptions, Snapshots, StartError};
 pub use shared_data::{SharedData, SharedDataError, SharedDataLimits, SharedDataSize};
 pub use shared_queue::{QueueSize, SharedQueues};
+pub use stats::{CallbackSnapshot, PluginStats, StatsSnapshot};
 pub use stream::Stream;
 pub use tcp::{Peer, TcpStream};
+pub use trace::Trace;
 pub use vm::CallError;

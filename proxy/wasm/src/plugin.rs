@@ -20,6 +20,7 @@ use crate::limits::{Limits, START_FACTOR};
 use crate::module::Module;
 use crate::root_loop::{self, Ticks};
 use crate::snapshot;
+use crate::stats::PluginStats;
 use crate::stream::Stream;
 use crate::vm::{CallError, Role, State, Vm, VmCell};
 use crate::vms::{Choice, Worker};
@@ -143,6 +144,7 @@ pub(crate) struct Facts {
     pub(crate) call_budget: (Duration, Duration),
     pub(crate) start_budget: (Duration, Duration),
     pub(crate) host: Arc<dyn Host>,
+    pub(crate) stats: Arc<PluginStats>,
     /// Its clock must tick as long as any VM may run: VMs say goodbye when they are dropped.
     pub(crate) engine: Arc<Engine>,
     breaker: Breaker,
@@ -186,7 +188,9 @@ impl Plugin {
         let PluginOptions { name, root_id, vm_id, vm_config, config, environment, limits, .. } = options;
         let budget = |times| (limits.cpu.saturating_mul(times), limits.deadline.saturating_mul(times));
         let workers = options.workers.max(1);
+        let stats = host.stats(&name);
         let facts = Arc::new(Facts {
+            stats,
             name,
             root_id,
             vm_id,
@@ -244,6 +248,12 @@ impl Plugin {
         &self.facts.host
     }
 
+    /// What its VMs have counted.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<PluginStats> {
+        &self.facts.stats
+    }
+
     /// The module it runs.
     #[must_use]
     pub fn module(&self) -> &Arc<Module> {
@@ -269,7 +279,10 @@ impl Plugin {
     /// [`CallError::Exhausted`] when there is no room for another instance, else what went wrong in the guest.
     pub fn open_stream(self: &Arc<Self>, worker: usize) -> Result<Stream, CallError> {
         let index = worker % self.workers.len();
-        self.facts.breaker.admit(Instant::now).map_err(|retry_in| CallError::Unavailable { retry_in })?;
+        self.facts.breaker.admit(Instant::now).map_err(|retry_in| {
+            self.facts.stats.stream_was_rejected();
+            CallError::Unavailable { retry_in }
+        })?;
         let worker = &self.workers[index];
         let stream = match &self.start.alone {
             None => self.open_shared(worker),

@@ -5,6 +5,7 @@
 //! | `noop` | – | continues everywhere |
 //! | `trap` | callback | panics in that callback: `vm_start`, `configure`, `tick`, `request_headers`, `request_body`, `request_trailers`, `response_headers`, `response_body`, `response_trailers`, `done`, `log` |
 //! | `spin` | callback | never returns from it |
+//! | `nag` | callback | calls the host in it without end |
 //! | `hog` | callback | allocates in it without end |
 //! | `deny` | phase | answers 403 with a body and the header `x-denied-in` from `request_headers`, `request_body`, `response_headers` or `response_body` |
 //! | `hold` | `request`, `response`, or nothing for both | holds the headers until the whole body is there, then sets `x-held-len` and `content-length` and appends `[held]` |
@@ -15,6 +16,7 @@
 //! | `tick` | milliseconds, and an upstream to call at each tick | counter `guest_ticks`, counter `guest_tick_answers`, response header `x-ticks` |
 //! | `trailers` | – | adds the response trailer `x-trailer-filtered: yes` |
 //! | `judge` | `request` or `response` | holds the headers until the whole body is there; answers 403 when the body contains `evil` |
+//! | `script` | lines | does in each callback what they say, and keeps a record of its callbacks: see `examples/script.rs` |
 //! | `stuck` | phase | pauses in it and never resumes: `request_headers`, `request_body`, `response_headers`, `response_body` |
 //! | `peek` | – | holds the request's headers until the body has begun, sets `x-peeked` to its first 4 bytes, lets the rest stream |
 //! | `tcp` | what to do, in one line: see `examples/tcp.rs` | a filter of TCP connections |
@@ -22,6 +24,7 @@
 //! | `grpc` | script for a tick, or nothing | speaks gRPC as scripts in request headers say, answers with what it saw: see `examples/grpc.rs` |
 //! | `touch` | – | reads `:path`, sets the request header `x-path-length` and the response header `x-touched` |
 //! | `dear` | rounds | works through them when it is configured; response header `x-dear` |
+//! | `properties` | lines `phase verb name arguments` | reads and writes properties and headers, calls foreign functions; shows values and statuses in response headers `x-<name>` |
 //! | `ledger` | – | counts streams opened and done, response headers `x-opened` and `x-done` |
 
 use std::rc::Rc;

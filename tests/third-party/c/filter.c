@@ -40,8 +40,7 @@ static void must(uint32_t status, const char *what) {
 __attribute__((constructor)) static void begin(void) {
     started = time(NULL);
     FILE *none = fopen("/etc/passwd", "r");
-    const char *home = getenv("HOME");
-    printf("c: constructed, %s, %s\n", none ? "a file" : "no file", home ? home : "no home");
+    printf("c: constructed, %s\n", none ? "a file" : "no file");
 }
 
 EXPORT(proxy_abi_version_0_2_0) void abi(void) {}
@@ -82,6 +81,9 @@ EXPORT(proxy_on_request_headers) uint32_t on_request_headers(uint32_t context, u
     char value[256];
     int value_len = snprintf(value, sizeof value, "c %s", greeting);
     must(set_header(REQUEST_HEADERS, "x-request-from", 14, value, (size_t)value_len), "set");
+    const char *mood = getenv("FILTER_MOOD"), *home = getenv("HOME");
+    value_len = snprintf(value, sizeof value, "%s, %s", mood ? mood : "no mood", home ? home : "no home");
+    must(set_header(REQUEST_HEADERS, "x-environment", 13, value, (size_t)value_len), "set");
     must(remove_header(REQUEST_HEADERS, "content-length", 14), "remove");
     return CONTINUE;
 }

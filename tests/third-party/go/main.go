@@ -3,6 +3,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"time"
 	"unsafe"
@@ -124,6 +125,11 @@ func onRequestHeaders(context, count, end uint32) uint32 {
 		return 1
 	}
 	setHeader(requestHeaders, "x-request-from", "go "+greeting)
+	home, found := os.LookupEnv("HOME")
+	if !found {
+		home = "no home"
+	}
+	setHeader(requestHeaders, "x-environment", os.Getenv("FILTER_MOOD")+", "+home)
 	length := "content-length"
 	must(removeHeader(requestHeaders, unsafe.Pointer(unsafe.StringData(length)), uint32(len(length))))
 	return 0

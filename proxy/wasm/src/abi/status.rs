@@ -16,6 +16,25 @@ pub(crate) enum Status {
 }
 
 impl Status {
+    /// What the operator is told when the call has no reason of its own to give.
+    pub(crate) fn usual_reason(self) -> &'static str {
+        match self {
+            Self::Ok => "none",
+            Self::NotFound => "there is none",
+            Self::BadArgument => "the arguments make no sense",
+            Self::SerializationFailure | Self::ParseFailure => "cannot be decoded",
+            Self::InvalidMemoryAccess => "outside of the guest's memory",
+            Self::Empty => "nothing waits",
+            Self::CasMismatch => "changed since it was read",
+            Self::InternalFailure => "failed",
+        }
+    }
+
+    /// Whether this is an answer like any other, rather than a mistake of the guest or a failure.
+    pub(crate) fn is_expected(self) -> bool {
+        matches!(self, Self::Ok | Self::NotFound | Self::Empty | Self::CasMismatch)
+    }
+
     /// The number the guest gets.
     pub(crate) fn code(self) -> u32 {
         self as u32

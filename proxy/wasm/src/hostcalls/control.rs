@@ -38,6 +38,7 @@ pub(super) fn send_local_response(
             // An answer ends the wait: a resume in the same call would race with it.
             (effects.resume_request, effects.resume_response) = (false, false);
             (effects.resume_downstream, effects.resume_upstream) = (false, false);
+            plugin.stats.local_reply();
             effects.reply = Some(Box::new(LocalReply { status, details, body, headers, grpc_status }));
         }
         Audience::Stream(_) => tracing::debug!(plugin = %plugin.name, "second local reply in one call dropped"),

@@ -3,6 +3,7 @@
 mod buffers;
 mod callouts;
 mod control;
+mod explain;
 mod foreign;
 mod grpc;
 mod headers;
@@ -12,7 +13,9 @@ mod properties;
 mod queues;
 mod runtimes;
 mod shared_data;
-mod wasi;
+pub(crate) mod wasi;
+
+use std::time::Instant;
 
 use wasmtime::{Caller, Engine, ExternType, Linker, Module};
 
@@ -29,7 +32,8 @@ macro_rules! serve {
 
         fn serve(linker: &mut Linker<State>) -> wasmtime::Result<()> {
             $(linker.func_wrap("env", $name, |mut guest: Caller<'_, State>, $($argument: $type),*| {
-                answer(&mut guest, $name, |guest| $body(guest, $($argument),*))
+                let arguments = || explain::Arguments(vec![$((stringify!($argument), i128::from($argument))),*]);
+                answer(&mut guest, $name, arguments, |guest| $body(guest, $($argument),*))
             })?;)*
             Ok(())
         }
@@ -133,16 +137,19 @@ pub(crate) fn exit_code(error: &wasmtime::Error) -> Option<u32> {
 fn answer(
     guest: &mut Guest<'_>,
     call: &'static str,
+    arguments: impl Fn() -> explain::Arguments,
     body: impl FnOnce(&mut Guest<'_>) -> Called,
 ) -> wasmtime::Result<u32> {
     guest.data_mut().spend_hostcall()?;
-    match body(guest) {
+    let began = guest.data().trace.is_some().then(Instant::now);
+    let result = body(guest);
+    if let Some(began) = began {
+        explain::trace(guest, call, &arguments(), began, &result);
+    }
+    match result {
         Ok(()) => Ok(Status::Ok.code()),
-        Err(Fail::Status(status)) => Ok(status.code()),
-        Err(Fail::Because(status, reason)) => {
-            tracing::debug!(plugin = %guest.data().facts.name, call, ?status, reason, "hostcall refused");
-            Ok(status.code())
-        }
+        Err(Fail::Status(status)) => Ok(explain::refused(guest, call, &arguments, status, status.usual_reason())),
+        Err(Fail::Because(status, reason)) => Ok(explain::refused(guest, call, &arguments, status, reason)),
         Err(Fail::Trap(error)) => Err(error),
     }
 }

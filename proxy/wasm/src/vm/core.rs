@@ -50,6 +50,27 @@ impl Core {
             return Err(CallError::Poisoned);
         }
         let Some(function) = function else { return Ok(None) };
+        let state = self.store.data();
+        let counted = state.facts.stats.call_begins(callback);
+        let traced =
+            state.trace.clone().map(|trace| (trace.callback_begins(&state.facts.name, state.owner, callback), trace));
+
+        let result = self.run(starting, callback, function, arguments);
+
+        self.store.data().facts.stats.call_ended(counted, result.as_ref().err());
+        if let Some((number, trace)) = traced {
+            trace.callback_ends(number, result.as_ref().map_or_else(ToString::to_string, |_| "returned".to_owned()));
+        }
+        result
+    }
+
+    fn run<P: WasmParams, R: WasmResults>(
+        &mut self,
+        starting: bool,
+        callback: &'static str,
+        function: &TypedFunc<P, R>,
+        arguments: P,
+    ) -> Result<Option<R>, CallError> {
         self.poisoned = true; // and stays so if a hostcall panics
         self.begin_turn(starting);
         let called = function.call(&mut self.store, arguments);
@@ -57,6 +78,7 @@ impl Core {
         match called {
             Ok(result) => {
                 self.poisoned = false;
+                hostcalls::wasi::stdio::flush(self.store.data_mut());
                 Ok(Some(result))
             }
             // A command (`_start`) that ends well has started well; libraries of some languages say so by exiting.
@@ -90,11 +112,13 @@ impl Core {
         struct Lent<'a>(&'a mut Core);
         impl Drop for Lent<'_> {
             fn drop(&mut self) {
-                self.0.store.data_mut().exchange = None;
+                let state = self.0.store.data_mut();
+                (state.exchange, state.trace) = (None, None);
             }
         }
         let state = self.store.data_mut();
         state.begin(context);
+        state.trace = exchange.as_ref().and_then(|exchange| exchange.trace()).cloned();
         state.exchange = exchange.map(ExchangePointer::new);
         let lent = Lent(self);
         run(lent.0)
@@ -127,6 +151,7 @@ impl Core {
 
     pub(super) fn explain(&mut self, callback: &'static str, error: &wasmtime::Error) -> CallError {
         let state = self.store.data_mut();
+        hostcalls::wasi::stdio::flush(state);
         let limits = &state.facts.limits;
         if state.hostcalls_used_up {
             return CallError::Hostcalls { callback, limit: limits.hostcalls };
@@ -142,8 +167,7 @@ impl Core {
         }
         let mut message = error.root_cause().to_string();
         if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
-            let names: Vec<&str> =
-                backtrace.frames().iter().filter_map(wasmtime::FrameInfo::func_name).take(8).collect();
+            let names: Vec<String> = backtrace.frames().iter().filter_map(frame).take(MAX_FRAMES).collect();
             if !names.is_empty() {
                 message = format!("{message}, in {}", names.join(" < "));
             }
@@ -153,6 +177,19 @@ impl Core {
         }
         CallError::Trap { callback, message }
     }
+}
+
+/// Frames of a backtrace in an error: enough to get out of the panic machinery and to the filter's own functions.
+const MAX_FRAMES: usize = 16;
+
+/// A frame as `function (file:line)`; the place only where the module carries debug information.
+fn frame(frame: &wasmtime::FrameInfo) -> Option<String> {
+    let name = rustc_demangle::demangle(frame.func_name()?);
+    let place = frame.symbols().first().and_then(|symbol| Some((symbol.file()?, symbol.line()?)));
+    Some(match place {
+        Some((file, line)) => format!("{name:#} ({file}:{line})"),
+        None => format!("{name:#}"),
+    })
 }
 
 /// The exchange in the store's data, without its lifetime: a store outlives every exchange, so its type cannot name one.

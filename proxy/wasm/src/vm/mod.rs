@@ -102,6 +102,17 @@ impl Vm {
         ticks: Arc<Ticks>,
         role: Role,
     ) -> Result<Self, StartError> {
+        let started = Self::try_start(instance, facts.clone(), ticks, role);
+        facts.stats.vm_start_ended(started.is_ok());
+        started
+    }
+
+    fn try_start(
+        instance: &InstancePre<State>,
+        facts: Arc<Facts>,
+        ticks: Arc<Ticks>,
+        role: Role,
+    ) -> Result<Self, StartError> {
         let mut vm = Self::make(instance, facts.clone(), ticks, role).map_err(StartError::Call)?;
         vm.initialize().map_err(StartError::Call)?;
         vm.configure(&facts)?;
@@ -111,7 +122,10 @@ impl Vm {
 
     /// Makes an instance for one stream from a snapshot: it is as [`Vm::start`] leaves it.
     pub(crate) fn resume(instance: &InstancePre<State>, facts: Arc<Facts>) -> Result<Self, CallError> {
-        let mut vm = Self::make(instance, facts, Arc::default(), Role::Alone)?;
+        let stats = facts.stats.clone();
+        let made = Self::make(instance, facts, Arc::default(), Role::Alone);
+        stats.vm_start_ended(made.is_ok());
+        let mut vm = made?;
         vm.core.store.data_mut().quiet = false;
         Ok(vm)
     }
@@ -323,6 +337,7 @@ impl Vm {
         if !core.store.data_mut().forget_callout(id) {
             return Ok(Effects::default());
         }
+        core.store.data().facts.stats.callout_ended(&result);
         let size = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         let (headers, body, trailers) = match &result {
             Ok(response) => (size(response.headers.len()), size(response.body.len()), size(response.trailers.len())),

@@ -13,11 +13,13 @@ use super::error::HostcallsUsedUp;
 use super::grpc::Exchanges;
 use super::{ROOT, Role};
 use crate::effects::{CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
+use crate::hostcalls::wasi::stdio::Unfinished;
 use crate::limits::{Limiter, MAX_CALLOUTS};
 use crate::metrics::Cell;
 use crate::plugin::Facts;
 use crate::root_loop::Ticks;
 use crate::shared_queue::Registrant;
+use crate::trace::Trace;
 use crate::turn::Turn;
 
 /// What hostcalls work on.
@@ -47,6 +49,8 @@ pub(crate) struct State {
     /// How long it may go on.
     pub(super) turn: Turn,
     pub(super) exchange: Option<ExchangePointer>,
+    /// Where the exchange wants recorded what is done to it.
+    pub(crate) trace: Option<Arc<Trace>>,
     /// The context whose callback is running.
     pub(super) owner: u32,
     /// The context hostcalls act on: the owner, unless the guest said otherwise.
@@ -61,6 +65,8 @@ pub(crate) struct State {
     callouts_made: usize,
     /// What the guest logged last as an error: a panic's message.
     pub(crate) last_words: Option<String>,
+    /// What the guest wrote to its standard streams and did not end with a line break.
+    pub(crate) unfinished: Unfinished,
     /// What `proxy_get_configuration` (ABI 0.1.0) reads: the VM's configuration until the VM has started, then the plugin's.
     pub(crate) configuration: Bytes,
 
@@ -130,6 +136,7 @@ impl State {
             done_lingering: Vec::new(),
             turn: Turn::default(),
             exchange: None,
+            trace: None,
             owner: ROOT,
             effective: ROOT,
             ending: false,
@@ -139,6 +146,7 @@ impl State {
             hostcalls_used_up: false,
             callouts_made: 0,
             last_words: None,
+            unfinished: Unfinished::default(),
             configuration: Bytes::new(),
             streams: HashMap::default(),
             callouts_in_flight: HashMap::default(),
@@ -226,6 +234,11 @@ impl State {
     /// The next of its queues that the guest is to be told of.
     pub(super) fn next_ready_queue(&self) -> Option<u32> {
         self.facts.host.queues().next_ready(self.registrant.as_ref()?)
+    }
+
+    /// The effective context, for messages.
+    pub(crate) fn context(&self) -> u32 {
+        self.effective
     }
 
     /// Whether `context` can be made the effective one.

@@ -22,6 +22,7 @@ pub(crate) struct FakeExchange {
     pub(crate) downstream: Option<Body>,
     pub(crate) upstream: Option<Body>,
     pub(crate) properties: HashMap<String, Vec<u8>>,
+    pub(crate) trace: Option<Arc<Trace>>,
 }
 
 impl FakeExchange {
@@ -111,6 +112,10 @@ impl Exchange for FakeExchange {
             Buffer::Downstream => self.downstream.as_mut(),
             Buffer::Upstream => self.upstream.as_mut(),
         }
+    }
+
+    fn trace(&self) -> Option<&Arc<Trace>> {
+        self.trace.as_ref()
     }
 
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {

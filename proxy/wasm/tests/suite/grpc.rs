@@ -519,6 +519,36 @@ async fn a_message_sent_from_another_context_goes_out_by_mail() {
     assert_eq!((*id, &message.bytes[..]), (open.id, &b"auth"[..]));
 }
 
+/// Untold, an SDK would remember them for ever.
+#[test]
+fn the_guest_is_told_that_the_exchanges_of_an_ended_stream_are_over() {
+    let wasm = wat(
+        r#"(import "env" "proxy_grpc_stream" (func $stream (param i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+           (import "env" "proxy_grpc_send" (func $send (param i32 i32 i32 i32) (result i32)))
+           (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))"#,
+        "i32.const 0",
+        r#"(data (i32.const 0) "auth")
+           (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+             (call $stream (i32.const 0) (i32.const 4) (i32.const 0) (i32.const 4) (i32.const 0) (i32.const 4)
+               (i32.const 0) (i32.const 0) (i32.const 800)))
+           (func (export "proxy_on_grpc_close") (param $root i32) (param $id i32) (param $status i32)
+             (if (i32.ne (local.get $root) (i32.const 1)) (then unreachable))
+             (if (i32.ne (local.get $id) (i32.load (i32.const 800))) (then unreachable))
+             (if (i32.ne (local.get $status) (i32.const 1)) (then unreachable))
+             (drop (call $log (i32.const 2) (i32.const 0) (i32.const 4))))
+           (func (export "proxy_on_log") (param i32)
+             ;; still there, and of no use any more
+             (if (call $send (i32.load (i32.const 800)) (i32.const 0) (i32.const 4) (i32.const 0)) (then unreachable)))"#,
+    );
+    let rig = try_start(&wasm, options("")).unwrap();
+    let mut stream = rig.stream();
+    assert_eq!(stream.on_request_headers(&mut FakeExchange::get("/"), true).unwrap().effects.outgoing.len(), 1);
+    assert!(!rig.host.logged("auth"));
+    drop(stream);
+    assert!(rig.host.logged("auth"));
+    rig.plugin.open_stream(0).expect("the VM is well");
+}
+
 /// A host without gRPC says so, at once.
 #[tokio::test]
 async fn a_host_without_grpc_says_so() {

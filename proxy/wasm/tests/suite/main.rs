@@ -7,6 +7,7 @@ mod abi;
 mod abi_0_1_0;
 mod bench;
 mod callouts;
+mod explain;
 mod filters;
 mod grpc;
 mod guests;

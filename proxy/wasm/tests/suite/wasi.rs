@@ -200,6 +200,59 @@ fn standard_streams_are_lines_of_the_log_and_look_like_a_terminal() {
     }
 }
 
+/// A guest that writes the pieces of this text, parted by `|`, to a descriptor in one call of the host, then does `end`.
+fn writes_in_pieces(fd: u32, text: &str, end: &str) -> (Rig, Result<Outcome, CallError>) {
+    let mut at = 1000;
+    let (mut data, mut writes) = (String::new(), String::new());
+    for piece in text.split('|') {
+        let iovec = [u32::to_le_bytes(at + 8), u32::to_le_bytes(u32::try_from(piece.len()).unwrap())].concat();
+        let bytes: String = iovec.iter().chain(piece.as_bytes()).map(|byte| format!("\\{byte:02x}")).collect();
+        data.push_str(&format!(r#"(data (i32.const {at}) "{bytes}")"#));
+        writes.push_str(&format!("(drop (call $write (i32.const {fd}) (i32.const {at}) (i32.const 1) (i32.const 0)))"));
+        at += 100;
+    }
+    let wasm = wat(
+        &format!(r#"(import "{}" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))"#, MODULES[0]),
+        "i32.const 16384",
+        &format!(
+            r#"{data} (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) {writes} {end} (i32.const 0))"#
+        ),
+    );
+    let rig = try_start(&wasm, options("")).unwrap();
+    let outcome = rig.stream().on_request_headers(&mut FakeExchange::get("/"), true);
+    (rig, outcome)
+}
+
+#[test]
+fn a_line_written_in_pieces_is_one_line() {
+    for (text, lines) in [
+        ("a| line|\n", &["a line"][..]),
+        ("one\n|two", &["one", "two"]),
+        ("one\ntw|o", &["one", "two"]),
+        ("one|||", &["one"]),
+        ("||", &[]),
+        ("\n", &[""]),
+    ] {
+        for fd in [1, 2] {
+            let (rig, outcome) = writes_in_pieces(fd, text, "");
+            outcome.unwrap();
+            let logs: Vec<String> = rig.host.logs.lock().iter().map(|(_, line)| line.clone()).collect();
+            assert_eq!(logs, lines, "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_written_in_pieces_explains_the_failure() {
+    let (rig, outcome) =
+        writes_in_pieces(2, "panic: |no such context|\n\n|goroutine |1|:\nmain.f()|\nexit", "unreachable");
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.ends_with("it had logged: panic: no such context\n\ngoroutine 1:\nmain.f()\nexit"), "{error}");
+    assert!(rig.host.logged("panic: no such context"));
+    let (_, outcome) = writes_in_pieces(1, "only said", "unreachable");
+    assert!(!outcome.unwrap_err().to_string().contains("only said"), "standard output explains nothing");
+}
+
 #[test]
 fn clocks_go_on_and_random_bytes_are_random() {
     let time = |clock| {

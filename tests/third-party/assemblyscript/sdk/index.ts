@@ -46,4 +46,4 @@ class Http extends Context {
   }
 }
 
-registerRootContext((context_id: u32) => { return new Root(context_id); }, "");
+registerRootContext((context_id: u32) => { return new Root(context_id); }, "words");

@@ -3,24 +3,8 @@
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType, LogLevel};
 
-/// What the module does at its start. On WASI the linker makes a reactor of it, whose `_initialize` runs first and alone.
-#[cfg(not(target_os = "wasi"))]
 #[no_mangle]
 pub extern "C" fn _start() {
-    begin();
-}
-
-#[cfg(target_os = "wasi")]
-#[no_mangle]
-pub extern "C" fn _initialize() {
-    extern "C" {
-        fn __wasm_call_ctors();
-    }
-    unsafe { __wasm_call_ctors() };
-    begin();
-}
-
-fn begin() {
     proxy_wasm::set_log_level(LogLevel::Debug);
     proxy_wasm::set_root_context(|_| Box::new(Root { greeting: String::new() }));
 }

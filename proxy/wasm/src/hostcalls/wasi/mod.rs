@@ -3,7 +3,7 @@
 //! or a socket is answered with the error a program knows how to take.
 
 mod poll;
-mod stdio;
+pub(crate) mod stdio;
 
 use std::time::{Duration, UNIX_EPOCH};
 

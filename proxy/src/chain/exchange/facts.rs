@@ -1,0 +1,98 @@
+//! What became of an exchange outside of the chain, told to the filters as it happens.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{Digest, SocketDigest};
+
+use crate::transport::ServerName;
+
+/// The client's connection.
+#[derive(Default)]
+pub(crate) struct Connection {
+    pub(crate) socket: Option<Arc<SocketDigest>>,
+    pub(crate) tls: Option<Arc<SslDigest>>,
+    /// The name the client asked for in its TLS handshake.
+    pub(crate) server_name: Option<Arc<str>>,
+}
+
+impl Connection {
+    pub(crate) fn of(digest: Option<&Digest>) -> Self {
+        let Some(digest) = digest else { return Self::default() };
+        Self {
+            socket: digest.socket_digest.clone(),
+            tls: digest.ssl_digest.clone(),
+            server_name: ServerName::of(digest),
+        }
+    }
+}
+
+/// The upstream that was asked.
+#[derive(Default)]
+pub(crate) struct Contact {
+    /// How often a connection was tried.
+    pub(crate) attempts: u32,
+    /// The endpoint connected to last.
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) socket: Option<Arc<SocketDigest>>,
+    pub(crate) tls: Option<Arc<SslDigest>>,
+    /// The name sent and verified; empty without TLS.
+    pub(crate) sni: String,
+    /// When the connection was there, and the request could go.
+    pub(crate) since: Option<std::time::Instant>,
+    /// From then to the response header.
+    pub(crate) latency: Option<Duration>,
+    /// Why the last connection could not be made.
+    pub(crate) failure: Option<String>,
+}
+
+/// What the cache made of the request.
+pub(crate) struct Cached {
+    /// As in the access log.
+    pub(crate) status: &'static str,
+    pub(crate) hit: bool,
+    pub(crate) key: Option<[u8; 16]>,
+    /// Of what is stored, or is being stored: its age when it was looked up, and the end of its lifetime.
+    pub(crate) age: Option<Duration>,
+    pub(crate) fresh_until: Option<SystemTime>,
+}
+
+/// How it ended.
+pub(crate) struct Ended {
+    pub(crate) duration: Duration,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
+    /// The client's side broke off, because of this.
+    pub(crate) termination: Option<String>,
+}
+
+/// Where the response came from, or why there is none: `response.code_details`.
+pub(crate) type Details = Cow<'static, str>;
+
+/// The bit of `response.flags` for an error token (RFC 9209, 2.3): those of Envoy's access log, which filters know.
+pub(crate) fn flag(token: &str) -> i64 {
+    match token {
+        "connection_timeout"
+        | "connection_refused"
+        | "destination_ip_unroutable"
+        | "connection_terminated"
+        | "tls_protocol_error"
+        | "tls_certificate_error" => UPSTREAM_CONNECTION_FAILURE,
+        "connection_read_timeout" | "connection_write_timeout" => UPSTREAM_REQUEST_TIMEOUT,
+        "http_response_incomplete" => UPSTREAM_CONNECTION_TERMINATION,
+        "http_protocol_error" => UPSTREAM_PROTOCOL_ERROR,
+        "http_request_error" => DOWNSTREAM_PROTOCOL_ERROR,
+        _ => 0,
+    }
+}
+
+const UPSTREAM_REQUEST_TIMEOUT: i64 = 0x4;
+const UPSTREAM_CONNECTION_FAILURE: i64 = 0x20;
+const UPSTREAM_CONNECTION_TERMINATION: i64 = 0x40;
+pub(crate) const DOWNSTREAM_CONNECTION_TERMINATION: i64 = 0x4000;
+const DOWNSTREAM_PROTOCOL_ERROR: i64 = 0x4_0000;
+pub(crate) const FROM_CACHE: i64 = 0x10_0000;
+const UPSTREAM_PROTOCOL_ERROR: i64 = 0x80_0000;

@@ -1,0 +1,123 @@
+//! TCP listeners: connections that are forwarded as they are, whatever is spoken on them, through a chain of filters.
+//!
+//! ```text
+//!            what the client sends ->   stage 0   stage 1   stage 2   -> upstream
+//!   client   <- what the upstream sends   stage 0   stage 1   stage 2   <-
+//! ```
+//!
+//! A connection is served in these steps: the TLS handshake, where the listener has one; [`Chain::open`], which asks the filters whether
+//! they take it; [`connect`], once all of them do; then both directions at once (`session.rs`) until both have ended; at last the
+//! filters are told, and one access-log line is written. Without filters the chain is empty, and nothing else is different.
+
+mod session;
+
+mod chain;
+mod exchange;
+mod stage;
+
+mod connect;
+
+mod outbox;
+
+mod entry;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pingora::listeners::tls::Acceptor;
+use pingora::server::ShutdownWatch;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use self::chain::Chain;
+use self::entry::{Ended, Entry};
+use self::exchange::{Facts, Tls};
+use crate::listener::{self, Bound, ListenerFacts};
+use crate::node::Current;
+use crate::telemetry::AccessLogSink;
+
+/// A connection to either side.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Which way bytes travel, named as the ABI names them: by where they come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// From the client to the upstream, first filter first.
+    Downstream,
+    /// From the upstream to the client, last filter first.
+    Upstream,
+}
+
+/// What serves the connections of one listener on one worker.
+pub(crate) struct TcpDoor {
+    current: Arc<Current>,
+    facts: Arc<ListenerFacts>,
+    worker: usize,
+    access_log: AccessLogSink,
+    /// Set where clients speak TLS.
+    acceptor: Option<Acceptor>,
+}
+
+impl TcpDoor {
+    pub(crate) fn new(current: &Arc<Current>, listener: &Bound, worker: usize, access_log: AccessLogSink) -> Arc<Self> {
+        Arc::new(Self {
+            current: Arc::clone(current),
+            facts: Arc::clone(&listener.facts),
+            worker,
+            access_log,
+            acceptor: listener.tls.clone().map(Acceptor::from_server_config),
+        })
+    }
+}
+
+/// Accepts until told to stop. Every connection is served on this thread and holds a clone of `alive` to its end.
+pub(crate) async fn accept(
+    socket: tokio::net::TcpListener,
+    door: Arc<TcpDoor>,
+    shutdown: ShutdownWatch,
+    alive: mpsc::Sender<()>,
+) {
+    let name = door.facts.name.clone();
+    listener::accept_each(socket, &name, shutdown, alive, |stream, client| serve(Arc::clone(&door), stream, client))
+        .await;
+}
+
+/// Serves one connection to its end.
+async fn serve(door: Arc<TcpDoor>, stream: TcpStream, client: SocketAddr) {
+    let plan = door.current.plan();
+    let Some(route) = plan.tcp_route(&door.facts.name) else { return }; // a reload keeps the kinds of listeners
+    let mut entry = Entry::new(door.access_log.clone(), Arc::clone(&route), client);
+    let mut facts = Facts::new(Arc::clone(&route), client, stream.local_addr().ok());
+    if let Some(geo) = plan.geo.as_ref().filter(|_| !route.filters.is_empty()) {
+        facts.location = geo.lookup(client.ip());
+    }
+    drop(plan);
+
+    let stream: Box<dyn Io> = match &door.acceptor {
+        None => Box::new(stream),
+        Some(acceptor) => {
+            let handshake = acceptor.acceptor.accept(stream);
+            match tokio::time::timeout(door.facts.header_timeout, handshake).await {
+                Ok(Ok(stream)) => {
+                    let (_, connection) = stream.get_ref();
+                    facts.tls = Some(Tls::of(connection));
+                    Box::new(stream)
+                }
+                Ok(Err(error)) => {
+                    debug!(%client, %error, "TLS handshake failed");
+                    return entry.ended = Ended::NoHandshake;
+                }
+                Err(_) => {
+                    debug!(%client, "TLS handshake took too long");
+                    return entry.ended = Ended::NoHandshake;
+                }
+            }
+        }
+    };
+
+    let chain = Chain::new(&route.filters, facts, door.worker);
+    Box::pin(session::run(stream, chain, &route, door.facts.idle_timeout, &mut entry)).await;
+}

@@ -1,0 +1,55 @@
+//! What the node counts about itself, and where everything that is counted is found.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
+
+/// Counts of one node, as long as the process: a reload does not reset them.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests by the first digit of their status; 0 = none was sent.
+    requests: [AtomicU64; 6],
+    /// Counters of each filter, by name.
+    filters: Mutex<BTreeMap<String, Arc<PluginStats>>>,
+}
+
+/// What a page of metrics is made from.
+#[derive(Clone)]
+pub(crate) struct Observed {
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shared: Arc<SharedData>,
+    pub(crate) queues: Arc<SharedQueues>,
+}
+
+impl Counters {
+    /// A request has ended with this status, 0 for none.
+    pub(crate) fn request(&self, status: u16) {
+        if let Some(class) = self.requests.get(usize::from(status / 100)) {
+            class.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Requests by class of status, `none` first.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+        CLASSES.into_iter().zip(self.requests.iter().map(|count| count.load(Relaxed)))
+    }
+
+    /// The counters of a filter: one for all its configurations, and for those of every plan.
+    pub(crate) fn filter(&self, name: &str) -> Arc<PluginStats> {
+        let mut filters = self.filters.lock();
+        if let Some(stats) = filters.get(name) {
+            return Arc::clone(stats);
+        }
+        Arc::clone(filters.entry(name.to_owned()).or_default())
+    }
+
+    /// Every filter that was ever started, in order of their names.
+    pub(crate) fn filters(&self) -> Vec<(String, Arc<PluginStats>)> {
+        self.filters.lock().iter().map(|(name, stats)| (name.clone(), Arc::clone(stats))).collect()
+    }
+}
