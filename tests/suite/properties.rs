@@ -83,7 +83,7 @@ async fn the_request_is_read_in_every_phase() {
         ("xds", "xds/virtual_host_name", "*"),
         ("mtls", "connection/mtls", "0x00"),
         ("tls", "connection/tls_version", "!1"),
-        ("sni", "connection/requested_server_name", "!1"),
+        ("sni", "connection/requested_server_name", "-"),
         ("plugin", "plugin_name", "probe"),
         ("vm", "plugin_vm_id", "probe"),
         ("authority", "", ""),

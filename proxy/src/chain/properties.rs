@@ -71,7 +71,7 @@ fn request(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
     match path {
         ["path"] => Some(view.shown(request.raw_path()).into_owned()),
         ["url_path"] => Some(text(request.uri.path())),
-        ["query"] => request.uri.query().map(text),
+        ["query"] => Some(text(request.uri.query().unwrap_or_default())),
         ["host"] => Some(view.shown(authority(request)).into_owned()),
         ["scheme"] => Some(text(state.scheme())),
         ["method"] => Some(text(request.method.as_str())),
@@ -143,7 +143,7 @@ fn connection(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
         // The kernel's number of the socket, which no other one gets.
         ["id"] => connection.socket.as_ref()?.socket_cookie().ok().map(|cookie| cookie.to_le_bytes().to_vec()),
         ["mtls"] => Some(vec![u8::from(tls.is_some_and(|tls| !tls.cert_digest.is_empty()))]),
-        ["requested_server_name"] => connection.server_name.as_ref().map(|name| text(name)),
+        ["requested_server_name"] => Some(text(connection.server_name.as_deref().unwrap_or_default())),
         ["tls_version"] => Some(text(tls_version(&tls?.version))),
         ["cipher"] => Some(cipher(&tls?.cipher)),
         ["sha256_peer_certificate_digest"] => hex(&tls?.cert_digest),

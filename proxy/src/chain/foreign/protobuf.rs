@@ -90,11 +90,15 @@ pub(super) fn put_bytes(message: &mut Vec<u8>, field: u8, value: &[u8]) {
     }
     message.push(field << 3 | 2);
     let mut length = value.len();
-    while length >= 0x80 {
-        message.push((length & 0x7f) as u8 | 0x80);
+    loop {
+        let seven = length.to_le_bytes()[0] & 0x7f;
         length >>= 7;
+        if length == 0 {
+            message.push(seven);
+            break;
+        }
+        message.push(seven | 0x80);
     }
-    message.push((length & 0x7f) as u8);
     message.extend(value);
 }
 

@@ -154,6 +154,27 @@ fn another_context_can_resume_and_answer_a_stream_by_mail_but_not_touch_its_neig
     assert!(two.mail().now_or_never().is_none(), "taken once");
 }
 
+/// The exchange answers what it knows, the host the rest; both are told who calls.
+#[test]
+fn foreign_functions_are_asked_of_the_exchange_first() {
+    let wasm = wat(
+        r#"(import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))
+           (import "env" "proxy_set_property" (func $set (param i32 i32 i32 i32) (result i32)))"#,
+        "i32.const 1000",
+        r#"(data (i32.const 0) "herewho?onetwo")
+           (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+             (drop (call $foreign (i32.const 0) (i32.const 4) (i32.const 7) (i32.const 1) (i32.const 800) (i32.const 804)))
+             (drop (call $set (i32.const 8) (i32.const 3) (i32.load (i32.const 800)) (i32.load (i32.const 804))))
+             (drop (call $foreign (i32.const 4) (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 800) (i32.const 804)))
+             (drop (call $set (i32.const 11) (i32.const 3) (i32.load (i32.const 800)) (i32.load (i32.const 804))))
+             (i32.const 0))"#,
+    );
+    let mut exchange = FakeExchange::get("/");
+    try_start(&wasm, options("")).unwrap().stream().on_request_headers(&mut exchange, true).unwrap();
+    assert_eq!(exchange.properties["one"], b"test?");
+    assert_eq!(exchange.properties["two"], b"test/vm");
+}
+
 #[test]
 fn foreign_functions_bring_results_and_failures() {
     let wasm = wat(

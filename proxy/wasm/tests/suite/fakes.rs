@@ -126,6 +126,10 @@ impl Exchange for FakeExchange {
         self.properties.insert(path.join("."), value.to_vec());
         Ok(())
     }
+
+    fn foreign(&mut self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+        (name == "here").then(|| Ok([caller.plugin.as_bytes(), args].concat()))
+    }
 }
 
 /// What a callout is answered with.
