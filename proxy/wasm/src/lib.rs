@@ -22,6 +22,7 @@ mod module_cache;
 
 mod breaker;
 mod plugin;
+mod quota;
 mod root_loop;
 mod snapshot;
 mod turn;

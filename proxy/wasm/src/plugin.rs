@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::host::Host;
 use crate::limits::{Limits, START_FACTOR};
 use crate::module::Module;
+use crate::quota::Quota;
 use crate::root_loop::{self, Ticks};
 use crate::snapshot;
 use crate::stats::PluginStats;
@@ -148,6 +149,7 @@ pub(crate) struct Facts {
     /// Its clock must tick as long as any VM may run: VMs say goodbye when they are dropped.
     pub(crate) engine: Arc<Engine>,
     breaker: Breaker,
+    pub(crate) quota: Quota,
     /// Streams opened, by worker.
     streams: Box<[Counter]>,
     /// Zero of the guests' monotonic clock.
@@ -200,6 +202,7 @@ impl Plugin {
             abi: module.abi(),
             call_budget: budget(1),
             start_budget: budget(START_FACTOR),
+            quota: Quota::new(&limits, Instant::now()),
             limits,
             host,
             engine: Arc::clone(module.engine()),

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Instant;
 
 use bytes::Bytes;
 use wasmtime::{Memory, TypedFunc};
@@ -72,6 +73,8 @@ pub(crate) struct State {
 
     // As long as the VM.
     pub(super) streams: HashMap<u32, Mailbox, BuildHasherDefault<IdHasher>>,
+    /// Calls under way, as the plugin's quota counts them.
+    calls_claimed: u32,
     pub(super) callouts_in_flight: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     root_callouts_in_flight: usize,
     next_callout: u32,
@@ -149,6 +152,7 @@ impl State {
             unfinished: Unfinished::default(),
             configuration: Bytes::new(),
             streams: HashMap::default(),
+            calls_claimed: 0,
             callouts_in_flight: HashMap::default(),
             root_callouts_in_flight: 0,
             next_callout: 0,
@@ -269,8 +273,12 @@ impl State {
         if *in_flight >= MAX_CALLOUTS || self.callouts_made >= MAX_CALLOUTS {
             return None;
         }
+        if !self.facts.quota.take(Instant::now) {
+            return None;
+        }
         *in_flight += 1;
         self.callouts_made += 1;
+        self.calls_claimed += 1;
         Some(owner)
     }
 
@@ -324,11 +332,22 @@ impl State {
 
     /// After a call has ended.
     pub(super) fn release_call(&mut self, owner: u32) {
+        if self.calls_claimed > 0 {
+            self.calls_claimed -= 1;
+            self.facts.quota.give_back(1);
+        }
         if let Some(mailbox) = self.streams.get_mut(&owner) {
             mailbox.callouts_in_flight = mailbox.callouts_in_flight.saturating_sub(1);
         } else if owner == ROOT {
             self.root_callouts_in_flight = self.root_callouts_in_flight.saturating_sub(1);
         }
+    }
+}
+
+impl Drop for State {
+    /// Nobody is left to be told how the VM's calls end.
+    fn drop(&mut self) {
+        self.facts.quota.give_back(self.calls_claimed);
     }
 }
 

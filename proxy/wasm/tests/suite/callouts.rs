@@ -112,6 +112,31 @@ fn callouts_are_bounded_per_call() {
     assert!(callouts.windows(2).all(|pair| pair[0].id != pair[1].id));
 }
 
+#[test]
+fn callouts_are_bounded_per_plugin_and_their_end_makes_room() {
+    let limits = Limits { callouts: 2, ..options("").limits };
+    let options = PluginOptions { limits, ..options("request_headers auth /check") };
+    let rig = try_start(&guest_wasm("callout"), options).unwrap();
+    let mut x = FakeExchange::get("/");
+    let mut open: Vec<(Stream, Outcome)> = (0..3)
+        .map(|worker| {
+            let mut stream = rig.plugin.open_stream(worker).unwrap();
+            let outcome = stream.on_request_headers(&mut x, true).unwrap();
+            (stream, outcome)
+        })
+        .collect();
+    let (_, refused) = open.pop().unwrap();
+    assert_eq!(refused.effects.reply.unwrap().body, "callout refused");
+
+    let (mut stream, outcome) = open.pop().unwrap();
+    let [callout] = http_calls(outcome.effects).try_into().unwrap();
+    stream.on_arrival(&mut x, Arrival::Http(callout.id, Ok(answer()))).unwrap();
+    let again = || rig.stream().on_request_headers(&mut FakeExchange::get("/"), true).unwrap();
+    assert_eq!(http_calls(again().effects).len(), 1, "one has ended; and this one with its stream");
+    drop(open);
+    assert_eq!(http_calls(again().effects).len(), 1);
+}
+
 #[tokio::test]
 async fn a_call_made_while_ending_is_still_sent() {
     let wasm = wat(
