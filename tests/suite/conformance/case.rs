@@ -137,6 +137,11 @@ impl Case {
         self.options.get(name).map(String::as_str)
     }
 
+    /// Whether its filters are of TCP connections.
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.options.contains_key("tcp")
+    }
+
     fn take(&mut self, number: usize, line: &str) -> Result<(), String> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
