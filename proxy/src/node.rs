@@ -107,7 +107,7 @@ impl Node {
         let current = Arc::new(Current { plan: ArcSwap::from_pointee(plan), replaced: Notify::new() });
         let metrics = match &config.telemetry.metrics {
             None => None,
-            Some(settings) => Some(metrics_server(settings, &resources, &current).map_err(|fault| faulty(vec![fault]))?),
+            Some(settings) => Some(metrics_server(settings, &resources, &current).map_err(&faulty)?),
         };
         let access_log = AccessLog::start(config.telemetry.access_log);
         let addresses = bound.iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect();
@@ -376,12 +376,12 @@ fn metrics_server(
     settings: &selvedge_config::MetricsEndpoint,
     resources: &Arc<Resources>,
     current: &Arc<Current>,
-) -> Result<MetricsServer, Fault> {
+) -> Result<MetricsServer, Vec<Fault>> {
     let (observed, current) = (resources.observed(), Arc::clone(current));
     let page = Arc::new(move || telemetry::page(&observed, current.plan().generation));
     MetricsServer::start(settings.bind, page).map_err(|error| {
         let message = format!("metrics cannot be served at {}: {error}", settings.bind);
-        Fault::at(&settings.position, message).with_key("telemetry.metrics")
+        vec![Fault::at(&settings.position, message).with_key("telemetry.metrics")]
     })
 }
 
@@ -425,7 +425,8 @@ fn restart_needed(node: &Node, config: &Config) -> Vec<Fault> {
     let metrics = config.telemetry.metrics.as_ref();
     if node.metrics_setting != metrics.map(|metrics| metrics.bind) {
         let position = metrics.map(|metrics| &metrics.position);
-        if let Some(position) = position.or_else(|| config.listeners.values().next().map(|listener| &listener.position)) {
+        if let Some(position) = position.or_else(|| config.listeners.values().next().map(|listener| &listener.position))
+        {
             let message = "telemetry.metrics has changed: it needs a restart";
             faults.push(Fault::at(position, message).with_key("telemetry.metrics"));
         }

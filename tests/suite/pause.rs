@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::join_all;
 use selvedge_tests::{Client, Edge, Origin, Response, h2::H2Client, soon, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
 use super::bodies::script;
@@ -927,4 +928,68 @@ async fn an_answer_nobody_waits_for_is_delivered_before_the_next_event() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_request_event_does_to_a_held_response_is_not_lost() {
+    // Answers while the request is still on its way, and ends the answer when the request has ended.
+    let (app, app_task) = Origin::raw(|mut stream| async move {
+        let mut read = Vec::new();
+        let mut answered = false;
+        while stream.read_buf(&mut read).await.is_ok_and(|count| count > 0) {
+            let has = |what: &[u8]| read.windows(what.len()).any(|window| window == what);
+            if !answered && has(b"begin") {
+                answered = true;
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nx-origin: yes\r\n\r\ny";
+                let _ = stream.write_all(head).await;
+            }
+            if has(b"end") {
+                let _ = stream.write_all(b"es").await;
+            }
+        }
+    })
+    .await;
+    let yaml = |name: &str, line: &str| {
+        let lines = format!("response_headers pause; response_body pause-once; request_end {line}; log report side");
+        script(name, &lines, ", on_failure: open, limits: { wait: 1h }")
+    };
+    let filters = [yaml("resumes", "resume response"), yaml("fails", "trap"), yaml("replies", "reply 451 no")];
+    let side = echo().await;
+    let mut text = "upstreams:
+  app: { endpoints: [\"127.0.0.1:${PORT_app}\"] }
+  side: { endpoints: [\"127.0.0.1:${PORT_side}\"] }
+filters:
+"
+    .to_owned();
+    for filter in &filters {
+        text.push_str(&format!("  {filter}\n"));
+    }
+    text.push_str("sites:\n- hosts: [\"*\"]\n  routes:\n");
+    for name in ["resumes", "fails", "replies"] {
+        text.push_str(&format!("  - {{ name: {name}, match: {{ path: /{name} }}, filters: [{name}], to: app }}\n"));
+    }
+    text.push_str("  - { name: fixed, respond: { status: 200 } }\n");
+    let edge = Edge::start(&text, &[("app", app), ("side", side.address())]);
+    for name in ["resumes", "fails", "replies"] {
+        let client = H2Client::connect(edge.web()).await;
+        let (response, mut upload) = client.open("POST", &format!("/{name}"), &[], false).await.unwrap();
+        upload.send_data(Bytes::from_static(b"begin"), false).unwrap();
+        for _ in 0..4 {
+            // The node's only worker, and the origin, have their turn.
+            assert_eq!(Client::get(edge.web(), "/").await.status, 200);
+        }
+        upload.send_data(Bytes::from_static(b"end"), true).unwrap();
+        let response = H2Client::collect(soon(name, response).await.unwrap()).await.unwrap();
+        if name == "replies" {
+            assert_eq!((response.status, response.text().as_str(), response.header("x-origin")), (451, "no", None));
+        } else {
+            let seen = (response.status, response.text(), response.header("x-origin"));
+            assert_eq!(seen, (200, "yes".to_owned(), Some("yes")), "{name}");
+        }
+    }
+    // What had come before the resume had gone on when the rest came.
+    until("the records", || side.received().len() == 2).await;
+    let record = side.received().first().unwrap().body.clone();
+    assert!(record.ends_with(b"response_body:1 request_body:3. response_body:2."), "{record:?}");
+    app_task.abort();
 }

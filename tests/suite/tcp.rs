@@ -320,6 +320,20 @@ async fn a_failure_of_one_connection_ends_those_that_share_its_vm_by_their_polic
     assert_eq!(bystander.rest().await, "");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_with_an_instance_of_its_own_outlives_the_failure_of_another() {
+    let (address, mut connections) = manual().await;
+    let settings = format!("isolation: request, {}", filter("fail upstream_data"));
+    let edge = start(&node("f", &[("f", &settings)], ""), address);
+    let mut bystander = Connection::to(&edge).await;
+    let mut server = next(&mut connections).await;
+    let mut culprit = Connection::to(&edge).await;
+    next(&mut connections).await.send(b"pong").await;
+    assert_eq!(culprit.rest().await, "");
+    bystander.send(b"still here").await;
+    server.expect("still here").await;
+}
+
 /// Bytes that are not the same anywhere.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed;

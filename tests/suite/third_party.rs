@@ -25,6 +25,7 @@ const FILTER: Filter = Filter { build: "", name: "", bodies: true, callouts: fal
 const ROUTES: [&str; 2] = ["/shared", "/alone"];
 
 /// Builds a filter. `None`, and a line that says what is missing, when its toolchain is not installed.
+#[allow(clippy::print_stdout, reason = "says why a test is skipped")]
 fn build(name: &str) -> Option<PathBuf> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/third-party/build");
     let output = std::process::Command::new(script).arg(name).output().expect("the build script runs");

@@ -132,7 +132,7 @@ mod tests {
     const EVERY_SHAPE: &str = r#"
 version: 1
 node: {}
-telemetry: { access_log: {} }
+telemetry: { access_log: {}, metrics: { bind: 127.0.0.1:3 }, trace: { header: x-trace, value: 0123456789abcdef } }
 listeners:
   web: { bind: 127.0.0.1:1, limits: {}, tls: { certificates: [{ cert: a, key: b }] } }
   db: { bind: 127.0.0.1:2, tcp: { upstream: a } }
@@ -198,12 +198,14 @@ sites:
             ("Filter", json!(["wasm"])),
             ("Geo", json!(["database"])),
             ("Listener", json!(["bind"])),
+            ("MetricsEndpoint", json!(["bind"])),
             ("Peek", json!(["peek"])),
             ("Pool", json!(["pool"])),
             ("Respond", json!(["status"])),
             ("Site", json!(["hosts", "routes"])),
             ("Tcp", json!(["upstream"])),
             ("Tls", json!(["certificates"])),
+            ("TraceRequests", json!(["header", "value"])),
             ("WeightedEndpoint", json!(["addr"])),
         ]);
         assert_eq!(required, expected);

@@ -130,6 +130,27 @@ fn top_level() {
             "telemetry: { access_log: { format: jsn } }\ncache: {}",
             "2:36 telemetry.access_log.format: `jsn` is not one of `json`, `text` | did you mean `json`?",
         ),
+        ("telemetry: { metrics: {} }\ncache: {}", "2:14 telemetry.metrics.bind: `bind` is missing"),
+        (
+            "telemetry: { metrics: { bind: \":9901\" } }\ncache: {}",
+            "2:31 telemetry.metrics.bind: `:9901` is not an address and a port | for this machine only, write `127.0.0.1:9901`",
+        ),
+        (
+            "telemetry: { trace: { header: x trace, value: 0123456789abcdef } }\ncache: {}",
+            "2:31 telemetry.trace.header: `x trace` is not the name of a header | expected the name of a header",
+        ),
+        (
+            "telemetry: { trace: { header: Host, value: 0123456789abcdef } }\ncache: {}",
+            "2:31 telemetry.trace.header: `Host` has a meaning of its own: it is taken away | choose another, such as `x-selvedge-trace`",
+        ),
+        (
+            "telemetry: { trace: { header: x-trace, value: short-secret } }\ncache: {}",
+            "2:47 telemetry.trace.value: the secret is shorter than 16 characters",
+        ),
+        (
+            "telemetry: { trace: { header: x-trace, value: \"0123456789 abcdef\" } }\ncache: {}",
+            "2:47 telemetry.trace.value: the secret has characters other than ASCII letters, digits and signs",
+        ),
         ("geo: {}\ncache: {}", "2:1 geo.database: `database` is missing"),
         (
             "geo: { database: builtin:world }\ncache: {}",

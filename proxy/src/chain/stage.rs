@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::header;
 use pingora::protocols::http::server::Session as HttpSession;
-use selvedge_wasm::{Action, Arrival, Body, CallError, Calls, Effects, LocalReply, Outcome, Phases, Stream};
+use selvedge_wasm::{Action, Arrival, Body, CallError, Calls, Effects, Hold, LocalReply, Outcome, Phases, Stream};
 use smallvec::{SmallVec, smallvec};
 
 use super::exchange::{View, refusal};
@@ -168,7 +168,7 @@ pub(super) struct Stage {
     response: Side,
     calls: Calls,
     /// Received ahead of its turn.
-    inbox: Option<Awaited>,
+    inbox: Option<Box<Awaited>>,
     /// The guest is called by the clock, and may act on this exchange then.
     ticks: bool,
 }
@@ -245,9 +245,9 @@ impl Stage {
                 Err(Failure::Chain(error)) => return Err(error),
                 Err(Failure::Call(error)) => return self.failed(&error, direction, event, state).map(Taken::Step),
             }
-            if self.side(direction).is_resumed() {
-                return Ok(Taken::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] });
-            }
+        }
+        if self.side(direction).is_resumed() {
+            return Ok(Taken::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] });
         }
         match event {
             Event::Headers { end } => Ok(self.take_headers(direction, end, state, io)),
@@ -276,7 +276,8 @@ impl Stage {
             Ok(outcome) if simply_continues(outcome) => self.headers_go(direction, end),
             _ => {
                 // A filter that is shown nothing meanwhile has nothing to wait for but its resume.
-                let stops_all = self.filter.on_pause == OnPause::StopAll;
+                let asked = outcome.as_ref().is_ok_and(|outcome| outcome.effects.hold == Hold::All);
+                let stops_all = asked || self.filter.on_pause == OnPause::StopAll;
                 let last = end || stops_all || self.side(direction).showing == Showing::Nothing;
                 Taken::Called(Called { outcome, event, last })
             }
@@ -447,11 +448,11 @@ impl Stage {
             return Poll::Ready(());
         }
         if let Poll::Ready(arrival) = pin!(self.calls.next()).poll(cx) {
-            self.inbox = Some(Awaited::Arrival(arrival));
+            self.inbox = Some(Box::new(Awaited::Arrival(arrival)));
             return Poll::Ready(());
         }
         if let Poll::Ready(effects) = pin!(stream.mail()).poll(cx) {
-            self.inbox = Some(Awaited::Mail(effects));
+            self.inbox = Some(Box::new(Awaited::Mail(effects)));
             return Poll::Ready(());
         }
         Poll::Pending
@@ -484,7 +485,11 @@ impl Stage {
         state: &mut ExchangeState,
         io: &mut HttpSession,
     ) -> Result<Settled, Failure> {
-        self.side_mut(direction).paused = outcome.action != Action::Continue;
+        let side = self.side_mut(direction);
+        side.paused = outcome.action != Action::Continue;
+        if outcome.effects.hold == Hold::Discard {
+            drop(side.body.take());
+        }
         if let Some(reply) = self.apply(outcome.effects)? {
             return Ok(Settled::Reply(reply));
         }
@@ -523,7 +528,7 @@ impl Stage {
     fn receive(&mut self, state: &mut ExchangeState, io: &mut HttpSession) -> Result<Option<Box<LocalReply>>, Failure> {
         loop {
             let awaited = if let Some(awaited) = self.inbox.take() {
-                awaited
+                *awaited
             } else if let Some(arrival) = self.calls.try_next() {
                 Awaited::Arrival(arrival)
             } else if let Some(effects) = self.mail_by_now() {
@@ -576,7 +581,7 @@ impl Stage {
     /// Waits for the next thing that may resume this filter, or for the client to go away. Cancel safe.
     async fn wait(&mut self, io: &mut HttpSession) -> Result<Awaited, Failure> {
         if let Some(awaited) = self.inbox.take() {
-            return Ok(awaited);
+            return Ok(*awaited);
         }
         let Context::Open(stream) = &self.context else { return std::future::pending().await };
         // Before an HTTP/1 request body has been read, reading would eat it; then the deadline bounds the wait.
@@ -597,7 +602,7 @@ impl Stage {
     /// wait, or tick: looking costs as much as a guest call.
     fn may_have_news(&mut self) -> bool {
         if self.inbox.is_none() {
-            self.inbox = self.calls.try_next().map(Awaited::Arrival);
+            self.inbox = self.calls.try_next().map(|arrival| Box::new(Awaited::Arrival(arrival)));
         }
         self.inbox.is_some() || self.request.paused || self.response.paused || self.ticks
     }

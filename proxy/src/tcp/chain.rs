@@ -12,7 +12,7 @@ use bytes::Bytes;
 use selvedge_wasm::{Action, Arrival, CallError, Effects, Outcome, Peer};
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::debug;
 
 use super::Direction;
 use super::exchange::Facts;
@@ -159,7 +159,8 @@ impl Chain {
             self.deadlines(now).filter(|(_, deadline)| *deadline <= now).map(|(index, _)| index).collect();
         for index in late {
             let filter = Arc::clone(&self.stages[index].filter);
-            warn!(filter = %filter.name, wait = ?filter.wait, "filter stayed paused beyond its limit");
+            let what = format_args!("it stayed paused for more than {:?}", filter.wait);
+            filter.trouble.report(&filter.name, filter.on_failure, &what);
             match filter.on_failure {
                 OnFailure::Open => self.abandon(index),
                 OnFailure::Closed => return Err(self.broken(index, How::Stuck)),
@@ -191,7 +192,7 @@ impl Chain {
                     }
                     Err(CallError::Busy) => return false,
                     Err(error) => {
-                        warn!(filter = %stage.filter.name, %error, "filter failed while the connection ended");
+                        stage.filter.trouble.report(&stage.filter.name, stage.filter.on_failure, &error);
                         stage.leave();
                     }
                 }
@@ -306,7 +307,7 @@ impl Chain {
         }
         if effects.reply.is_some() {
             // What is meant is that the client is to get no further; there is no way to say it here but to close.
-            warn!(filter = %stage.filter.name, "an HTTP reply to a TCP connection: it is closed instead");
+            debug!(filter = %stage.filter.name, "an HTTP reply to a TCP connection: it is closed instead");
         }
         if effects.close || effects.reply.is_some() {
             return Err(self.broken(index, How::Closed));
@@ -366,7 +367,7 @@ impl Chain {
 
     fn failed(&mut self, index: usize, error: &CallError) -> Result<(), Broken> {
         let filter = &self.stages[index].filter;
-        warn!(filter = %filter.name, policy = ?filter.on_failure, %error, "filter failed");
+        filter.trouble.report(&filter.name, filter.on_failure, error);
         match filter.on_failure {
             OnFailure::Open => {
                 self.abandon(index);
@@ -378,6 +379,7 @@ impl Chain {
 
     /// The filter takes no further part; what it held goes on.
     fn abandon(&mut self, index: usize) {
+        self.stages[index].filter.trouble.skip();
         self.stages[index].leave();
         self.release(Direction::Downstream, index);
         self.release(Direction::Upstream, index);

@@ -27,35 +27,27 @@ pub(super) struct Connected {
     pub(super) local: Option<SocketAddr>,
 }
 
-/// No endpoint could be connected to.
-#[derive(Debug, thiserror::Error)]
-#[error("connect to {endpoint}")]
-pub(super) struct ConnectError {
+/// No endpoint could be connected to. Why not has been logged, for each.
+pub(super) struct NoConnection {
     /// The one that was tried last.
-    pub(super) endpoint: SocketAddr,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
+    pub(super) endpoint: Option<SocketAddr>,
 }
 
 /// Connects to the upstream's next endpoint; to the one after it when that fails, unless it has been tried.
-pub(super) async fn connect(upstream: Arc<Upstream>) -> Result<Connected, ConnectError> {
+pub(super) async fn connect(upstream: Arc<Upstream>) -> Result<Connected, NoConnection> {
     let mut tried: SmallVec<[SocketAddr; ATTEMPTS]> = SmallVec::new();
-    loop {
+    while tried.len() < ATTEMPTS {
         let peer = upstream.peer();
-        let Some(endpoint) = peer._address.as_inet().copied() else {
-            let source = "its endpoint has no internet address".into();
-            return Err(ConnectError { endpoint: SocketAddr::from(([0, 0, 0, 0], 0)), source });
+        let Some(endpoint) = peer._address.as_inet().copied().filter(|endpoint| !tried.contains(endpoint)) else {
+            break;
         };
-        let source = match attempt(peer, endpoint).await {
+        match attempt(peer, endpoint).await {
             Ok(connected) => return Ok(connected),
-            Err(source) => source,
-        };
-        debug!(upstream = %upstream.name, %endpoint, error = %source, "no connection");
-        if tried.contains(&endpoint) || tried.len() + 1 >= ATTEMPTS {
-            return Err(ConnectError { endpoint, source });
+            Err(error) => debug!(upstream = %upstream.name, %endpoint, %error, "no connection"),
         }
         tried.push(endpoint);
     }
+    Err(NoConnection { endpoint: tried.last().copied() })
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -83,7 +75,8 @@ fn connector() -> &'static TransportConnector {
     CONNECTOR.get_or_init(|| TransportConnector::new(None))
 }
 
-/// A peer that is offered no protocol by ALPN: we do not know what the client speaks.
+/// A peer that is offered no protocol by ALPN, because we do not know what the client speaks. Except for one that is not verified:
+/// Pingora forgets to skip the verification when nothing else about its TLS is set.
 #[derive(Clone)]
 struct AnyProtocol(HttpPeer);
 
@@ -115,6 +108,6 @@ impl Peer for AnyProtocol {
     }
 
     fn get_alpn(&self) -> Option<&ALPN> {
-        None
+        if self.0.verify_cert() { None } else { self.0.get_alpn() }
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
 use super::chain::{Broken, Chain, How};
-use super::connect::{self, ConnectError, Connected};
+use super::connect::{self, Connected, NoConnection};
 use super::entry::{Ended, Entry};
 use super::outbox::{self, Outbox};
 use super::stage::Mail;
@@ -52,7 +52,7 @@ impl Side {
 enum Link {
     /// Not all filters have let the connection through.
     Waiting,
-    Connecting(Pin<Box<dyn Future<Output = Result<Connected, ConnectError>> + Send>>),
+    Connecting(Pin<Box<dyn Future<Output = Result<Connected, NoConnection>> + Send>>),
     Open(Side),
 }
 
@@ -76,7 +76,7 @@ enum Event {
     Upstream(io::Result<Bytes>),
     WrittenToClient(io::Result<()>),
     WrittenToUpstream(io::Result<()>),
-    Connected(Result<Connected, ConnectError>),
+    Connected(Result<Connected, NoConnection>),
     Mail(usize, Mail),
     Time,
 }
@@ -171,8 +171,8 @@ impl Session {
                     self.link = Link::Open(Side::new(stream));
                     self.moved = Instant::now();
                 }
-                Event::Connected(Err(error)) => {
-                    entry.endpoint = Some(error.endpoint);
+                Event::Connected(Err(NoConnection { endpoint })) => {
+                    entry.endpoint = endpoint;
                     return Ok(Ended::ConnectFailed);
                 }
                 Event::Mail(index, mail) => self.chain.deliver(index, mail)?,

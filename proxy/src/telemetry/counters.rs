@@ -9,7 +9,7 @@ use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
 
 /// Counts of one node, as long as the process: a reload does not reset them.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Requests by the first digit of their status; 0 = none was sent.
     requests: [AtomicU64; 6],
     /// Counters of each filter, by name.

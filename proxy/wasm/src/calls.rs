@@ -1,6 +1,5 @@
 //! What guests have under way outside of their exchange: one set of calls for each stream, and one for each worker's root context.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -95,14 +94,12 @@ impl Calls {
     }
 
     /// The next arrival. Waits for ever while nothing is under way. Cancel safe: what was not received stays queued.
-    pub fn next(&mut self) -> impl Future<Output = Arrival> + Send + '_ {
-        async {
-            let Some(open) = &mut self.open else { return std::future::pending().await };
-            // We hold a sender ourselves, so the channel does not end.
-            let Some(arrival) = open.arrivals.recv().await else { return std::future::pending().await };
-            open.count(&arrival);
-            arrival
-        }
+    pub async fn next(&mut self) -> Arrival {
+        let Some(open) = &mut self.open else { return std::future::pending().await };
+        // We hold a sender ourselves, so the channel does not end.
+        let Some(arrival) = open.arrivals.recv().await else { return std::future::pending().await };
+        open.count(&arrival);
+        arrival
     }
 }
 

@@ -16,6 +16,18 @@ pub enum Action {
     Pause,
 }
 
+/// How a pause holds what it holds. Beyond the text of the ABI: guests of the C++ SDK may say so by what they return.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Hold {
+    /// As the ABI's text has it, or as the embedder is configured.
+    #[default]
+    Usual,
+    /// At a header: show nothing more of the message until a resume (`StopAllIterationAndBuffer`, `StopAllIterationAndWatermark`).
+    All,
+    /// At a body: forget the bytes that were shown, the guest keeps what it needs of them (`StopIterationNoBuffer`).
+    Discard,
+}
+
 /// What one callback came to.
 #[derive(Debug)]
 pub struct Outcome {
@@ -37,6 +49,8 @@ impl Outcome {
 pub struct Effects {
     /// Answer the exchange from here. The first reply of a call counts, later ones are dropped.
     pub reply: Option<Box<LocalReply>>,
+    /// How the callback pauses, if it does.
+    pub hold: Hold,
     /// `continue_stream(0)`: release the held request. Nothing to do when it is not held.
     pub resume_request: bool,
     /// `continue_stream(1)`: release the held response. Nothing to do when it is not held.

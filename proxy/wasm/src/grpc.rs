@@ -323,6 +323,18 @@ pub(crate) async fn run(
     let _ = arrivals.send(Arrival::Grpc(id, end)).await;
 }
 
+/// Makes a call whose guest is gone with its instance: it is sent, within its time, and the answer dropped. A stream is not opened:
+/// nobody is left to say anything on it.
+pub(crate) async fn run_orphan(host: Arc<dyn Host>, open: GrpcOpen) {
+    let Some(message) = open.message else { return };
+    let (messages, queue) = mpsc::unbounded_channel();
+    let _ = messages.send(message); // cannot fail: we hold the other end
+    drop(messages);
+    let timeout = open.request.timeout;
+    let events = GrpcEvents { to: To::Answer(Arc::default()) };
+    within(timeout, host.grpc(open.request, GrpcMessages { queue }, events)).await;
+}
+
 async fn within(timeout: Option<Duration>, exchange: impl Future<Output = GrpcStatus>) -> GrpcStatus {
     match timeout {
         Some(timeout) => tokio::time::timeout(timeout, exchange)

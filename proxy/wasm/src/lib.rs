@@ -52,7 +52,7 @@ pub use abi::version::AbiVersion;
 pub use body::Body;
 pub use calls::Calls;
 pub use effects::{
-    Action, Arrival, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, LocalReply, Outcome, Outgoing,
+    Action, Arrival, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, Hold, LocalReply, Outcome, Outgoing,
 };
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use exchange::{Buffer, Exchange, ExchangeError, HeaderMap};

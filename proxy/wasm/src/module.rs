@@ -87,6 +87,15 @@ pub enum LoadError {
         /// The module's name.
         module: String,
     },
+    /// It exports neither `malloc` nor `proxy_on_memory_allocate`, and imports a call that answers in memory of the guest's. It would see
+    /// nothing but empty headers and bodies; the C++ host refuses it too.
+    #[error("module {module}: exports no allocator (malloc or proxy_on_memory_allocate), which env.{import} needs")]
+    NoAllocator {
+        /// The module's name.
+        module: String,
+        /// The first such call.
+        import: String,
+    },
     /// Its custom section `selvedge.phases` names something else than phases.
     #[error("module {module}: custom section selvedge.phases")]
     Phases {
@@ -123,6 +132,7 @@ impl Module {
         let abi = check_abi(name, &code)?;
         check_exports(name, &code, abi)?;
         check_imports(name, &code)?;
+        check_allocator(name, &code)?;
         let linker = hostcalls::linker(engine.wasmtime(), &code).map_err(invalid)?;
         let link = |source: wasmtime::Error| LoadError::Link { module: name.to_owned(), source: source.into() };
         let instance = linker.instantiate_pre(&code).map_err(link)?;
@@ -369,6 +379,32 @@ fn check_imports(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
         .map(|import| format!("{}.{}", import.module(), import.name()))
         .collect();
     if imports.is_empty() { Ok(()) } else { Err(LoadError::Imports { module: name.to_owned(), imports }) }
+}
+
+/// The calls that answer in memory they ask the guest for.
+const ANSWER_IN_MEMORY: &[&str] = &[
+    "proxy_call_foreign_function",
+    "proxy_dequeue_shared_queue",
+    "proxy_get_buffer_bytes",
+    "proxy_get_configuration",
+    "proxy_get_header_map_pairs",
+    "proxy_get_header_map_value",
+    "proxy_get_property",
+    "proxy_get_shared_data",
+    "proxy_get_status",
+];
+
+fn check_allocator(name: &str, code: &wasmtime::Module) -> Result<(), LoadError> {
+    let exports = |export| code.get_export(export).is_some();
+    if exports("malloc") || exports("proxy_on_memory_allocate") {
+        return Ok(());
+    }
+    let needs =
+        |import: &wasmtime::ImportType<'_>| import.module() == "env" && ANSWER_IN_MEMORY.contains(&import.name());
+    match code.imports().find(needs) {
+        None => Ok(()),
+        Some(import) => Err(LoadError::NoAllocator { module: name.to_owned(), import: import.name().to_owned() }),
+    }
 }
 
 /// The content of the first custom section of this name. wasmtime has validated the module before; this walk trusts none of it.

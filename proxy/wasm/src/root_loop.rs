@@ -11,6 +11,7 @@ use tracing::warn;
 
 use crate::calls::Calls;
 use crate::effects::Outgoing;
+use crate::grpc;
 use crate::host::Host;
 use crate::plugin::Plugin;
 use crate::vm::{CallError, ROOT, Vm, VmCell};
@@ -144,8 +145,9 @@ async fn send_outgoing(vm: &VmCell, calls: &mut Calls, host: &Arc<dyn Host>) {
 fn send_orphan(host: &Arc<dyn Host>, orphan: Outgoing) {
     match orphan {
         Outgoing::Http(callout) => drop(tokio::spawn(host.call(callout))),
-        // A gRPC exchange without anybody to receive anything is none.
-        Outgoing::GrpcOpen(_) | Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) | Outgoing::GrpcCancel(_) => {}
+        Outgoing::GrpcOpen(open) => drop(tokio::spawn(grpc::run_orphan(Arc::clone(host), *open))),
+        // Of streams, which are not opened without their guest.
+        Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) | Outgoing::GrpcCancel(_) => {}
     }
 }
 

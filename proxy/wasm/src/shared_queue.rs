@@ -124,11 +124,13 @@ impl SharedQueues {
     #[must_use]
     pub fn sizes(&self) -> Vec<QueueSize> {
         let registry = self.registry.read();
-        let names =
-            registry.by_name.iter().flat_map(|(vm_id, names)| names.iter().map(move |(name, id)| (*id, vm_id, name)));
+        let names = registry
+            .by_name
+            .iter()
+            .flat_map(|(vm_id, names)| names.iter().map(move |(name, id)| (*id, &**vm_id, &**name)));
         let mut named: Vec<_> = names.collect();
         named.sort_unstable();
-        let size = |(id, vm_id, name): (u32, &Box<str>, &Box<str>)| {
+        let size = |(id, vm_id, name): (u32, &str, &str)| {
             let queue = registry.queue(id)?.lock();
             Some(QueueSize {
                 vm_id: vm_id.to_string(),

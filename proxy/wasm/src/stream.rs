@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use wasmtime::TypedFunc;
 
-use crate::effects::{Action, Arrival, Effects, Outcome};
+use crate::effects::{Action, Arrival, Effects, Hold, Outcome};
 use crate::exchange::{Exchange, HeaderMap};
 use crate::module::{Module, Phases};
 use crate::root_loop::Ticks;
@@ -152,10 +152,11 @@ impl Stream {
             return Ok(Outcome::proceed());
         }
         let (context, count) = (self.context, x.count(map));
+        let hold = |code| if matches!(code, 3 | 4) { Hold::All } else { Hold::Usual };
         if self.tells_end_with_headers {
-            self.run(x, callback, |c| &function(c).with_end, (context, count, u32::from(end)))
+            self.run_and_hold(x, callback, |c| &function(c).with_end, (context, count, u32::from(end)), hold)
         } else {
-            self.run(x, callback, |c| &function(c).without_end, (context, count))
+            self.run_and_hold(x, callback, |c| &function(c).without_end, (context, count), hold)
         }
     }
 
@@ -172,7 +173,8 @@ impl Stream {
             return Ok(Outcome::proceed());
         }
         let arguments = (self.context, u32::try_from(len).unwrap_or(u32::MAX), u32::from(end));
-        self.run(x, callback, function, arguments)
+        let hold = |code| if code == 3 { Hold::Discard } else { Hold::Usual };
+        self.run_and_hold(x, callback, function, arguments, hold)
     }
 
     fn on_trailers(
@@ -197,15 +199,32 @@ impl Stream {
         function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<P, u32>>,
         arguments: P,
     ) -> Result<Outcome, CallError> {
+        self.run_and_hold(x, callback, function, arguments, |_| Hold::Usual)
+    }
+
+    /// Runs a callback; `hold` knows what it means by the pause it returns.
+    fn run_and_hold<P: wasmtime::WasmParams>(
+        &mut self,
+        x: &mut dyn Exchange,
+        callback: &'static str,
+        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<P, u32>>,
+        arguments: P,
+        hold: impl FnOnce(u32) -> Hold,
+    ) -> Result<Outcome, CallError> {
         let mut vm = self.vm.lock()?;
         let vm = &mut *vm;
         let function = function(&vm.callbacks).as_ref();
         vm.core.lend(self.context, Some(x), |core| {
-            let action = match core.call(callback, function, arguments)? {
+            let returned = core.call(callback, function, arguments)?;
+            let mut effects = core.take_effects();
+            let action = match returned {
                 None | Some(0) => Action::Continue,
-                Some(_) => Action::Pause,
+                Some(code) => {
+                    effects.hold = hold(code);
+                    Action::Pause
+                }
             };
-            Ok(Outcome { action, effects: core.take_effects() })
+            Ok(Outcome { action, effects })
         })
     }
 

@@ -7,12 +7,23 @@
 //! | `x-on-close` | at the end of a stream |
 //! | `x-at-log` | when the exchange is logged |
 //!
-//! Commands: `meta NAME VALUE` (for the next exchange), `call UPSTREAM SERVICE METHOD MILLIS [MESSAGE]`, `open UPSTREAM SERVICE METHOD`,
-//! `send MESSAGE`, `bulk COUNT BYTES` (that many messages of that many bytes), `last MESSAGE` (and no more), `close`, `cancel`, `http
-//! UPSTREAM [METHOD PATH MILLIS [BODY or - [TRAILER]]]` (an HTTP call; `meta` counts, the trailer is `x-check`), `fail` (a panic), `answer` (with what was seen), `resume` (the request goes on, with what was seen in
-//! `x-seen`). An upstream `proto:NAME` is given as Envoy's `GrpcService`. The end of a call or stream answers, unless a script does.
+//! | command | |
+//! |---|---|
+//! | `meta NAME VALUE` | metadata, or a header, of the next exchange |
+//! | `call UPSTREAM SERVICE METHOD MILLIS [MESSAGE]` | a gRPC call |
+//! | `open UPSTREAM SERVICE METHOD` | a gRPC stream, which the next five are about |
+//! | `send MESSAGE`, `last MESSAGE` | a message; and no more |
+//! | `bulk COUNT BYTES` | that many messages of that many bytes |
+//! | `close`, `cancel` | no more is sent; no more is wanted |
+//! | `http UPSTREAM [METHOD PATH MILLIS [BODY or - [TRAILER]]]` | an HTTP call; the trailer is `x-check` |
+//! | `fail` | a panic |
+//! | `answer` | answers with what was seen |
+//! | `resume` | lets the request go on, with what was seen in `x-seen` |
+//!
+//! An upstream `proto:NAME` is given as Envoy's `GrpcService`. The end of a call or stream answers, unless a script does.
 //!
 //! Configured with a script, the root context runs it at a tick, once, and logs what it sees.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a wrong script fails its test by a panic")]
 
 use std::time::Duration;
 
@@ -20,10 +31,12 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType, LogLevel, Status};
 
-proxy_wasm::main! {{
-    proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::<Root>::default());
-}}
+const _: () = {
+    proxy_wasm::main! {{
+        proxy_wasm::set_log_level(LogLevel::Info);
+        proxy_wasm::set_root_context(|_| Box::<Root>::default());
+    }}
+};
 
 /// What runs scripts, and what it saw.
 #[derive(Default)]

@@ -7,6 +7,7 @@
 //! | verb | does |
 //! |---|---|
 //! | `pause` | the callback returns Pause instead of Continue |
+//! | `pause-once` | the same, the first time |
 //! | `resume request\|response` | resumes |
 //! | `resume-others request\|response` | resumes every other stream of this VM |
 //! | `reply <status> <body>` | answers, with the header `x-replied: <callback>` |
@@ -91,6 +92,11 @@ impl Script {
             }
             match words[1..] {
                 ["pause"] => action = Action::Pause,
+                ["pause-once"] => {
+                    if self.record.iter().filter(|entry| entry.starts_with(words[0])).count() == 1 {
+                        action = Action::Pause;
+                    }
+                }
                 _ => self.act(words[0], &words[1..]),
             }
         }

@@ -18,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) pending: Option<String>,
     /// Why Envoy differs where it does.
     pub(crate) why: Option<String>,
+    /// What the text of proxy-wasm says, where this host has chosen otherwise.
+    pub(crate) text: Option<String>,
     pub(crate) options: BTreeMap<String, String>,
     pub(crate) sends: Vec<Message>,
     pub(crate) serve: Message,
@@ -122,6 +124,7 @@ impl Case {
             file: file.into(),
             pending: None,
             why: None,
+            text: None,
             options: BTreeMap::new(),
             sends: Vec::new(),
             serve: Message::default(),
@@ -134,11 +137,17 @@ impl Case {
         self.options.get(name).map(String::as_str)
     }
 
+    /// Whether its filters are of TCP connections.
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.options.contains_key("tcp")
+    }
+
     fn take(&mut self, number: usize, line: &str) -> Result<(), String> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "pending" => self.pending = Some(rest.into()),
             "why" => self.why = Some(rest.into()),
+            "text" => self.text = Some(rest.into()),
             "option" => {
                 let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
                 self.options.insert(name.into(), value.into());

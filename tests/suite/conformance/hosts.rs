@@ -33,6 +33,8 @@ pub(crate) enum Host {
 pub(crate) struct Upstreams {
     pub(crate) origin: SocketAddr,
     pub(crate) side: SocketAddr,
+    /// Gives back every byte.
+    pub(crate) echo: SocketAddr,
     /// Nobody listens there.
     pub(crate) refused: SocketAddr,
 }
@@ -113,7 +115,9 @@ impl Host {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
             running.addresses = match self {
-                Self::Selvedge => running.web().into_iter().collect(),
+                Self::Selvedge => {
+                    running.told(1 + cases.iter().filter(|case| case.is_tcp()).count()).unwrap_or_default()
+                }
                 Self::Envoy(_) => running.listeners().await.unwrap_or_default(),
             };
         }
@@ -138,12 +142,15 @@ impl Running {
         self.log.lock().join("\n")
     }
 
-    /// Selvedge says in its log where it listens.
-    fn web(&self) -> Option<(String, SocketAddr)> {
+    /// Selvedge says in its log where it listens: one line for each of so many listeners.
+    fn told(&self, listeners: usize) -> Option<HashMap<String, SocketAddr>> {
         let log = self.log.lock();
-        let line = log.iter().find(|line| line.contains(" listening "))?;
-        let address = line.split_whitespace().find_map(|word| word.strip_prefix("address=")?.parse().ok())?;
-        Some(("web".into(), address))
+        let told = log.iter().filter(|line| line.contains(" listening ")).filter_map(|line| {
+            let word = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
+            Some((word("listener=")?.to_owned(), word("address=")?.parse().ok()?))
+        });
+        let told: HashMap<String, SocketAddr> = told.collect();
+        (told.len() == listeners).then_some(told)
     }
 
     /// Envoy says on its admin port where it listens, as soon as all its listeners are active.
@@ -183,7 +190,9 @@ fn module(case: &Case) -> String {
 /// The configuration as JSON, which is YAML too. One route for each case.
 fn selvedge(cases: &[&Case], upstreams: Upstreams) -> String {
     let mut declared = serde_json::Map::new();
-    let mut routes = Vec::new();
+    // There is always a route, even when all cases are of TCP.
+    let mut routes = vec![json!({ "name": "none", "match": { "path": "/none" }, "to": "origin" })];
+    let mut listeners = json!({ "web": { "bind": "127.0.0.1:0", "protocols": ["h1", "h2"] } });
     for case in cases {
         let mut chain = Vec::new();
         for (name, script) in filters(case) {
@@ -195,11 +204,20 @@ fn selvedge(cases: &[&Case], upstreams: Upstreams) -> String {
                 // The suite runs on busy machines, without optimisation.
                 "limits": { "deadline": "10s", "wait": wait },
             });
-            if let Some(body) = case.option("body_limit") {
-                filter["limits"]["body"] = json!(body);
+            for setting in ["on_pause", "isolation", "vm_config", "root_id"] {
+                if let Some(value) = case.option(setting) {
+                    filter[setting] = json!(value);
+                }
+            }
+            if case.option("vm") == Some("shared") {
+                filter["vm_id"] = json!(case.id);
             }
             declared.insert(name.clone(), filter);
             chain.push(name);
+        }
+        if case.is_tcp() {
+            listeners[&case.id] = json!({ "bind": "127.0.0.1:0", "tcp": { "upstream": "echo", "filters": chain } });
+            continue;
         }
         routes.push(json!({
             "name": case.id,
@@ -216,13 +234,14 @@ fn selvedge(cases: &[&Case], upstreams: Upstreams) -> String {
         "version": 1,
         "node": { "name": "conformance", "workers": 1, "shutdown_grace": "1s", "module_cache": modules },
         "telemetry": { "access_log": { "output": "off" } },
-        "listeners": { "web": { "bind": "127.0.0.1:0", "protocols": ["h1", "h2"] } },
+        "listeners": listeners,
         "upstreams": {
             "origin": server(upstreams.origin, "h1"),
             "origin2": server(upstreams.origin, "h2"),
             "side": server(upstreams.side, "h1"),
             "grpc": server(upstreams.side, "h2"),
             "refused": server(upstreams.refused, "h1"),
+            "echo": server(upstreams.echo, "h1"),
         },
         "filters": declared,
         "sites": [{ "hosts": ["*"], "routes": routes }],
@@ -242,8 +261,8 @@ fn envoy(cases: &[&Case], upstreams: Upstreams) -> String {
     };
     let text = |value: &str| json!({ "@type": "type.googleapis.com/google.protobuf.StringValue", "value": value });
     let address = |address: SocketAddr| json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } });
-    let http = "envoy.extensions.filters.http";
-    let router = typed("router", &format!("{http}.router.v3.Router"), json!({ "suppress_envoy_headers": true }));
+    let router =
+        typed("router", "envoy.extensions.filters.http.router.v3.Router", json!({ "suppress_envoy_headers": true }));
 
     let listeners: Vec<Value> = cases
         .iter()
@@ -257,14 +276,23 @@ fn envoy(cases: &[&Case], upstreams: Upstreams) -> String {
                         "vm_id": if case.option("vm") == Some("shared") { &case.id } else { &name },
                         "runtime": "envoy.wasm.runtime.v8",
                         "code": { "local": { "filename": module(case) } },
-                        "configuration": text(if early { script } else { "" }),
+                        "configuration": text(case.option("vm_config").unwrap_or(if early { script } else { "" })),
                     },
+                    "root_id": case.option("root_id").unwrap_or_default(),
                     "configuration": text(script),
                     "failure_policy": if case.option("on_failure") == Some("open") { "FAIL_OPEN" } else { "FAIL_CLOSED" },
                     "allow_on_headers_stop_iteration": case.option("stop_iteration").is_some(),
                 });
-                typed(&name, &format!("{http}.wasm.v3.Wasm"), json!({ "config": plugin }))
+                let layer = if case.is_tcp() { "network" } else { "http" };
+                typed(&name, &format!("envoy.extensions.filters.{layer}.wasm.v3.Wasm"), json!({ "config": plugin }))
             });
+            let address = address(SocketAddr::from(([127, 0, 0, 1], 0)));
+            if case.is_tcp() {
+                let proxy = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+                let proxy = typed("tcp", proxy, json!({ "stat_prefix": case.id, "cluster": "echo" }));
+                let chain: Vec<Value> = plugins.chain([proxy]).collect();
+                return json!({ "name": case.id, "address": address, "filter_chains": [{ "filters": chain }] });
+            }
             let chain: Vec<Value> = plugins.chain([router.clone()]).collect();
             let to = case.option("upstream").unwrap_or("origin");
             let routes = json!([{
@@ -284,7 +312,7 @@ fn envoy(cases: &[&Case], upstreams: Upstreams) -> String {
             );
             json!({
                 "name": case.id,
-                "address": address(SocketAddr::from(([127, 0, 0, 1], 0))),
+                "address": address,
                 "filter_chains": [{ "filters": [connections] }],
             })
         })
@@ -318,6 +346,7 @@ fn envoy(cases: &[&Case], upstreams: Upstreams) -> String {
                 cluster("side", upstreams.side, false),
                 cluster("grpc", upstreams.side, true),
                 cluster("refused", upstreams.refused, false),
+                cluster("echo", upstreams.echo, false),
             ],
         },
     })

@@ -56,13 +56,32 @@ pub(crate) fn bless(verdicts: &[Verdict]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes the table of differences into `docs/conformance.md`.
+/// Writes the tables of differences into `docs/conformance.md`.
 pub(crate) fn write(verdicts: &[Verdict]) -> io::Result<()> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md");
     let text = std::fs::read_to_string(&file)?;
     let (before, rest) = text.split_once(BEGIN).ok_or_else(|| io::Error::other("no place for the differences"))?;
     let (_, after) = rest.split_once(END).ok_or_else(|| io::Error::other("the place of the differences has no end"))?;
+    std::fs::write(&file, format!("{before}{BEGIN}{}{}{END}{after}", from_envoy(verdicts), from_the_text(verdicts)))
+}
 
+fn from_the_text(verdicts: &[Verdict]) -> String {
+    let mut table = String::from("\n## What differs from the text\n| case | here | the text says |\n|---|---|---|\n");
+    for verdict in verdicts {
+        if let Some(text) = &verdict.case.text {
+            let _ = writeln!(table, "| {} | {} | {text} |", verdict.case.id, verdict.case.title);
+        }
+    }
+    table.push_str("\n## What does not hold here yet\n| case | it claims | why it does not hold |\n|---|---|---|\n");
+    for verdict in verdicts {
+        if let Some(pending) = &verdict.case.pending {
+            let _ = writeln!(table, "| {} | {} | {pending} |", verdict.case.id, verdict.case.title);
+        }
+    }
+    table
+}
+
+fn from_envoy(verdicts: &[Verdict]) -> String {
     let mut table = String::new();
     let mut cases = 0;
     for verdict in verdicts {
@@ -80,11 +99,8 @@ pub(crate) fn write(verdicts: &[Verdict]) -> io::Result<()> {
                 writeln!(table, "| {id} | {} | {} | {} | {why} |", code(&expectation.text), code(here), code(envoy));
         }
     }
-    let head = format!(
-        "{cases} of {} cases differ.\n\n| case | what | here | Envoy | why |\n|---|---|---|---|---|\n",
-        verdicts.len()
-    );
-    std::fs::write(&file, format!("{before}{BEGIN}{head}{table}{END}{after}"))
+    let head = format!("{cases} of {} cases differ.", verdicts.len());
+    format!("{head}\n\n| case | what | here | Envoy | why |\n|---|---|---|---|---|\n{table}")
 }
 
 fn code(text: &str) -> String {

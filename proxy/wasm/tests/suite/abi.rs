@@ -40,7 +40,6 @@ const NOT_FOUND: u32 = 1;
 const BAD_ARGUMENT: u32 = 2;
 const INVALID_MEMORY: u32 = 6;
 const INTERNAL: u32 = 10;
-const UNIMPLEMENTED: u32 = 12;
 
 const PAGE: i64 = 65536;
 const MAX: i64 = 0xffff_ffff;
@@ -109,9 +108,9 @@ fn hostcalls_answer_bad_arguments_with_a_status() {
         ("a foreign function that is not there", "proxy_call_foreign_function", &[0, 6, 0, 0, 800, 804], NOT_FOUND),
         ("a context that is not there", "proxy_set_effective_context", &[99], BAD_ARGUMENT),
         ("resuming a stream of type 4", "proxy_continue_stream", &[4], BAD_ARGUMENT),
-        ("resuming TCP", "proxy_continue_stream", &[2], UNIMPLEMENTED),
+        ("resuming TCP", "proxy_continue_stream", &[2], OK),
         ("done without having waited", "proxy_done", &[], OK),
-        ("gRPC", "proxy_grpc_cancel", &[1], UNIMPLEMENTED),
+        ("a gRPC call that is not there", "proxy_grpc_cancel", &[1], NOT_FOUND),
         ("a queue", "proxy_register_shared_queue", &[0, 6, 800], OK),
         ("a queue's id outside", "proxy_register_shared_queue", &[0, 6, MAX], INVALID_MEMORY),
         ("a queue with a name that is not UTF-8", "proxy_register_shared_queue", &[600, 4, 800], BAD_ARGUMENT),
@@ -295,7 +294,7 @@ fn wasi_writes_to_the_log_and_exit_is_a_trap() {
              (if (call $write (i32.const 2) (i32.const 100) (i32.const 2) (i32.const 200)) (then unreachable))
              (if (i32.ne (i32.load (i32.const 200)) (i32.const 9)) (then unreachable))
              (if (i32.ne (call $write (i32.const 3) (i32.const 100) (i32.const 2) (i32.const 200)) (i32.const 8)) (then unreachable))
-             (if (i32.ne (call $prestat (i32.const 3) (i32.const 0)) (i32.const 52)) (then unreachable))
+             (if (i32.ne (call $prestat (i32.const 3) (i32.const 0)) (i32.const 8)) (then unreachable))
              (call $exit (i32.const 7))
              (i32.const 0))"#,
     );

@@ -339,14 +339,20 @@ async fn a_root_context_calls_and_streams() {
     }
 }
 
+/// Also when the instance ends with its stream.
 #[tokio::test]
 async fn a_call_made_while_a_stream_ends_is_still_sent() {
-    let mut talk = Talk::start(&[("x-at-log", "call auth s Report 9000 it was nice")]);
-    let _loop = tokio::spawn(talk.rig.plugin.tick_loop(0));
-    talk.stream = None;
-    let mut server = talk.server().await;
-    assert_eq!(server.messages.next().await.unwrap().bytes, "it was nice");
-    assert!(!server.is_reset());
+    for isolation in [Isolation::Worker, Isolation::Request] {
+        let rig = try_start(&guest_wasm("grpc"), PluginOptions { isolation, ..options("") }).unwrap();
+        let mut talk = Talk::on(rig, &[("x-at-log", "call auth s Report 9000 it was nice")]);
+        let _loop = tokio::spawn(talk.rig.plugin.tick_loop(0));
+        talk.stream = None;
+        let mut server = talk.server().await;
+        assert_eq!(server.messages.next().await.unwrap().bytes, "it was nice", "{isolation:?}");
+        assert!(server.messages.ended() && !server.is_reset());
+        server.events.message(Bytes::from("thanks")).await;
+        server.end(0, "");
+    }
 }
 
 const IMPORTS: &str = r#"
@@ -426,7 +432,7 @@ fn statuses_are_those_of_the_abi() {
         .map(|(row, (call, status))| {
             let (name, arguments) = call.strip_prefix("call ").unwrap().split_once(' ').unwrap();
             let arguments: String = arguments
-                .split(|c: char| c == '[' || c == ']' || c == ' ')
+                .split(['[', ']', ' '])
                 .filter(|argument| !argument.is_empty())
                 .map(|argument| format!(" (i32.const {argument})"))
                 .collect();

@@ -155,3 +155,21 @@ fn assemblyscript_gets_a_seed_the_time_and_traces() {
     let expected = [(LogLevel::Debug, "here 1.5, 2".to_owned()), (LogLevel::Debug, "here".to_owned())];
     assert_eq!(*rig.host.logs.lock(), expected);
 }
+
+#[test]
+fn a_guest_that_could_take_no_answer_does_not_load() {
+    let load = |import: &str, allocator: &str| {
+        let text = format!(
+            r#"(module {import} (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1")) {allocator})"#
+        );
+        Module::load(&engine(), "m", &wat::parse_str(&text).unwrap()).map(drop)
+    };
+    let get = r#"(import "env" "proxy_get_header_map_value" (func (param i32 i32 i32 i32 i32) (result i32)))"#;
+    let set = r#"(import "env" "proxy_add_header_map_value" (func (param i32 i32 i32 i32 i32) (result i32)))"#;
+    let error = load(get, "").unwrap_err().to_string();
+    assert!(error.contains("no allocator") && error.contains("env.proxy_get_header_map_value"), "{error}");
+    load(set, "").unwrap();
+    for name in ["malloc", "proxy_on_memory_allocate"] {
+        load(get, &format!(r#"(func (export "{name}") (param i32) (result i32) (i32.const 0))"#)).unwrap();
+    }
+}

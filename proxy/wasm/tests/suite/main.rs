@@ -15,5 +15,6 @@ mod isolation;
 mod limits;
 mod loading;
 mod queues;
+mod shared;
 mod tcp;
 mod wasi;
