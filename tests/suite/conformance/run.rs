@@ -221,8 +221,7 @@ async fn piece_was_seen(records: &Records, id: &str, callback: &str, count: usiz
     }
 }
 
-/// What filters call. `/CASE/status/404`, `/CASE/echo`, `/CASE/never`, `/CASE/large`, `/CASE/trailers`; anything else is gRPC and gets
-/// its message back.
+/// What filters call: `/CASE/status/404`, `/CASE/echo`, `/CASE/empty`, `/CASE/never`, `/CASE/trailers`; anything else is gRPC.
 async fn side(request: Request) -> selvedge_tests::Served {
     let mut words = request.target.split('/').skip(2);
     match (words.next(), words.next()) {
@@ -243,7 +242,7 @@ async fn side(request: Request) -> selvedge_tests::Served {
     }
 }
 
-/// The service `CASE.Service`: `Echo` gives the request's messages back, `Fail` ends with status 5, `Count` sends two messages, `Never` none.
+/// The service `CASE.Service`: `Echo` gives the request's messages back, `Fail` ends with status 5, `Count` sends two messages.
 fn grpc(request: &Request) -> selvedge_tests::Served {
     let method = request.target.rsplit('/').next().unwrap_or_default();
     let headers = [("content-type", "application/grpc"), ("x-initial", "yes")];

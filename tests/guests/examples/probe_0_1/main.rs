@@ -1,4 +1,5 @@
-//! The probe (see `probe`) as a module of version 0.1.0 of the ABI: header callbacks that are not told of the end, and that version's calls.
+//! The probe (see `probe`) as a module of version 0.1.0 of the ABI: header callbacks that are not told of the end, and the calls of that
+//! version.
 
 #![cfg(target_arch = "wasm32")]
 #![allow(unsafe_code, reason = "raw imports and exports are what this guest is for")]
