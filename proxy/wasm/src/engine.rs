@@ -130,6 +130,7 @@ impl Engine {
             .max_tables_per_module(2)
             .table_elements(POOLED_TABLE_ELEMENTS)
             .linear_memory_keep_resident(KEEP_RESIDENT)
+            .pagemap_scan(wasmtime::Enabled::Auto)
             .table_keep_resident(KEEP_RESIDENT);
         let mut config = config();
         config.allocation_strategy(pool);

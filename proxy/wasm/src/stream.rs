@@ -6,13 +6,11 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use wasmtime::TypedFunc;
-
 use crate::effects::{Action, Arrival, Effects, Hold, Outcome};
 use crate::exchange::{Exchange, HeaderMap};
 use crate::module::{Module, Phases};
 use crate::root_loop::Ticks;
-use crate::vm::{CallError, Callbacks, HeadersCallback, VmCell};
+use crate::vm::{CallError, Callback, Callbacks, HeadersCallback, VmCell};
 
 /// How long to leave a busy VM alone.
 const BUSY: Duration = Duration::from_millis(1);
@@ -53,9 +51,7 @@ impl Stream {
     /// # Errors
     /// [`CallError`]: the guest failed, or its VM had before.
     pub fn on_request_headers(&mut self, x: &mut dyn Exchange, end: bool) -> Result<Outcome, CallError> {
-        self.on_headers(x, end, Phases::REQUEST_HEADERS, HeaderMap::Request, "proxy_on_request_headers", |c| {
-            &c.request_headers
-        })
+        self.on_headers(x, end, Phases::REQUEST_HEADERS, HeaderMap::Request, |c| &mut c.request_headers)
     }
 
     /// `len` bytes of the request body are buffered. `end`: they are the last.
@@ -63,7 +59,7 @@ impl Stream {
     /// # Errors
     /// As [`Stream::on_request_headers`].
     pub fn on_request_body(&mut self, x: &mut dyn Exchange, len: usize, end: bool) -> Result<Outcome, CallError> {
-        self.on_body(x, len, end, Phases::REQUEST_BODY, "proxy_on_request_body", |c| &c.request_body)
+        self.on_body(x, len, end, Phases::REQUEST_BODY, |c| &mut c.request_body)
     }
 
     /// Request trailers are there.
@@ -72,7 +68,7 @@ impl Stream {
     /// As [`Stream::on_request_headers`].
     pub fn on_request_trailers(&mut self, x: &mut dyn Exchange) -> Result<Outcome, CallError> {
         let (phase, map) = (Phases::REQUEST_TRAILERS, HeaderMap::RequestTrailers);
-        self.on_trailers(x, phase, map, "proxy_on_request_trailers", |c| &c.request_trailers)
+        self.on_trailers(x, phase, map, |c| &mut c.request_trailers)
     }
 
     /// Response headers are there. `end`: nothing follows them.
@@ -80,9 +76,7 @@ impl Stream {
     /// # Errors
     /// As [`Stream::on_request_headers`].
     pub fn on_response_headers(&mut self, x: &mut dyn Exchange, end: bool) -> Result<Outcome, CallError> {
-        self.on_headers(x, end, Phases::RESPONSE_HEADERS, HeaderMap::Response, "proxy_on_response_headers", |c| {
-            &c.response_headers
-        })
+        self.on_headers(x, end, Phases::RESPONSE_HEADERS, HeaderMap::Response, |c| &mut c.response_headers)
     }
 
     /// `len` bytes of the response body are buffered. `end`: they are the last.
@@ -90,7 +84,7 @@ impl Stream {
     /// # Errors
     /// As [`Stream::on_request_headers`].
     pub fn on_response_body(&mut self, x: &mut dyn Exchange, len: usize, end: bool) -> Result<Outcome, CallError> {
-        self.on_body(x, len, end, Phases::RESPONSE_BODY, "proxy_on_response_body", |c| &c.response_body)
+        self.on_body(x, len, end, Phases::RESPONSE_BODY, |c| &mut c.response_body)
     }
 
     /// Response trailers are there.
@@ -99,7 +93,7 @@ impl Stream {
     /// As [`Stream::on_request_headers`].
     pub fn on_response_trailers(&mut self, x: &mut dyn Exchange) -> Result<Outcome, CallError> {
         let (phase, map) = (Phases::RESPONSE_TRAILERS, HeaderMap::ResponseTrailers);
-        self.on_trailers(x, phase, map, "proxy_on_response_trailers", |c| &c.response_trailers)
+        self.on_trailers(x, phase, map, |c| &mut c.response_trailers)
     }
 
     /// Something came back for this stream. The outcome's action is always [`Action::Pause`]: an answer by itself releases nothing, only
@@ -145,8 +139,7 @@ impl Stream {
         end: bool,
         phase: Phases,
         map: HeaderMap,
-        callback: &'static str,
-        function: fn(&Callbacks) -> &HeadersCallback,
+        callback: fn(&mut Callbacks) -> &mut HeadersCallback,
     ) -> Result<Outcome, CallError> {
         if !self.phases.contains(phase) {
             return Ok(Outcome::proceed());
@@ -154,9 +147,9 @@ impl Stream {
         let (context, count) = (self.context, x.count(map));
         let hold = |code| if matches!(code, 3 | 4) { Hold::All } else { Hold::Usual };
         if self.tells_end_with_headers {
-            self.run_and_hold(x, callback, |c| &function(c).with_end, (context, count, u32::from(end)), hold)
+            self.run_and_hold(x, |c| &mut callback(c).with_end, (context, count, u32::from(end)), hold)
         } else {
-            self.run_and_hold(x, callback, |c| &function(c).without_end, (context, count), hold)
+            self.run_and_hold(x, |c| &mut callback(c).without_end, (context, count), hold)
         }
     }
 
@@ -166,15 +159,14 @@ impl Stream {
         len: usize,
         end: bool,
         phase: Phases,
-        callback: &'static str,
-        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32, u32), u32>>,
+        callback: impl FnOnce(&mut Callbacks) -> &mut Callback<(u32, u32, u32), u32>,
     ) -> Result<Outcome, CallError> {
         if !self.phases.contains(phase) {
             return Ok(Outcome::proceed());
         }
         let arguments = (self.context, u32::try_from(len).unwrap_or(u32::MAX), u32::from(end));
         let hold = |code| if code == 3 { Hold::Discard } else { Hold::Usual };
-        self.run_and_hold(x, callback, function, arguments, hold)
+        self.run_and_hold(x, callback, arguments, hold)
     }
 
     fn on_trailers(
@@ -182,40 +174,37 @@ impl Stream {
         x: &mut dyn Exchange,
         phase: Phases,
         map: HeaderMap,
-        callback: &'static str,
-        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32), u32>>,
+        callback: impl FnOnce(&mut Callbacks) -> &mut Callback<(u32, u32), u32>,
     ) -> Result<Outcome, CallError> {
         if !self.phases.contains(phase) {
             return Ok(Outcome::proceed());
         }
         let arguments = (self.context, x.count(map));
-        self.run(x, callback, function, arguments)
+        self.run(x, callback, arguments)
     }
 
     pub(crate) fn run<P: wasmtime::WasmParams>(
         &mut self,
         x: &mut dyn Exchange,
-        callback: &'static str,
-        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<P, u32>>,
+        callback: impl FnOnce(&mut Callbacks) -> &mut Callback<P, u32>,
         arguments: P,
     ) -> Result<Outcome, CallError> {
-        self.run_and_hold(x, callback, function, arguments, |_| Hold::Usual)
+        self.run_and_hold(x, callback, arguments, |_| Hold::Usual)
     }
 
     /// Runs a callback; `hold` knows what it means by the pause it returns.
     fn run_and_hold<P: wasmtime::WasmParams>(
         &mut self,
         x: &mut dyn Exchange,
-        callback: &'static str,
-        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<P, u32>>,
+        callback: impl FnOnce(&mut Callbacks) -> &mut Callback<P, u32>,
         arguments: P,
         hold: impl FnOnce(u32) -> Hold,
     ) -> Result<Outcome, CallError> {
         let mut vm = self.vm.lock()?;
         let vm = &mut *vm;
-        let function = function(&vm.callbacks).as_ref();
+        let callback = callback(&mut vm.callbacks);
         vm.core.lend(self.context, Some(x), |core| {
-            let returned = core.call(callback, function, arguments)?;
+            let returned = core.call(callback, arguments)?;
             let mut effects = core.take_effects();
             let action = match returned {
                 None | Some(0) => Action::Continue,

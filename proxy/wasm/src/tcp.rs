@@ -3,14 +3,12 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use wasmtime::TypedFunc;
-
 use crate::effects::{Action, Arrival, Effects, Outcome};
 use crate::exchange::Exchange;
 use crate::module::Phases;
 use crate::plugin::Plugin;
 use crate::stream::Stream;
-use crate::vm::{CallError, Callbacks};
+use crate::vm::{CallError, Callback, Callbacks};
 
 /// Who ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +45,7 @@ impl TcpStream {
             return Ok(Outcome::proceed());
         }
         let context = self.0.context;
-        self.0.run(x, "proxy_on_new_connection", |c| &c.new_connection, context)
+        self.0.run(x, |c| &mut c.new_connection, context)
     }
 
     /// `len` bytes that the client has sent are held for the filter. `end`: they are the last.
@@ -55,7 +53,7 @@ impl TcpStream {
     /// # Errors
     /// As [`TcpStream::on_new_connection`].
     pub fn on_downstream_data(&mut self, x: &mut dyn Exchange, len: usize, end: bool) -> Result<Outcome, CallError> {
-        self.on_data(x, len, end, Phases::DOWNSTREAM_DATA, "proxy_on_downstream_data", |c| &c.downstream_data)
+        self.on_data(x, len, end, Phases::DOWNSTREAM_DATA, |c| &mut c.downstream_data)
     }
 
     /// `len` bytes that the upstream has sent are held for the filter. `end`: they are the last.
@@ -63,7 +61,7 @@ impl TcpStream {
     /// # Errors
     /// As [`TcpStream::on_new_connection`].
     pub fn on_upstream_data(&mut self, x: &mut dyn Exchange, len: usize, end: bool) -> Result<Outcome, CallError> {
-        self.on_data(x, len, end, Phases::UPSTREAM_DATA, "proxy_on_upstream_data", |c| &c.upstream_data)
+        self.on_data(x, len, end, Phases::UPSTREAM_DATA, |c| &mut c.upstream_data)
     }
 
     /// The client's connection has ended. The outcome's action has no meaning.
@@ -72,7 +70,7 @@ impl TcpStream {
     /// As [`TcpStream::on_new_connection`].
     pub fn on_downstream_close(&mut self, x: &mut dyn Exchange, by: Peer) -> Result<Outcome, CallError> {
         let phase = Phases::DOWNSTREAM_CLOSE;
-        self.on_close(x, by, phase, "proxy_on_downstream_connection_close", |c| &c.downstream_close)
+        self.on_close(x, by, phase, |c| &mut c.downstream_close)
     }
 
     /// The connection to the upstream has ended. The outcome's action has no meaning.
@@ -81,7 +79,7 @@ impl TcpStream {
     /// As [`TcpStream::on_new_connection`].
     pub fn on_upstream_close(&mut self, x: &mut dyn Exchange, by: Peer) -> Result<Outcome, CallError> {
         let phase = Phases::UPSTREAM_CLOSE;
-        self.on_close(x, by, phase, "proxy_on_upstream_connection_close", |c| &c.upstream_close)
+        self.on_close(x, by, phase, |c| &mut c.upstream_close)
     }
 
     /// As [`Stream::on_arrival`].
@@ -111,14 +109,13 @@ impl TcpStream {
         len: usize,
         end: bool,
         phase: Phases,
-        callback: &'static str,
-        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32, u32), u32>>,
+        callback: impl FnOnce(&mut Callbacks) -> &mut Callback<(u32, u32, u32), u32>,
     ) -> Result<Outcome, CallError> {
         if !self.0.phases().contains(phase) {
             return Ok(Outcome::proceed());
         }
         let arguments = (self.0.context, u32::try_from(len).unwrap_or(u32::MAX), u32::from(end));
-        self.0.run(x, callback, function, arguments)
+        self.0.run(x, callback, arguments)
     }
 
     /// A callback without a verdict.
@@ -127,8 +124,7 @@ impl TcpStream {
         x: &mut dyn Exchange,
         by: Peer,
         phase: Phases,
-        callback: &'static str,
-        function: impl FnOnce(&Callbacks) -> &Option<TypedFunc<(u32, u32), ()>>,
+        callback: impl FnOnce(&mut Callbacks) -> &mut Callback<(u32, u32), ()>,
     ) -> Result<Outcome, CallError> {
         if !self.0.phases().contains(phase) {
             return Ok(Outcome::proceed());
@@ -136,9 +132,9 @@ impl TcpStream {
         let context = self.0.context;
         let mut vm = self.0.vm.lock()?;
         let vm = &mut *vm;
-        let function = function(&vm.callbacks).as_ref();
+        let callback = callback(&mut vm.callbacks);
         vm.core.lend(context, Some(x), |core| {
-            core.call(callback, function, (context, by as u32))?;
+            core.call(callback, (context, by as u32))?;
             Ok(Outcome { action: Action::Continue, effects: core.take_effects() })
         })
     }

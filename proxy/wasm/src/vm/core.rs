@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use wasmtime::{Store, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
+use wasmtime::{Instance, Store, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
 
 use super::ROOT;
 use super::error::CallError;
@@ -15,53 +15,91 @@ use crate::turn::Overrun;
 /// What makes a guest call, apart from the callbacks so that both can be borrowed at once.
 pub(crate) struct Core {
     pub(super) store: Store<State>,
+    /// `None` until it is made.
+    pub(super) instance: Option<Instance>,
     pub(super) poisoned: bool,
+}
+
+/// A function that the guest may export for us to call. Looked up when it is first called: an instance that serves one stream calls few.
+pub(crate) struct Callback<P, R = ()> {
+    export: &'static str,
+    function: Lookup<P, R>,
+}
+
+enum Lookup<P, R> {
+    NotYet,
+    Missing,
+    Found(TypedFunc<P, R>),
+}
+
+impl<P: WasmParams, R: WasmResults> Callback<P, R> {
+    pub(super) const fn named(export: &'static str) -> Self {
+        Self { export, function: Lookup::NotYet }
+    }
+
+    /// Whether the guest has it. An export of this name with another signature is something else: signatures that matter were checked when
+    /// the module was loaded.
+    pub(super) fn exists(&mut self, core: &mut Core) -> bool {
+        core.find(self).is_some()
+    }
 }
 
 impl Core {
     /// One guest call under the plugin's deadline. `Ok(None)` when the guest has no such callback.
     pub(crate) fn call<P: WasmParams, R: WasmResults>(
         &mut self,
-        callback: &'static str,
-        function: Option<&TypedFunc<P, R>>,
+        callback: &mut Callback<P, R>,
         arguments: P,
     ) -> Result<Option<R>, CallError> {
-        self.call_within(false, callback, function, arguments)
+        self.call_within(false, callback, arguments)
     }
 
     pub(super) fn start_call<P: WasmParams, R: WasmResults>(
         &mut self,
-        callback: &'static str,
-        function: Option<&TypedFunc<P, R>>,
+        callback: &mut Callback<P, R>,
         arguments: P,
     ) -> Result<Option<R>, CallError> {
         self.store.data_mut().begin(ROOT);
-        self.call_within(true, callback, function, arguments)
+        self.call_within(true, callback, arguments)
     }
 
     fn call_within<P: WasmParams, R: WasmResults>(
         &mut self,
         starting: bool,
-        callback: &'static str,
-        function: Option<&TypedFunc<P, R>>,
+        callback: &mut Callback<P, R>,
         arguments: P,
     ) -> Result<Option<R>, CallError> {
         if self.poisoned {
             return Err(CallError::Poisoned);
         }
-        let Some(function) = function else { return Ok(None) };
+        let name = callback.export;
+        let Some(function) = self.find(callback) else { return Ok(None) };
         let state = self.store.data();
-        let counted = state.facts.stats.call_begins(callback);
+        let counted = state.facts.stats.call_begins(name);
         let traced =
-            state.trace.clone().map(|trace| (trace.callback_begins(&state.facts.name, state.owner, callback), trace));
+            state.trace.clone().map(|trace| (trace.callback_begins(&state.facts.name, state.owner, name), trace));
 
-        let result = self.run(starting, callback, function, arguments);
+        let result = self.run(starting, name, function, arguments);
 
         self.store.data().facts.stats.call_ended(counted, result.as_ref().err());
         if let Some((number, trace)) = traced {
             trace.callback_ends(number, result.as_ref().map_or_else(ToString::to_string, |_| "returned".to_owned()));
         }
         result
+    }
+
+    fn find<'c, P: WasmParams, R: WasmResults>(
+        &mut self,
+        callback: &'c mut Callback<P, R>,
+    ) -> Option<&'c TypedFunc<P, R>> {
+        if let Lookup::NotYet = callback.function {
+            let found = self.instance?.get_typed_func(&mut self.store, callback.export);
+            callback.function = found.map_or(Lookup::Missing, Lookup::Found);
+        }
+        match &callback.function {
+            Lookup::Found(function) => Some(function),
+            Lookup::NotYet | Lookup::Missing => None,
+        }
     }
 
     fn run<P: WasmParams, R: WasmResults>(

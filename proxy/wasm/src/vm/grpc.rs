@@ -9,10 +9,9 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
 use bytes::Bytes;
-use wasmtime::{Instance, Store, TypedFunc};
 
 use super::state::{IdHasher, State};
-use super::{CallError, ROOT, Vm, typed};
+use super::{CallError, Callback, ROOT, Vm};
 use crate::abi::status::{Called, Status, bad};
 use crate::effects::{Effects, Outgoing};
 use crate::exchange::Exchange;
@@ -163,36 +162,32 @@ impl State {
 
 /// The callbacks, looked up once. A missing one is never called.
 pub(crate) struct GrpcCallbacks {
-    initial_metadata: Option<Callback>,
-    message: Option<Callback>,
-    trailing_metadata: Option<Callback>,
-    close: Option<Callback>,
+    initial_metadata: GrpcCallback,
+    message: GrpcCallback,
+    trailing_metadata: GrpcCallback,
+    close: GrpcCallback,
 }
 
 /// Root context, exchange, and a number: of pairs, of bytes, or the status.
-type Callback = TypedFunc<(u32, u32, u32), ()>;
+type GrpcCallback = Callback<(u32, u32, u32)>;
 
 impl GrpcCallbacks {
-    pub(super) fn find(store: &mut Store<State>, instance: &Instance) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            initial_metadata: typed(store, instance, "proxy_on_grpc_receive_initial_metadata"),
-            message: typed(store, instance, "proxy_on_grpc_receive"),
-            trailing_metadata: typed(store, instance, "proxy_on_grpc_receive_trailing_metadata"),
-            close: typed(store, instance, "proxy_on_grpc_close"),
+            initial_metadata: Callback::named("proxy_on_grpc_receive_initial_metadata"),
+            message: Callback::named("proxy_on_grpc_receive"),
+            trailing_metadata: Callback::named("proxy_on_grpc_receive_trailing_metadata"),
+            close: Callback::named("proxy_on_grpc_close"),
         }
     }
 
-    fn of(&self, event: &GrpcEvent) -> (&'static str, Option<&Callback>, u32) {
+    fn of(&mut self, event: &GrpcEvent) -> (&mut GrpcCallback, u32) {
         let size = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         match event {
-            GrpcEvent::InitialMetadata(pairs) => {
-                ("proxy_on_grpc_receive_initial_metadata", self.initial_metadata.as_ref(), size(pairs.len()))
-            }
-            GrpcEvent::Message(bytes) => ("proxy_on_grpc_receive", self.message.as_ref(), size(bytes.len())),
-            GrpcEvent::TrailingMetadata(pairs) => {
-                ("proxy_on_grpc_receive_trailing_metadata", self.trailing_metadata.as_ref(), size(pairs.len()))
-            }
-            GrpcEvent::Closed(status) => ("proxy_on_grpc_close", self.close.as_ref(), status.code),
+            GrpcEvent::InitialMetadata(pairs) => (&mut self.initial_metadata, size(pairs.len())),
+            GrpcEvent::Message(bytes) => (&mut self.message, size(bytes.len())),
+            GrpcEvent::TrailingMetadata(pairs) => (&mut self.trailing_metadata, size(pairs.len())),
+            GrpcEvent::Closed(status) => (&mut self.close, status.code),
         }
     }
 }
@@ -214,10 +209,10 @@ impl Vm {
             return Ok(Effects::default());
         }
         let ends = matches!(event, GrpcEvent::Closed(_)) || id.kind() == Some(GrpcKind::Call);
-        let (name, function, number) = callbacks.grpc.of(&event);
+        let (callback, number) = callbacks.grpc.of(&event);
         core.lend(context, exchange, |core| {
             core.store.data_mut().grpc.delivery = Some(event);
-            let called = core.call(name, function, (ROOT, id.0, number));
+            let called = core.call(callback, (ROOT, id.0, number));
             core.store.data_mut().grpc.delivery = None;
             if ends {
                 core.store.data_mut().grpc_ended(id);

@@ -13,10 +13,10 @@ mod state;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use wasmtime::{Instance, InstancePre, PoolConcurrencyLimitError, Store, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{Instance, InstancePre, PoolConcurrencyLimitError, Store};
 
 pub(crate) use self::cell::VmCell;
-pub(crate) use self::core::Core;
+pub(crate) use self::core::{Callback, Core};
 pub use self::error::CallError;
 pub(crate) use self::grpc::GrpcCallbacks;
 pub(crate) use self::state::{Audience, State};
@@ -52,42 +52,42 @@ pub(crate) struct Vm {
     role: Role,
 }
 
-/// The callbacks, looked up once. A missing one is never called.
+/// The callbacks. A missing one is never called.
 pub(crate) struct Callbacks {
-    pub(crate) context_create: Option<TypedFunc<(u32, u32), ()>>,
-    pub(crate) vm_start: Option<TypedFunc<(u32, u32), u32>>,
-    pub(crate) configure: Option<TypedFunc<(u32, u32), u32>>,
-    pub(crate) tick: Option<TypedFunc<u32, ()>>,
-    pub(crate) queue_ready: Option<TypedFunc<(u32, u32), ()>>,
+    pub(crate) context_create: Callback<(u32, u32), ()>,
+    pub(crate) vm_start: Callback<(u32, u32), u32>,
+    pub(crate) configure: Callback<(u32, u32), u32>,
+    pub(crate) tick: Callback<u32, ()>,
+    pub(crate) queue_ready: Callback<(u32, u32), ()>,
     pub(crate) request_headers: HeadersCallback,
-    pub(crate) request_body: Option<TypedFunc<(u32, u32, u32), u32>>,
-    pub(crate) request_trailers: Option<TypedFunc<(u32, u32), u32>>,
+    pub(crate) request_body: Callback<(u32, u32, u32), u32>,
+    pub(crate) request_trailers: Callback<(u32, u32), u32>,
     pub(crate) response_headers: HeadersCallback,
-    pub(crate) response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
-    pub(crate) response_trailers: Option<TypedFunc<(u32, u32), u32>>,
-    pub(crate) new_connection: Option<TypedFunc<u32, u32>>,
-    pub(crate) downstream_data: Option<TypedFunc<(u32, u32, u32), u32>>,
-    pub(crate) downstream_close: Option<TypedFunc<(u32, u32), ()>>,
-    pub(crate) upstream_data: Option<TypedFunc<(u32, u32, u32), u32>>,
-    pub(crate) upstream_close: Option<TypedFunc<(u32, u32), ()>>,
-    pub(crate) http_call_response: Option<TypedFunc<CalloutArguments, ()>>,
+    pub(crate) response_body: Callback<(u32, u32, u32), u32>,
+    pub(crate) response_trailers: Callback<(u32, u32), u32>,
+    pub(crate) new_connection: Callback<u32, u32>,
+    pub(crate) downstream_data: Callback<(u32, u32, u32), u32>,
+    pub(crate) downstream_close: Callback<(u32, u32), ()>,
+    pub(crate) upstream_data: Callback<(u32, u32, u32), u32>,
+    pub(crate) upstream_close: Callback<(u32, u32), ()>,
+    pub(crate) http_call_response: Callback<CalloutArguments, ()>,
     pub(crate) grpc: GrpcCallbacks,
-    pub(crate) done: Option<TypedFunc<u32, u32>>,
-    pub(crate) log: Option<TypedFunc<u32, ()>>,
-    pub(crate) delete: Option<TypedFunc<u32, ()>>,
+    pub(crate) done: Callback<u32, u32>,
+    pub(crate) log: Callback<u32, ()>,
+    pub(crate) delete: Callback<u32, ()>,
 }
 
 /// `proxy_on_{request,response}_headers`. At most one of them is there: ABI 0.1.0 does not tell the end of the stream.
 pub(crate) struct HeadersCallback {
     /// Context, number of headers, end of stream.
-    pub(crate) with_end: Option<TypedFunc<(u32, u32, u32), u32>>,
+    pub(crate) with_end: Callback<(u32, u32, u32), u32>,
     /// Context, number of headers.
-    pub(crate) without_end: Option<TypedFunc<(u32, u32), u32>>,
+    pub(crate) without_end: Callback<(u32, u32), u32>,
 }
 
 impl HeadersCallback {
-    fn find(store: &mut Store<State>, instance: &Instance, name: &str) -> Self {
-        Self { with_end: typed(store, instance, name), without_end: typed(store, instance, name) }
+    fn named(name: &'static str) -> Self {
+        Self { with_end: Callback::named(name), without_end: Callback::named(name) }
     }
 }
 
@@ -141,7 +141,7 @@ impl Vm {
         store.limiter(|state| &mut state.limiter);
         store.epoch_deadline_callback(move |mut store| Ok(store.data_mut().turn.tick(&engine)));
         store.data_mut().begin(ROOT);
-        let mut core = Core { store, poisoned: false };
+        let mut core = Core { store, instance: None, poisoned: false };
         core.begin_turn(true);
 
         let instance = match instance.instantiate(&mut core.store) {
@@ -149,10 +149,12 @@ impl Vm {
             Err(error) if error.is::<PoolConcurrencyLimitError>() => return Err(CallError::Exhausted),
             Err(error) => return Err(core.explain("instantiation", &error)),
         };
+        core.instance = Some(instance);
         core.store.data_mut().turn.end();
-        let callbacks = Callbacks::find(&mut core.store, &instance);
-        let allocator = typed(&mut core.store, &instance, "malloc");
-        let allocator = allocator.or_else(|| typed(&mut core.store, &instance, "proxy_on_memory_allocate"));
+        let callbacks = Callbacks::new();
+        let allocator = ["malloc", "proxy_on_memory_allocate"]
+            .iter()
+            .find_map(|name| instance.get_typed_func::<u32, u32>(&mut core.store, name).ok());
         let memory = instance.get_memory(&mut core.store, "memory");
         let state = core.store.data_mut();
         (state.allocator, state.memory) = (allocator, memory);
@@ -193,39 +195,33 @@ impl Vm {
     /// `_initialize` and, if there is one, `main`; else `_start`: the order of the C++ host. A module with neither has done what it has to
     /// in its start section.
     fn initialize(&mut self) -> Result<(), CallError> {
-        let Self { core, instance, .. } = self;
-        let initialize: Option<TypedFunc<(), ()>> = typed(&mut core.store, instance, "_initialize");
-        if initialize.is_some() {
-            let main: Option<TypedFunc<(), u32>> = typed(&mut core.store, instance, "__main_void");
-            // A module may call anything `main`; with C's parameters it is C's: no arguments, and no list of them.
-            let main_with_arguments: Option<TypedFunc<(u32, u32), u32>> = typed(&mut core.store, instance, "main");
-            core.start_call("_initialize", initialize.as_ref(), ())?;
-            match main {
-                Some(main) => core.start_call("__main_void", Some(&main), ())?,
-                None => core.start_call("main", main_with_arguments.as_ref(), (0, 0))?,
-            };
-        } else {
-            let start: Option<TypedFunc<(), ()>> = typed(&mut core.store, instance, "_start");
-            core.start_call("_start", start.as_ref(), ())?;
+        let core = &mut self.core;
+        let mut initialize = Callback::<(), ()>::named("_initialize");
+        if !initialize.exists(core) {
+            return core.start_call(&mut Callback::<(), ()>::named("_start"), ()).map(drop);
         }
-        Ok(())
+        core.start_call(&mut initialize, ())?;
+        let mut main = Callback::<(), u32>::named("__main_void");
+        if main.exists(core) {
+            return core.start_call(&mut main, ()).map(drop);
+        }
+        // A module may call anything `main`; with C's parameters it is C's: no arguments, and no list of them.
+        core.start_call(&mut Callback::<(u32, u32), u32>::named("main"), (0, 0)).map(drop)
     }
 
     fn configure(&mut self, facts: &Facts) -> Result<(), StartError> {
         let Self { core, callbacks, .. } = self;
         let size = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        core.start_call("proxy_on_context_create", callbacks.context_create.as_ref(), (ROOT, 0))
-            .map_err(StartError::Call)?;
-        for (callback, function, config) in [
-            ("proxy_on_vm_start", &callbacks.vm_start, &facts.vm_config),
-            ("proxy_on_configure", &callbacks.configure, &facts.config),
+        core.start_call(&mut callbacks.context_create, (ROOT, 0)).map_err(StartError::Call)?;
+        for (name, callback, config) in [
+            ("proxy_on_vm_start", &mut callbacks.vm_start, &facts.vm_config),
+            ("proxy_on_configure", &mut callbacks.configure, &facts.config),
         ] {
             core.store.data_mut().configuration = config.clone();
-            let accepted =
-                core.start_call(callback, function.as_ref(), (ROOT, size(config))).map_err(StartError::Call)?;
+            let accepted = core.start_call(callback, (ROOT, size(config))).map_err(StartError::Call)?;
             if accepted == Some(0) {
                 core.poison(); // it never served: nobody is to say goodbye to its contexts
-                return Err(StartError::Refused { callback, reason: core.store.data_mut().last_words.take() });
+                return Err(StartError::Refused { callback: name, reason: core.store.data_mut().last_words.take() });
             }
         }
         Ok(())
@@ -246,7 +242,7 @@ impl Vm {
         *next_context = id.wrapping_add(1);
         state.streams.insert(id, Mailbox::default());
         state.begin(id);
-        core.call("proxy_on_context_create", callbacks.context_create.as_ref(), (id, ROOT))?;
+        core.call(&mut callbacks.context_create, (id, ROOT))?;
         Ok(id)
     }
 
@@ -255,16 +251,16 @@ impl Vm {
         let Self { core, callbacks, .. } = self;
         let ended = core.lend(id, exchange, |core| {
             core.end_of(id);
-            let done = core.call("proxy_on_done", callbacks.done.as_ref(), id)?;
+            let done = core.call(&mut callbacks.done, id)?;
             if log {
                 core.end_of(id);
-                core.call("proxy_on_log", callbacks.log.as_ref(), id)?;
+                core.call(&mut callbacks.log, id)?;
             }
             if done == Some(0) && core.store.data_mut().linger(id) {
                 return Ok(None); // deleted when it calls `proxy_done`
             }
             core.end_of(id);
-            core.call("proxy_on_delete", callbacks.delete.as_ref(), id)
+            core.call(&mut callbacks.delete, id)
         });
         let state = core.store.data_mut();
         let orphans = if state.lingering.contains(&id) {
@@ -284,7 +280,7 @@ impl Vm {
         let Self { core, callbacks, .. } = self;
         while let Some(id) = core.store.data_mut().done_lingering.pop() {
             core.end_of(id);
-            let deleted = core.call("proxy_on_delete", callbacks.delete.as_ref(), id);
+            let deleted = core.call(&mut callbacks.delete, id);
             core.store.data_mut().streams.remove(&id);
             match deleted {
                 Ok(_) | Err(CallError::Poisoned) => {}
@@ -346,7 +342,7 @@ impl Vm {
         core.lend(context, exchange, |core| {
             core.store.data_mut().delivery = Some(result);
             let arguments = (ROOT, id.0, headers, body, trailers);
-            let called = core.call("proxy_on_http_call_response", callbacks.http_call_response.as_ref(), arguments);
+            let called = core.call(&mut callbacks.http_call_response, arguments);
             core.store.data_mut().delivery = None;
             called.map(|_| core.take_effects())
         })
@@ -355,7 +351,7 @@ impl Vm {
     pub(crate) fn tick(&mut self) -> Result<(), CallError> {
         let Self { core, callbacks, .. } = self;
         core.store.data_mut().begin(ROOT);
-        core.call("proxy_on_tick", callbacks.tick.as_ref(), ROOT).map(drop)
+        core.call(&mut callbacks.tick, ROOT).map(drop)
     }
 
     pub(crate) fn has_root_outgoing(&self) -> bool {
@@ -370,7 +366,7 @@ impl Vm {
         }
         let Some(queue) = core.store.data().next_ready_queue() else { return Ok(false) };
         core.store.data_mut().begin(ROOT);
-        core.call("proxy_on_queue_ready", callbacks.queue_ready.as_ref(), (ROOT, queue)).map(|_| true)
+        core.call(&mut callbacks.queue_ready, (ROOT, queue)).map(|_| true)
     }
 
     /// What the root context wants sent, for the root loop.
@@ -401,7 +397,7 @@ impl Vm {
             return Ok(true);
         }
         state.begin(ROOT);
-        let done = core.call("proxy_on_done", callbacks.done.as_ref(), ROOT)?;
+        let done = core.call(&mut callbacks.done, ROOT)?;
         if done != Some(0) {
             core.store.data_mut().root_end = RootEnd::Done;
         }
@@ -424,7 +420,7 @@ impl Drop for Vm {
         let ended = self.say_done().and_then(|_| {
             let Self { core, callbacks, .. } = self;
             core.store.data_mut().begin(ROOT);
-            core.call("proxy_on_delete", callbacks.delete.as_ref(), ROOT)
+            core.call(&mut callbacks.delete, ROOT)
         });
         if let Err(error) = ended {
             self.core.log_failure(&error);
@@ -439,38 +435,29 @@ impl std::fmt::Debug for Vm {
 }
 
 impl Callbacks {
-    fn find(store: &mut Store<State>, instance: &Instance) -> Self {
+    fn new() -> Self {
         Self {
-            context_create: typed(store, instance, "proxy_on_context_create"),
-            vm_start: typed(store, instance, "proxy_on_vm_start"),
-            configure: typed(store, instance, "proxy_on_configure"),
-            tick: typed(store, instance, "proxy_on_tick"),
-            queue_ready: typed(store, instance, "proxy_on_queue_ready"),
-            request_headers: HeadersCallback::find(store, instance, "proxy_on_request_headers"),
-            request_body: typed(store, instance, "proxy_on_request_body"),
-            request_trailers: typed(store, instance, "proxy_on_request_trailers"),
-            response_headers: HeadersCallback::find(store, instance, "proxy_on_response_headers"),
-            response_body: typed(store, instance, "proxy_on_response_body"),
-            response_trailers: typed(store, instance, "proxy_on_response_trailers"),
-            new_connection: typed(store, instance, "proxy_on_new_connection"),
-            downstream_data: typed(store, instance, "proxy_on_downstream_data"),
-            downstream_close: typed(store, instance, "proxy_on_downstream_connection_close"),
-            upstream_data: typed(store, instance, "proxy_on_upstream_data"),
-            upstream_close: typed(store, instance, "proxy_on_upstream_connection_close"),
-            http_call_response: typed(store, instance, "proxy_on_http_call_response"),
-            grpc: GrpcCallbacks::find(store, instance),
-            done: typed(store, instance, "proxy_on_done"),
-            log: typed(store, instance, "proxy_on_log"),
-            delete: typed(store, instance, "proxy_on_delete"),
+            context_create: Callback::named("proxy_on_context_create"),
+            vm_start: Callback::named("proxy_on_vm_start"),
+            configure: Callback::named("proxy_on_configure"),
+            tick: Callback::named("proxy_on_tick"),
+            queue_ready: Callback::named("proxy_on_queue_ready"),
+            request_headers: HeadersCallback::named("proxy_on_request_headers"),
+            request_body: Callback::named("proxy_on_request_body"),
+            request_trailers: Callback::named("proxy_on_request_trailers"),
+            response_headers: HeadersCallback::named("proxy_on_response_headers"),
+            response_body: Callback::named("proxy_on_response_body"),
+            response_trailers: Callback::named("proxy_on_response_trailers"),
+            new_connection: Callback::named("proxy_on_new_connection"),
+            downstream_data: Callback::named("proxy_on_downstream_data"),
+            downstream_close: Callback::named("proxy_on_downstream_connection_close"),
+            upstream_data: Callback::named("proxy_on_upstream_data"),
+            upstream_close: Callback::named("proxy_on_upstream_connection_close"),
+            http_call_response: Callback::named("proxy_on_http_call_response"),
+            grpc: GrpcCallbacks::new(),
+            done: Callback::named("proxy_on_done"),
+            log: Callback::named("proxy_on_log"),
+            delete: Callback::named("proxy_on_delete"),
         }
     }
-}
-
-/// An exported function, if there is one; its signature was checked when the module was loaded.
-fn typed<P: WasmParams, R: WasmResults>(
-    store: &mut Store<State>,
-    instance: &Instance,
-    name: &str,
-) -> Option<TypedFunc<P, R>> {
-    instance.get_typed_func(store, name).ok()
 }

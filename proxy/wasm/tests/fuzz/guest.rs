@@ -105,7 +105,8 @@ pub(crate) fn puppet() -> Vec<u8> {
         .collect();
 
     // Innermost first: opcode n leaves n blocks and lands behind the block's end, where its action is.
-    let actions: Vec<String> = CALLS.iter().enumerate().map(|(index, call)| make_call(index, call.2)).chain(rest()).collect();
+    let actions: Vec<String> =
+        CALLS.iter().enumerate().map(|(index, call)| make_call(index, call.2)).chain(rest()).collect();
     let opcodes = actions.len();
     let labels: String = (0..opcodes).map(|opcode| format!("{opcode} ")).collect();
     let mut step = format!("(br_table {labels} {} (call $byte))", opcodes - 1);

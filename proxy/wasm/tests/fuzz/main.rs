@@ -59,7 +59,11 @@ fn run(program: &[u8]) {
             ..Limits::default()
         },
         workers: 1,
-        isolation: if program.first().is_some_and(|byte| byte & 1 == 1) { Isolation::Request } else { Isolation::Worker },
+        isolation: if program.first().is_some_and(|byte| byte & 1 == 1) {
+            Isolation::Request
+        } else {
+            Isolation::Worker
+        },
         snapshot: Snapshots::Never,
         ..PluginOptions::default()
     };
@@ -109,7 +113,10 @@ fn callbacks(stream: &mut Stream, x: &mut FakeExchange) -> Result<(), CallError>
         let arrival = match sent {
             Outgoing::Http(callout) => {
                 assert!(callout.timeout > Duration::ZERO && callout.body.len() <= 4 << 20);
-                Arrival::Http(callout.id, if callout.id.0 % 3 == 0 { Err(CalloutFailure::Timeout) } else { Ok(answer()) })
+                Arrival::Http(
+                    callout.id,
+                    if callout.id.0 % 3 == 0 { Err(CalloutFailure::Timeout) } else { Ok(answer()) },
+                )
             }
             Outgoing::GrpcOpen(open) => {
                 let message = GrpcEvent::Message(Bytes::from_static(b"message"));
