@@ -24,6 +24,7 @@ pub(crate) mod exchange;
 pub(crate) mod foreign;
 mod properties;
 pub(crate) mod session;
+mod side;
 mod stage;
 
 use std::future::poll_fn;
