@@ -217,7 +217,7 @@ impl Plugin {
         let began = Instant::now();
         let first = Vm::start(&shared, facts.clone(), workers[0].ticks.clone(), Role::Root)?;
         let took = began.elapsed();
-        let root_works = workers[0].ticks.period().is_some() || first.has_root_outgoing();
+        let root_works = workers[0].ticks.needs_vm() || first.has_root_outgoing();
         workers[0].add(Arc::new(VmCell::new(first)));
 
         let alone = match options.isolation {
@@ -296,7 +296,7 @@ impl Plugin {
     }
 
     fn open_shared(&self, worker: &Worker) -> Result<Stream, CallError> {
-        let cell = match worker.choose(self.isolation, self.start.took > DEAR, &self.facts.name)? {
+        let cell = match worker.choose(self.isolation, self.is_dear_now(), &self.facts.name)? {
             Choice::Use(cell) => cell,
             Choice::Start => {
                 let began = Instant::now();
@@ -323,6 +323,11 @@ impl Plugin {
         let mut vm = vm?;
         let context = vm.open_stream()?;
         Ok(Stream::new(Arc::new(VmCell::new(vm)), context, &self.module, Some(worker.ticks.clone())))
+    }
+
+    /// Whether a new VM would keep a request waiting.
+    fn is_dear_now(&self) -> bool {
+        self.start.took > DEAR && self.spare.vm.lock().is_none()
     }
 
     /// Starts a VM, or takes the one in reserve.
@@ -376,14 +381,16 @@ impl Plugin {
         root_loop::run(Arc::downgrade(self), worker, ticks)
     }
 
-    /// The VM whose root context works on this worker. One that has failed is replaced when it had asked for ticks; otherwise the next
-    /// stream does it.
+    /// The VM whose root context works on this worker. One that has failed is replaced when it had asked for ticks or queues; otherwise
+    /// the next stream does it.
     pub(crate) fn root(&self, worker: usize) -> Option<Arc<VmCell>> {
         let worker = &self.workers[worker];
         if let Some(cell) = worker.root() {
             return Some(cell);
         }
-        worker.ticks.period()?;
+        if !worker.ticks.needs_vm() {
+            return None;
+        }
         self.facts.breaker.admit(Instant::now).ok()?;
         let Choice::Start = worker.choose(Isolation::Worker, false, &self.facts.name).ok()? else { return None };
         let began = Instant::now();

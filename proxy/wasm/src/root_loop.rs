@@ -177,6 +177,8 @@ fn report(vm: &VmCell, result: Result<(), CallError>) {
 pub(crate) struct Ticks {
     period_ms: AtomicU32,
     closed: AtomicBool,
+    /// A VM of this worker is to be told of a queue's items.
+    listens: AtomicBool,
     changed: Notify,
     /// What streams that ended with their instance wanted sent.
     orphans: Mutex<Vec<Outgoing>>,
@@ -193,6 +195,16 @@ impl Ticks {
         if self.period_ms.swap(period_ms, Ordering::Relaxed) != period_ms {
             self.wake();
         }
+    }
+
+    /// A VM of this worker has registered a queue.
+    pub(crate) fn listen(&self) {
+        self.listens.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a VM is needed on this worker even when no stream comes.
+    pub(crate) fn needs_vm(&self) -> bool {
+        self.period().is_some() || self.listens.load(Ordering::Relaxed)
     }
 
     /// Makes the loop look again.

@@ -178,6 +178,7 @@ impl Vm {
         state.serves = true;
         let unclaimed = std::mem::take(&mut state.unclaimed_queues);
         if !unclaimed.is_empty() {
+            state.ticks.listen();
             let (registrant, host) = (state.registrant(), state.facts.host.clone());
             unclaimed.into_iter().for_each(|queue| host.queues().claim(queue, &registrant));
         }

@@ -227,7 +227,10 @@ impl State {
 
     /// [`State::registrant`], if this VM's root context works (yet): others may use queues, but are not told of items.
     pub(crate) fn serving_registrant(&mut self) -> Option<Arc<Registrant>> {
-        self.serves.then(|| self.registrant())
+        self.serves.then(|| {
+            self.ticks.listen();
+            self.registrant()
+        })
     }
 
     /// This VM, as whoever puts something into its queues knows it.
