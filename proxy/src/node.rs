@@ -227,8 +227,10 @@ impl Node {
     }
 
     fn spawn_worker(&self, worker: usize, bound: Arc<Vec<Bound>>) -> io::Result<JoinHandle<()>> {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().build()?;
+        // One thread serves; the runtime is of the kind that can hand its tasks to another when a filter's call takes long (see
+        // `selvedge_wasm`). The thread spawned below only waits for the end.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).thread_name(format!("{}-{worker}", self.name)).enable_all().build()?;
         let mut sockets = Vec::new();
         {
             let _entered = runtime.enter();
@@ -260,7 +262,11 @@ impl Node {
                 drop(alive);
                 drop(bound); // With the last accept loop the socket closes, and who comes then is refused.
 
-                run_ticks(&current, worker, stop).await;
+                // On the worker: plugins' loops run where their VMs are used.
+                let ticks = tokio::spawn(async move { run_ticks(&current, worker, stop).await });
+                if ticks.await.is_err() {
+                    warn!(worker, "the ticks' task failed");
+                }
 
                 for door in &doors {
                     door.http_cleanup().await; // Idle connections end now.

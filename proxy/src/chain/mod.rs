@@ -30,6 +30,7 @@ mod stage;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pingora::Error;
@@ -213,9 +214,9 @@ impl Chain {
     }
 
     /// Tells every filter that the exchange is over. Idempotent.
-    pub(crate) fn finish(&mut self, io: &mut HttpSession) {
+    pub(crate) async fn finish(&mut self, io: &mut HttpSession) {
         for stage in &mut self.stages {
-            stage.finish(&mut self.state, io);
+            stage.finish(&mut self.state, io).await;
         }
     }
 
@@ -226,6 +227,7 @@ impl Chain {
         let mut next = queue;
 
         while let Some((mut position, mut event)) = next.pop() {
+            let mut waited = Duration::ZERO;
             let step = loop {
                 if position == count {
                     passed.push(event);
@@ -236,6 +238,10 @@ impl Chain {
                     Taken::Pass(same) => {
                         event = same;
                         position += 1;
+                    }
+                    Taken::Busy(same) => {
+                        event = same;
+                        stage.rest(&mut waited).await?;
                     }
                     Taken::Step(step) => break step,
                     Taken::Again { released, events } => {

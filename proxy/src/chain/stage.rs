@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context as Wakeup, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -15,6 +16,9 @@ use super::exchange::{View, refusal};
 use super::side::{Showing, Side, adds_trailers, announce_length, announced_length};
 use super::{ChainError, Direction, Event, ExchangeState};
 use crate::plan::{ChainFilter, OnFailure, OnPause};
+
+/// How long to let a busy VM be.
+const BUSY: Duration = Duration::from_millis(1);
 
 /// Events that a stage lets through.
 pub(super) type Released = SmallVec<[Event; 3]>;
@@ -37,6 +41,8 @@ pub(super) enum Taken {
     Again { released: Released, events: SmallVec<[Event; 2]> },
     /// The guest was called, and wants something or has failed: see [`Stage::settle`].
     Called(Called),
+    /// The guest could not be called now: its VM is busy. To be taken again after a [`Stage::rest`].
+    Busy(Event),
 }
 
 /// What came of what had arrived for a stage.
@@ -149,8 +155,10 @@ impl Stage {
             Context::Unopened if direction == Direction::Response => return Ok(Taken::Pass(event)),
             Context::Unopened => match self.filter.plugin.open_stream(worker) {
                 Ok(stream) => self.context = Context::Open(stream),
+                Err(CallError::Busy) => return Ok(Taken::Busy(event)),
                 Err(error) => return self.failed(&error, direction, event, state).map(Taken::Step),
             },
+            Context::Open(ref stream) if stream.is_busy() => return Ok(Taken::Busy(event)),
             Context::Open(_) => {}
         }
 
@@ -342,7 +350,7 @@ impl Stage {
         state: &mut ExchangeState,
         io: &mut HttpSession,
     ) -> Result<Caught, ChainError> {
-        if !matches!(self.context, Context::Open(_)) || self.side(direction).done {
+        if !matches!(self.context, Context::Open(_)) || self.side(direction).done || self.is_busy() {
             return Ok(Caught::Nothing);
         }
         match self.receive(state, io) {
@@ -375,7 +383,8 @@ impl Stage {
     }
 
     /// Tells the filter that the exchange is over, after what has arrived for it. Idempotent.
-    pub(super) fn finish(&mut self, state: &mut ExchangeState, io: &mut HttpSession) {
+    pub(super) async fn finish(&mut self, state: &mut ExchangeState, io: &mut HttpSession) {
+        self.until_free(tokio::time::Instant::now() + self.filter.wait).await;
         // Nothing it asks for now can change the exchange; what it wants sent is sent.
         if matches!(self.context, Context::Open(_)) && self.may_have_news() {
             while matches!(self.receive(state, io), Ok(Some(_))) {}
@@ -388,8 +397,34 @@ impl Stage {
                 response_body: Some(&mut self.response.body),
                 filter: &self.filter,
             };
+            // Busy even now: the guest is told when it is not, without an exchange to look at.
             stream.finish(&mut view).ok();
         }
+    }
+
+    /// The guest's VM is running a call that takes long, on another thread: see [`CallError::Busy`].
+    fn is_busy(&self) -> bool {
+        matches!(&self.context, Context::Open(stream) if stream.is_busy())
+    }
+
+    /// Waits until the VM is free, or as long as the filter may keep an exchange waiting.
+    async fn until_free(&self, deadline: tokio::time::Instant) {
+        while self.is_busy() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(BUSY).await;
+        }
+    }
+
+    /// Lets a busy VM be for a moment, after having waited so long already.
+    ///
+    /// # Errors
+    /// It has been busy for longer than the filter may keep an exchange waiting.
+    pub(super) async fn rest(&self, waited: &mut Duration) -> Result<(), ChainError> {
+        if *waited >= self.filter.wait {
+            return Err(ChainError::Stuck { filter: self.name() });
+        }
+        *waited += BUSY;
+        tokio::time::sleep(BUSY).await;
+        Ok(())
     }
 
     /// Carries out what the guest asked for, and waits as long as it is paused with callouts outstanding.
@@ -431,6 +466,7 @@ impl Stage {
             }
             let Ok(awaited) = tokio::time::timeout_at(deadline, self.wait(io)).await else { return Ok(Settled::Stuck) };
             let awaited = awaited?;
+            self.until_free(deadline).await;
             if let Some(reply) = self.bring(awaited, state, io)? {
                 return Ok(Settled::Reply(reply));
             }

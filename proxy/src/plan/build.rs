@@ -218,7 +218,20 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     let trace = config.telemetry.trace.as_ref().and_then(TraceKey::of);
     let counters = Arc::clone(&resources.counters);
     Ok(Built {
-        plan: Plan { generation, node, router, tcp, upstreams, cache, geo, access_log, trace, counters, plugins, troubles },
+        plan: Plan {
+            generation,
+            node,
+            router,
+            tcp,
+            upstreams,
+            cache,
+            geo,
+            access_log,
+            trace,
+            counters,
+            plugins,
+            troubles,
+        },
         files,
     })
 }

@@ -9,7 +9,7 @@ use crate::chain::session::FilteredSession;
 use crate::telemetry::{self, AccessLine};
 
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
-pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
+pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
     if let Some(slot) = ctx.slot.take() {
         if let Some(mut chain) = slot.lend() {
             let state = &mut chain.state;
@@ -20,7 +20,7 @@ pub(crate) fn request(edge: &Edge, session: &mut Session, error: Option<&Error>,
                 response_bytes: session.body_bytes_sent() as u64,
                 termination: error.filter(|error| *error.esource() == ErrorSource::Downstream).map(ToString::to_string),
             });
-            chain.finish(&mut session.downstream_session);
+            chain.finish(&mut session.downstream_session).await;
         }
         ctx.failure = ctx.failure.or(slot.failure());
         FilteredSession::restore(&mut session.downstream_session, &slot);

@@ -301,6 +301,6 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
         step!(ctx, "finish");
-        finish::request(self, session, error, ctx);
+        finish::request(self, session, error, ctx).await;
     }
 }

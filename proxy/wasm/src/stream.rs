@@ -40,6 +40,12 @@ impl Stream {
         Self { vm, context, phases: module.phases(), tells_end_with_headers, finished: false, heir }
     }
 
+    /// Whether a callback would end in [`CallError::Busy`] now, or wait for a moment.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.vm.is_busy()
+    }
+
     /// The callbacks that have to be run; the others need not be called (and may be).
     #[must_use]
     pub fn phases(&self) -> Phases {
@@ -121,9 +127,11 @@ impl Stream {
         let (vm, context) = (self.vm.clone(), self.context);
         async move {
             loop {
-                let mail = poll_fn(|cx| match vm.lock() {
-                    Ok(mut vm) => vm.poll_mail(context, cx.waker()).map(Some),
-                    Err(_) => Poll::Ready(None), // busy: what it is busy with may be mail for us
+                let mail = poll_fn(|cx| {
+                    if vm.is_busy() {
+                        return Poll::Ready(None); // what it is busy with may be mail for us
+                    }
+                    vm.lock().map_or(Poll::Ready(None), |mut vm| vm.poll_mail(context, cx.waker()).map(Some))
                 });
                 match mail.await {
                     Some(mail) => return mail,

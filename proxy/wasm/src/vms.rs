@@ -59,7 +59,7 @@ impl Worker {
             Isolation::Pool(size) => usize::from(size.get()),
         };
         let live = |cell: &&Arc<VmCell>| cell.live().load(Ordering::Relaxed);
-        let idlest = slots.cells.iter().filter(|cell| cell.lock().is_ok()).min_by_key(live);
+        let idlest = slots.cells.iter().filter(|cell| !cell.is_busy()).min_by_key(live);
         if let Some(cell) = idlest
             && (slots.cells.len() >= wanted || live(&cell) == 0)
         {

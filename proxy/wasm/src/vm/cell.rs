@@ -2,10 +2,14 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{CallError, Vm};
+
+/// Longer than nearly every call, shorter than anybody notices.
+const A_MOMENT: Duration = Duration::from_millis(2);
 
 /// A VM that streams share. It is locked for one guest call and never across an await; each worker has its own VMs, so the lock is free
 /// but for one case: a call that takes long goes on aside (see [`crate::turn`]) while the worker's other requests are served. Nobody
@@ -33,9 +37,16 @@ impl VmCell {
         }
     }
 
-    /// The VM, unless it is running.
+    /// Whether the VM is running now.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.vm.is_locked()
+    }
+
+    /// The VM, unless it is running. A call that ends within a moment is waited for: whoever looked before, and saw it free, may have met
+    /// one that has just begun on a thread that had stepped aside.
     pub(crate) fn lock(&self) -> Result<Locked<'_>, CallError> {
-        let mut vm = self.vm.try_lock().ok_or(CallError::Busy)?;
+        let vm = self.vm.try_lock().or_else(|| self.vm.try_lock_for(A_MOMENT));
+        let mut vm = vm.ok_or(CallError::Busy)?;
         if self.any_ended.load(Ordering::Relaxed) {
             self.any_ended.store(false, Ordering::Relaxed);
             for (context, log) in std::mem::take(&mut *self.ended.lock()) {
