@@ -1,6 +1,7 @@
 //! The metrics endpoint, and traces of single requests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use selvedge_tests::{Client, Edge, Origin, Process, guest, until};
 use tempfile::TempDir;
@@ -56,7 +57,18 @@ async fn what_filters_do_is_counted_and_outlives_a_reload() {
     assert_eq!(Client::get(edge.web(), "/shared").await.status, 200);
     assert_eq!(Client::get(edge.web(), "/nowhere").await.status, 404);
 
-    let page = scrape(&edge).await;
+    // A request is counted when it is over, which may be after its client has the answer.
+    let counted = |page: &BTreeMap<String, f64>| {
+        ["2xx", "4xx", "5xx"]
+            .map(|class| page[&format!("selvedge_requests_total{{class=\"{class}\"}}")])
+            .iter()
+            .sum::<f64>()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut page = scrape(&edge).await;
+    while counted(&page) < 4.0 && Instant::now() < deadline {
+        page = scrape(&edge).await;
+    }
     let headers = "callback=\"proxy_on_request_headers\"";
     for (series, want) in [
         ("selvedge_plan_generation".to_owned(), 1.0),

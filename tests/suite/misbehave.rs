@@ -150,7 +150,9 @@ async fn a_filter_that_fails_closed_costs_its_own_exchange_only() {
                 assert_refused(&h2, &path);
                 bystander.says("still here").await;
             }
-            let whole = origin.received().split_off(before);
+            let mut whole = origin.received().split_off(before);
+            // The origin may only now notice a request whose body was refused before this.
+            whole.retain(|request| request.target == path);
             match callback {
                 "request_headers" => assert!(whole.is_empty(), "{path}: the origin was asked"),
                 "request_body" => {

@@ -192,7 +192,9 @@ async fn a_closed_stream_ends_without_an_answer_and_costs_no_other() {
                     assert!(h1.is_closed().await, "{upstream} {path}: not a byte");
                 }
                 let error = h2.request(method, &path, &[], body).await.expect_err(&path);
-                assert!(error.is_reset(), "{upstream} {path}: {error}");
+                // The client's body may meet a stream that has been reset already.
+                let reset = error.is_reset() || error.to_string().contains("inactive stream");
+                assert!(reset, "{upstream} {path}: {error}");
                 let other = h2.request("GET", "/noop/x", &[], b"").await.unwrap();
                 assert_eq!((other.status, other.text().as_str()), (200, "GET /noop/x "), "{upstream} {path}");
             }
