@@ -3,6 +3,8 @@
 //! The guests are `touch`, which reads a header and sets one on either side, and `dear`, which works for about 200 ms when it is
 //! configured. `make bench-micro` builds them first. Figures are CPU time of this thread, so that a busy machine changes them little.
 
+#![allow(clippy::print_stdout, reason = "its figures are what it is for")]
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
