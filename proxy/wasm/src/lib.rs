@@ -6,10 +6,10 @@
 //! time (a local reply, a resume, an HTTP or gRPC call) is queued and handed back as [`Effects`] when the guest has returned.
 //!
 //! ```text
-//! Engine -> Module (compiled, or from the disk cache) -> Plugin -> VM per worker -> Stream per exchange
+//! Engine -> Module (compiled, or from the disk cache) -> Plugin -> VM (per worker, of a pool, or per exchange) -> Stream per exchange
 //! ```
 //!
-//! Supported: proxy-wasm ABI 0.1.0, 0.2.0 and 0.2.1 for HTTP filters, with WASI preview 1 but for files and sockets.
+//! Supported: proxy-wasm ABI 0.1.0, 0.2.0 and 0.2.1 for HTTP and TCP filters, with WASI preview 1 but for files and sockets.
 #![allow(
     unsafe_code,
     reason = "the exchange pointer for the length of a guest call, and loading our own compiled modules"
@@ -20,14 +20,18 @@ mod engine;
 mod module;
 mod module_cache;
 
-mod breaker;
 mod plugin;
+
+mod breaker;
 mod quota;
-mod root_loop;
 mod snapshot;
-mod turn;
-mod vm;
 mod vms;
+
+mod vm;
+
+mod turn;
+
+mod root_loop;
 
 mod calls;
 mod effects;

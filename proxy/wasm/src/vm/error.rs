@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Why a guest call failed. All but the last three mean that the VM is poisoned: its other streams will see [`CallError::Poisoned`], the
-/// next new stream gets a new VM.
+/// Why a guest call failed, or was not made ([`CallError::Busy`], [`CallError::Unavailable`], [`CallError::Exhausted`]). A failed call poisons
+/// its VM: the other streams in it will see [`CallError::Poisoned`], the next new stream gets another VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The guest trapped: it panicked, or did what WebAssembly forbids.
