@@ -14,6 +14,7 @@ mod guests;
 mod isolation;
 mod limits;
 mod loading;
+mod many;
 mod queues;
 mod shared;
 mod tcp;
