@@ -98,7 +98,7 @@ class Selvedge(Contestant):
             "telemetry": {"access_log": {"output": "off"}},
             "listeners": {"web": {"bind": f"127.0.0.1:{port}", "protocols": ["h1"]}},
             "upstreams": {"origin": {"endpoints": [f"127.0.0.1:{origin_port}"]}},
-            "filters": {name: {"wasm": f"file:{self.guest}"} for name in filters},
+            "filters": {name: self.filter() for name in filters},
             "sites": [{"hosts": ["*"], "routes": [route]}],
         }
         if scenario.cached:
@@ -107,6 +107,10 @@ class Selvedge(Contestant):
         file = directory / "selvedge.yaml"
         file.write_text(json.dumps(config, indent=2))  # JSON is YAML
         return [self.path, "run", "--config", file]
+
+    def filter(self):
+        """A filter as it is declared."""
+        return {"wasm": f"file:{self.guest}"}
 
 
 class Nginx(Contestant):
