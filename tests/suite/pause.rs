@@ -969,7 +969,8 @@ filters:
         text.push_str(&format!("  - {{ name: {name}, match: {{ path: /{name} }}, filters: [{name}], to: app }}\n"));
     }
     let edge = Edge::start(&text, &[("app", app), ("side", side.address())]);
-    let received = |path: &str| side.received().into_iter().filter(|request| request.target == path).collect::<Vec<_>>();
+    let received =
+        |path: &str| side.received().into_iter().filter(|request| request.target == path).collect::<Vec<_>>();
     for name in ["resumes", "fails", "replies"] {
         let seen = received("/seen").len();
         let client = H2Client::connect(edge.web()).await;

@@ -5,7 +5,7 @@ use futures::future::join_all;
 use selvedge_tests::{Client, Origin, Process, Response, guest, h2::H2Client, soon, until};
 
 use super::bodies::script;
-use super::pause::{TRANSPORTS, echo, edge, filter};
+use super::pause::{TRANSPORTS, echo, edge, filter, gated};
 
 /// A filter that signs what passes, with its name.
 fn signs(name: &str) -> String {
@@ -243,5 +243,42 @@ filters:
         assert_eq!(line["error"], "closed_by_filter", "{name}: {line}");
         let out = line["status"].as_u64().unwrap();
         assert!(out == 0 || name == "response-body", "{name}: {line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_context_asks_for_reaches_a_stream_that_waits_for_nothing() {
+    let (gate, origin) = gated().await;
+    let side = echo().await;
+    let lines = "request_headers enqueue item; told call side /told; queue";
+    let filters = [
+        script("replies", &format!("{lines} reply 451 no"), ""),
+        script("closes", &format!("{lines} close response"), ""),
+        script("resumes", &format!("{lines} resume response"), ""),
+    ];
+    let chains = [("replies", "replies"), ("closes", "closes"), ("resumes", "resumes")];
+    for upstream in ["h1", "h2"] {
+        let edge = edge(upstream, &origin, Some(&side), &filters, &chains);
+        for transport in TRANSPORTS {
+            for (name, _) in chains {
+                let told = side.started();
+                let path = format!("/{name}/x");
+                // The root context has acted on the stream while the origin thought about its answer.
+                let open = async {
+                    until("the root context was told", || side.started() > told).await;
+                    gate.add_permits(1);
+                };
+                let (response, ()) = tokio::join!(transport.ask(&edge, "GET", &path, None), open);
+                let what = format!("{name} {transport:?} {upstream}");
+                match name {
+                    "replies" => {
+                        let response = response.expect(&what);
+                        assert_eq!((response.status, response.header("x-replied")), (451, Some("queue")), "{what}");
+                    }
+                    "closes" => assert!(!response.is_ok_and(|response| response.status == 200), "{what}"),
+                    _ => assert_eq!(response.expect(&what).text(), "yes", "{what}"),
+                }
+            }
+        }
     }
 }

@@ -22,7 +22,7 @@
 
 pub(crate) mod exchange;
 pub(crate) mod foreign;
-mod properties;
+pub(crate) mod properties;
 pub(crate) mod session;
 mod side;
 mod stage;
@@ -186,7 +186,7 @@ impl Chain {
     pub(crate) async fn catch_up(&mut self, io: &mut HttpSession) -> Result<Passage, ChainError> {
         let mut through = Passed::new();
         for position in 0..self.stages.len() {
-            let released = match self.stages[position].catch_up(Direction::Request, &mut self.state, io)? {
+            let released = match self.stages[position].catch_up(Direction::Request, &mut self.state, io).await? {
                 Caught::Nothing => continue,
                 Caught::Released(events) => events,
                 Caught::Reply(reply) => return Ok(Passage::Reply(*reply)),

@@ -1,9 +1,9 @@
 //! One filter's place in the chain of one exchange: its stream context, what it holds back, and what it is waiting for.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context as Wakeup, Poll};
+use std::task::{Context as Wakeup, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -91,8 +91,8 @@ pub(super) struct Stage {
     calls: Calls,
     /// Received ahead of its turn.
     inbox: Option<Box<Awaited>>,
-    /// The guest is called by the clock, and may act on this exchange then.
-    ticks: bool,
+    /// The wait for mail between two events. Kept from poll to poll, because it may be waiting for a timer.
+    mail: Option<Pin<Box<dyn Future<Output = Effects> + Send>>>,
 }
 
 impl Stage {
@@ -101,12 +101,12 @@ impl Stage {
         Self {
             request: Side::new(filter.request_body, phases.contains(Phases::REQUEST_BODY)),
             response: Side::new(filter.response_body, phases.contains(Phases::RESPONSE_BODY)),
-            ticks: filter.plugin.wants_ticks(),
             phases,
             filter,
             context: Context::Unopened,
             calls: Calls::new(),
             inbox: None,
+            mail: None,
         }
     }
 
@@ -344,12 +344,17 @@ impl Stage {
     }
 
     /// Brings what has arrived to the guest, between two events of this direction.
-    pub(super) fn catch_up(
+    pub(super) async fn catch_up(
         &mut self,
         direction: Direction,
         state: &mut ExchangeState,
         io: &mut HttpSession,
     ) -> Result<Caught, ChainError> {
+        // What is in the inbox has stirred whoever calls this, and would at once again.
+        let mut waited = Duration::ZERO;
+        while self.inbox.is_some() && self.is_busy() {
+            self.rest(&mut waited).await?;
+        }
         if !matches!(self.context, Context::Open(_)) || self.side(direction).done || self.is_busy() {
             return Ok(Caught::Nothing);
         }
@@ -375,11 +380,11 @@ impl Stage {
             self.inbox = Some(Box::new(Awaited::Arrival(arrival)));
             return Poll::Ready(());
         }
-        if let Poll::Ready(effects) = pin!(stream.mail()).poll(cx) {
-            self.inbox = Some(Box::new(Awaited::Mail(effects)));
-            return Poll::Ready(());
-        }
-        Poll::Pending
+        let mail = self.mail.get_or_insert_with(|| Box::pin(stream.mail()));
+        let effects = ready!(mail.as_mut().poll(cx));
+        self.mail = None;
+        self.inbox = Some(Box::new(Awaited::Mail(effects)));
+        Poll::Ready(())
     }
 
     /// Tells the filter that the exchange is over, after what has arrived for it. Idempotent.
@@ -408,7 +413,7 @@ impl Stage {
     }
 
     /// Waits until the VM is free, or as long as the filter may keep an exchange waiting.
-    async fn until_free(&self, deadline: tokio::time::Instant) {
+    async fn until_free(&mut self, deadline: tokio::time::Instant) {
         while self.is_busy() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(BUSY).await;
         }
@@ -418,7 +423,7 @@ impl Stage {
     ///
     /// # Errors
     /// It has been busy for longer than the filter may keep an exchange waiting.
-    pub(super) async fn rest(&self, waited: &mut Duration) -> Result<(), ChainError> {
+    pub(super) async fn rest(&mut self, waited: &mut Duration) -> Result<(), ChainError> {
         if *waited >= self.filter.wait {
             return Err(ChainError::Stuck { filter: self.name() });
         }
@@ -550,13 +555,19 @@ impl Stage {
         }
     }
 
-    /// Whether something may have come for the guest besides the event at hand. Of mail only that is looked for which filters get that
-    /// wait, or tick: looking costs as much as a guest call.
+    /// Whether something may have come for the guest besides the event at hand.
     fn may_have_news(&mut self) -> bool {
         if self.inbox.is_none() {
             self.inbox = self.calls.try_next().map(|arrival| Box::new(Awaited::Arrival(arrival)));
         }
-        self.inbox.is_some() || self.request.paused || self.response.paused || self.ticks
+        // Who is paused is also to learn that its VM has died.
+        if self.inbox.is_some() || self.request.paused || self.response.paused {
+            return true;
+        }
+        match &mut self.context {
+            Context::Open(stream) => stream.has_mail(),
+            Context::Unopened | Context::Gone => false,
+        }
     }
 
     fn mail_by_now(&self) -> Option<Effects> {
@@ -633,6 +644,7 @@ impl Stage {
         self.context = Context::Gone;
         self.calls = Calls::new();
         self.inbox = None;
+        self.mail = None;
         for side in [&mut self.request, &mut self.response] {
             side.showing = Showing::Nothing;
             side.paused = false;

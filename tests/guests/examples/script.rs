@@ -1,8 +1,9 @@
 //! Does what its configuration says, and keeps a record of its callbacks: lines of `<callback> <verb> <words>`.
 //!
 //! Callbacks are `request_headers`, `request_body`, `request_end` (the last of the body), `request_trailers`, `response_headers`,
-//! `response_body`, `response_end`, `response_trailers`, `answer` (of a call), `tick`, `log`. Every line of a callback is carried out,
-//! in order. With `tick` lines it ticks every 5 ms, over every stream there is.
+//! `response_body`, `response_end`, `response_trailers`, `answer` (of a call), `tick`, `queue`, `told`, `log`. Every line of a callback is
+//! carried out, in order. With `tick` lines it ticks every 5 ms, over every stream there is. With `queue` lines it has a queue, and does
+//! them over every stream there is when it is told of an item, and the `told` lines for the root context.
 //!
 //! | verb | does |
 //! |---|---|
@@ -10,6 +11,7 @@
 //! | `pause-once` | the same, the first time |
 //! | `resume request\|response` | resumes |
 //! | `resume-others request\|response` | resumes every other stream of this VM |
+//! | `enqueue <item>` | puts an item into its queue |
 //! | `reply <status> <body>` | answers, with the header `x-replied: <callback>` |
 //! | `close request\|response` | closes the stream |
 //! | `call <upstream> <path>` | calls out |
@@ -53,6 +55,9 @@ impl RootContext for Root {
         if self.config.lines().any(|line| line.starts_with("tick ")) {
             self.set_tick_period(Duration::from_millis(5));
         }
+        if self.config.lines().any(|line| line.starts_with("queue ")) {
+            self.register_shared_queue("script");
+        }
         true
     }
 
@@ -60,6 +65,16 @@ impl RootContext for Root {
         for id in STREAMS.with_borrow(Vec::clone) {
             if hostcalls::set_effective_context(id).is_ok() {
                 Script { id, config: self.config.clone(), record: Vec::new() }.run(&["tick"]);
+            }
+        }
+    }
+
+    fn on_queue_ready(&mut self, queue: u32) {
+        assert!(self.dequeue_shared_queue(queue).is_ok(), "it is its own");
+        Script { id: 0, config: self.config.clone(), record: Vec::new() }.run(&["told"]);
+        for id in STREAMS.with_borrow(Vec::clone) {
+            if hostcalls::set_effective_context(id).is_ok() {
+                Script { id, config: self.config.clone(), record: Vec::new() }.run(&["queue"]);
             }
         }
     }
@@ -108,6 +123,8 @@ impl Script {
             ["resume", "request"] => hostcalls::resume_http_request(),
             ["resume", "response"] => hostcalls::resume_http_response(),
             ["resume-others", side] => self.resume_others(side),
+            ["enqueue", item] => hostcalls::resolve_shared_queue("", "script")
+                .and_then(|queue| hostcalls::enqueue_shared_queue(queue.unwrap_or_default(), Some(item.as_bytes()))),
             ["reply", status, body] => {
                 let status = status.parse().unwrap_or(500);
                 hostcalls::send_http_response(status, vec![("x-replied", callback)], Some(body.as_bytes()))

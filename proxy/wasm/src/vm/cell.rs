@@ -24,6 +24,8 @@ pub(crate) struct VmCell {
     /// Streams that ended while the VM was busy: whoever has the lock next closes them.
     ended: Mutex<Vec<(u32, bool)>>,
     any_ended: AtomicBool,
+    /// Counts the calls that left mail for other streams. Outside of the lock, so that streams need it only when there may be some.
+    posted: AtomicUsize,
 }
 
 impl VmCell {
@@ -34,6 +36,7 @@ impl VmCell {
             live: AtomicUsize::new(0),
             ended: Mutex::default(),
             any_ended: AtomicBool::new(false),
+            posted: AtomicUsize::new(0),
         }
     }
 
@@ -62,6 +65,11 @@ impl VmCell {
 
     pub(crate) fn live(&self) -> &AtomicUsize {
         &self.live
+    }
+
+    /// Changes when one stream's call, or the root context's, has left something for another stream.
+    pub(crate) fn posted(&self) -> usize {
+        self.posted.load(Ordering::Relaxed)
     }
 
     /// Closes a stream as soon as the VM is free, without an exchange.
@@ -95,6 +103,9 @@ impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.vm.has_done_streams() {
             self.vm.reap();
+        }
+        if self.vm.take_posted() {
+            self.cell.posted.fetch_add(1, Ordering::Relaxed);
         }
         if self.vm.is_poisoned() {
             self.cell.dead.store(true, Ordering::Relaxed);

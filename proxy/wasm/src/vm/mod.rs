@@ -376,6 +376,16 @@ impl Vm {
         std::mem::take(&mut self.core.store.data_mut().root_outgoing)
     }
 
+    /// Whether something was queued for a stream since this was last asked. That the VM has died is not counted: who waits for nothing
+    /// of it learns that from the next call.
+    pub(crate) fn take_posted(&mut self) -> bool {
+        std::mem::take(&mut self.core.store.data_mut().posted)
+    }
+
+    pub(crate) fn has_mail(&self, id: u32) -> bool {
+        self.core.store.data().streams.get(&id).is_some_and(|mailbox| mailbox.effects.is_some())
+    }
+
     /// Effects queued for a stream by other contexts' calls; registers the waker when there are none.
     pub(crate) fn poll_mail(&mut self, id: u32, waker: &Waker) -> Poll<Effects> {
         let Some(mailbox) = self.core.store.data_mut().streams.get_mut(&id) else { return Poll::Pending };

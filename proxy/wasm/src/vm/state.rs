@@ -73,6 +73,8 @@ pub(crate) struct State {
 
     // As long as the VM.
     pub(super) streams: HashMap<u32, Mailbox, BuildHasherDefault<IdHasher>>,
+    /// Something was put into a mailbox: see [`super::Vm::take_posted`].
+    pub(super) posted: bool,
     /// Calls under way, as the plugin's quota counts them.
     calls_claimed: u32,
     pub(super) callouts_in_flight: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
@@ -152,6 +154,7 @@ impl State {
             unfinished: Unfinished::default(),
             configuration: Bytes::new(),
             streams: HashMap::default(),
+            posted: false,
             calls_claimed: 0,
             callouts_in_flight: HashMap::default(),
             root_callouts_in_flight: 0,
@@ -260,6 +263,7 @@ impl State {
         } else if self.effective == self.owner {
             if self.ending { Audience::Nobody } else { Audience::Stream(&mut self.effects) }
         } else {
+            self.posted = true;
             self.streams
                 .get_mut(&self.effective)
                 .map_or(Audience::Nobody, |mailbox| Audience::Stream(mailbox.effects()))
@@ -314,6 +318,7 @@ impl State {
         if owner == self.owner && owner != ROOT {
             self.effects.outgoing.push(outgoing);
         } else if let Some(mailbox) = self.streams.get_mut(&owner) {
+            self.posted = true;
             mailbox.effects().outgoing.push(outgoing);
         } else {
             self.root_outgoing.push(outgoing);
