@@ -15,7 +15,7 @@ use crate::{
         At, Cx, Fields, beside, brief, choice, duration, mapping, parsed, reference, settings, size, suggest, text,
         unknown_name, whole,
     },
-    isolation::{Isolation, IsolationForm, Snapshot, Tick, sha256},
+    isolation::{Compat, Isolation, IsolationForm, Snapshot, Tick, sha256},
     report::{Fault, Position},
     tree::{Data, Place, Settings},
     values::{ByteSize, DurationText},
@@ -50,6 +50,12 @@ pub struct Filter {
     /// Who ticks when the module asks for ticks: `each_worker`, as on other hosts, or `once_per_node`. Default `each_worker`.
     #[schemars(with = "Option<Tick>", extend("default" = "each_worker"))]
     pub tick: Tick,
+
+    /// Which host the module was written for, where hosts differ and one answer cannot serve both: `envoy`, or `ngx` for filters of
+    /// Kong's ngx_wasm_module, to which properties are text and paths may have dots, and which mean something else by writes to bodies
+    /// and to shared data. The page on the ABI lists it. Default `envoy`.
+    #[schemars(with = "Option<Compat>", extend("default" = "envoy"))]
+    pub compat: Compat,
 
     /// Which filter of a module that holds several, as the property `plugin_root_id`. Default: empty.
     #[schemars(with = "Option<String>")]
@@ -339,6 +345,7 @@ impl fmt::Debug for Filter {
             .field("isolation", &self.isolation)
             .field("snapshot", &self.snapshot)
             .field("tick", &self.tick)
+            .field("compat", &self.compat)
             .field("root_id", &self.root_id)
             .field("vm_id", &self.vm_id)
             .field("vm_config", &format_args!("<not shown>"))
@@ -392,6 +399,7 @@ impl Filter {
         let isolation = fields.read(cx, "isolation", Isolation::read);
         let snapshot = fields.read(cx, "snapshot", Snapshot::read);
         let tick = fields.read(cx, "tick", Tick::read);
+        let compat = fields.read(cx, "compat", Compat::read);
         let root_id = fields.read(cx, "root_id", text);
         let vm_id = fields.read(cx, "vm_id", text);
         let vm_config = fields.read(cx, "vm_config", settings);
@@ -409,6 +417,7 @@ impl Filter {
             isolation: isolation.unwrap_or_default(),
             snapshot: snapshot.unwrap_or_default(),
             tick: tick.unwrap_or_default(),
+            compat: compat.unwrap_or_default(),
             root_id: root_id.unwrap_or_default(),
             vm_id,
             vm_config: vm_config.map(|settings| settings.value).unwrap_or_default(),

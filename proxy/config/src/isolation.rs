@@ -62,6 +62,17 @@ pub enum Snapshot {
     Never,
 }
 
+/// Which host a filter was written for, where hosts differ and both cannot be served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum Compat {
+    /// Envoy, and most others.
+    #[default]
+    Envoy,
+    /// Kong's ngx_wasm_module.
+    Ngx,
+}
+
 /// Whose clock a filter's ticks follow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(rename_all = "snake_case")]
@@ -88,6 +99,12 @@ impl Isolation {
 impl Snapshot {
     pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         choice(cx, at, &[("auto", Self::Auto), ("always", Self::Always), ("never", Self::Never)])
+    }
+}
+
+impl Compat {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        choice(cx, at, &[("envoy", Self::Envoy), ("ngx", Self::Ngx)])
     }
 }
 

@@ -40,7 +40,7 @@ mod values;
 pub use cache::{Cache, CacheMemory, Collapse};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};
-pub use isolation::{Isolation, Snapshot, Tick};
+pub use isolation::{Compat, Isolation, Snapshot, Tick};
 pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tcp, Tls, TlsVersion};
 pub use load::{Config, Loaded, Loader};
 pub use node::{ModuleCache, Node, Workers};

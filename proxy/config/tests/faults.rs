@@ -362,6 +362,10 @@ fn filters() {
             "8:52 filters.auth.header_encoding: `escaped` is not one of `escape`, `reject`, `pass` | did you mean `escape`?",
         ),
         (
+            "auth: { wasm: builtin:jwt-auth, compat: nginx }",
+            "8:43 filters.auth.compat: `nginx` is not one of `envoy`, `ngx`",
+        ),
+        (
             "auth: { wasm: builtin:jwt-auth, on_pause: stopall }",
             "8:45 filters.auth.on_pause: `stopall` is not one of `spec`, `stop_all` | did you mean `stop_all`?",
         ),
