@@ -157,20 +157,41 @@ pub(crate) fn parse(
     faults: &mut Vec<Fault>,
 ) -> Option<Node> {
     let lines = lines_of(text).collect();
-    Builder { file, text, lines, env, nodes_left, faults, anchors: HashMap::new(), open: Vec::new(), root: None }
-        .build()
+    Builder {
+        file,
+        text,
+        lines,
+        reached: Reached::default(),
+        env,
+        nodes_left,
+        faults,
+        anchors: HashMap::new(),
+        open: Vec::new(),
+        root: None,
+    }
+    .build()
 }
 
 struct Builder<'b> {
     file: &'b Arc<Path>,
     text: &'b Arc<str>,
     lines: Vec<&'b str>,
+    reached: Reached,
     env: &'b dyn Fn(&str) -> Option<String>,
     nodes_left: &'b mut usize,
     faults: &'b mut Vec<Fault>,
     anchors: HashMap<usize, Node>,
     open: Vec<Open>,
     root: Option<Node>,
+}
+
+/// A place in a line, as the columns of the parser and as bytes. Values come in the order they are written: looking for each one's column
+/// from the beginning of its line takes for ever when a whole configuration is one line.
+#[derive(Default)]
+struct Reached {
+    line: usize,
+    column: usize,
+    byte: usize,
 }
 
 /// A list or mapping whose end has not been read.
@@ -391,6 +412,19 @@ impl Builder<'_> {
         self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default()
     }
 
+    /// A line without so many characters at its beginning.
+    fn line_from(&mut self, line: usize, column: usize) -> &str {
+        let text = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        if self.reached.line != line || self.reached.column > column {
+            self.reached = Reached { line, column: 0, byte: 0 };
+        }
+        let reached = &mut self.reached;
+        let ahead = &text[reached.byte..];
+        let skipped = ahead.char_indices().nth(column - reached.column).map_or(ahead.len(), |(byte, _)| byte);
+        *reached = Reached { line, column, byte: reached.byte + skipped };
+        &text[self.reached.byte..]
+    }
+
     fn position(&self, span: Span) -> Position {
         let one_line = span.start.line() == span.end.line();
         Position {
@@ -403,15 +437,15 @@ impl Builder<'_> {
     }
 
     /// The parser lets a quoted scalar reach to the next token: over blanks and comments.
-    fn scalar_position(&self, span: Span, style: ScalarStyle) -> Position {
+    fn scalar_position(&mut self, span: Span, style: ScalarStyle) -> Position {
         let mut position = self.position(span);
         let quote = match style {
             ScalarStyle::SingleQuoted => '\'',
             ScalarStyle::DoubleQuoted => '"',
             _ => return position,
         };
-        let rest = self.line(position.line).chars().skip(position.column);
-        if let Some(end) = rest.take(span.len().max(1)).position(|c| c == quote) {
+        let rest = self.line_from(position.line, position.column);
+        if let Some(end) = rest.chars().take(span.len().max(1)).position(|c| c == quote) {
             position.width = end + 2;
         }
         position

@@ -2,14 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
-use std::{collections::BTreeMap, fs, num::NonZeroU8, path::Path, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    num::NonZeroU8,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Config, EndpointAddr, FilterLimits,
-    GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match,
-    ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report, Servers,
-    Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamProtocol, ValueError, WasmSource, Workers, parse_duration,
+    AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Compat, Config, EndpointAddr,
+    FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
+    Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report,
+    Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamProtocol, ValueError, WasmSource, Workers,
+    parse_duration,
 };
 use serde_json::json;
 
@@ -146,6 +153,7 @@ filters:
     isolation: { pool: 3 }
     snapshot: never
     tick: once_per_node
+    compat: ngx
     root_id: second
     vm_id: shared
     vm_config: { a: 1 }
@@ -208,8 +216,9 @@ sites:
     };
     assert_eq!(auth.limits, limits);
     assert_eq!(auth.sha256, Some([0xab; 32]));
-    let run = (auth.isolation, auth.snapshot, auth.tick);
-    assert_eq!(run, (Isolation::Pool(NonZeroU8::new(3).unwrap()), Snapshot::Never, Tick::OncePerNode));
+    let run = (auth.isolation, auth.snapshot, auth.tick, auth.compat);
+    let pool = Isolation::Pool(NonZeroU8::new(3).unwrap());
+    assert_eq!(run, (pool, Snapshot::Never, Tick::OncePerNode, Compat::Ngx));
     assert_eq!((&auth.root_id[..], auth.vm_id.as_deref()), ("second", Some("shared")));
     assert_eq!((&auth.vm_config, &auth.environment["TZ"][..]), (&json!({ "a": 1 }), "UTC"));
     assert_eq!(auth.config, json!({ "issuer": "a", "list": [1, -2, 16, 1.5, true, null, "7"] }));
@@ -749,4 +758,28 @@ proptest! {
         text[at] = with;
         let _ = loader().load_str("a.yaml", &text.into_iter().collect::<String>()).map_err(|report| report.to_string());
     }
+}
+
+/// The looks of a configuration that a program has written: as JSON, in one line. Far within a minute, when each value is looked at once;
+/// it would be hours if each one's column were counted from the beginning of the line.
+#[test]
+fn a_configuration_in_one_line_is_read_in_time_that_grows_with_its_length() {
+    let settings: Vec<String> = (0..30).map(|index| format!("\"key{index}\": \"värde number {index}\"")).collect();
+    let filter = format!("{{\"wasm\": \"builtin:waf\", \"config\": {{{}}}}}", settings.join(", "));
+    let filters: Vec<String> = (0..2000).map(|index| format!("\"filter{index}\": {filter}")).collect();
+    let text = format!(
+        "{{\"version\": 1, \"listeners\": {{\"web\": {{\"bind\": \"127.0.0.1:8080\"}}}}, \"upstreams\": {{\"demo\": {{\"builtin\": \
+         \"demo\"}}}}, \"filters\": {{{}}}, \"sites\": [{{\"hosts\": [\"*\"], \"routes\": [{{\"to\": \"demo\"}}]}}]}}",
+        filters.join(", ")
+    );
+    let began = Instant::now();
+    let config = load(&text);
+    assert_eq!(config.filters.len(), 2000);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?} for {} bytes", began.elapsed(), text.len());
+
+    // Columns and widths are still right at the end of it, where characters and bytes are not the same.
+    let report = loader().load_str("selvedge.yaml", &text.replace("\"to\": \"demo\"", "\"to\": \"dömo\"")).unwrap_err();
+    let place = text.split_once("\"to\": ").unwrap().0.chars().count() + "\"to\": ".len() + 1;
+    assert_eq!(report.faults[0].column, place);
+    assert_eq!(report.to_string().matches('^').count(), "\"dömo\"".chars().count(), "{}", report.faults[0]);
 }
