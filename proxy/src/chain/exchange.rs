@@ -23,7 +23,9 @@ use pingora::proxy::Session;
 use selvedge_cache::Wishes;
 use selvedge_config::HeaderEncoding;
 use selvedge_geoip::{Geo, Location};
-use selvedge_wasm::{Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases, Trace};
+use selvedge_wasm::{
+    Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases, PropertyKind, Trace,
+};
 
 pub(crate) use self::encoding::refusal;
 use self::encoding::{meant, shown};
@@ -476,6 +478,10 @@ impl Exchange for View<'_> {
             ["filter_state", name] if name.starts_with("wasm.") => self.set_value(&[&name["wasm.".len()..]]),
             _ => self.set_value(path),
         }
+    }
+
+    fn property_kind(&self, path: &[&str]) -> PropertyKind {
+        properties::kind(path)
     }
 
     fn set_property(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError> {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap as Headers, Version, header};
 use selvedge_wasm::abi::serialize::encode_visited;
-use selvedge_wasm::{Exchange, HeaderMap};
+use selvedge_wasm::{Exchange, HeaderMap, PropertyKind};
 
 use super::exchange::facts::{DOWNSTREAM_CONNECTION_TERMINATION, FROM_CACHE, flag};
 use super::exchange::{View, authority};
@@ -39,6 +39,27 @@ pub(super) fn is_ours(path: &[&str]) -> bool {
                 | "plugin_vm_memory")
         )
     )
+}
+
+/// What the bytes of the property at `path` mean.
+pub(crate) fn kind(path: &[&str]) -> PropertyKind {
+    match path {
+        ["source" | "destination" | "upstream", "address"] | ["upstream", "local_address"] => PropertyKind::Address,
+        ["request" | "response", "size" | "total_size" | "headers_bytes"]
+        | ["response", "code" | "grpc_status" | "flags"]
+        | ["source" | "destination" | "upstream", "port"]
+        | ["upstream", "local_port"]
+        | ["source", "geo", "asn"]
+        | ["listener_direction"]
+        | ["xds", "listener_direction"] => PropertyKind::Int,
+        ["connection", "id"] | ["upstream", "request_attempt_count"] => PropertyKind::Uint,
+        ["source", "geo", "latitude" | "longitude"] => PropertyKind::Double,
+        ["connection", "mtls"] | ["cache", "hit" | "bypass"] => PropertyKind::Bool,
+        ["request", "time" | "duration"] | ["response", "backend_latency"] | ["cache", "age" | "ttl"] => {
+            PropertyKind::Nanos
+        }
+        _ => PropertyKind::Bytes,
+    }
 }
 
 /// The property at `path`; `None` when there is none (yet).
@@ -319,4 +340,51 @@ fn since_epoch(time: SystemTime) -> Option<Vec<u8>> {
 fn hex(bytes: &[u8]) -> Option<Vec<u8>> {
     let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble & 15)];
     (!bytes.is_empty()).then(|| bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The page for authors is a table of paths and forms: what is said there is what a filter that wants text is shown.
+    #[test]
+    fn every_property_is_of_the_kind_that_its_page_says() {
+        let page = include_str!("../../../docs/properties.md");
+        let mut seen = 0;
+        for line in page.lines().filter(|line| line.starts_with("| `")) {
+            let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+            let paths: Vec<&str> = columns[1].split('`').skip(1).step_by(2).collect();
+            let mut forms = columns[2].split(", ").cycle();
+            let Some(first) = paths.first() else { continue };
+            if forms.clone().take(1).all(|form| kinds_of(form).is_none()) {
+                continue; // Not a table of properties that are read.
+            }
+            for path in &paths {
+                let form = forms.next().unwrap_or_default();
+                // `.city` after `source.geo.country` is short for `source.geo.city`.
+                let whole = match path.strip_prefix('.') {
+                    Some(last) => format!("{}.{last}", first.rsplit_once('.').unwrap_or_default().0),
+                    None => (*path).to_owned(),
+                };
+                let segments: Vec<&str> = whole.split('.').collect();
+                let kind = kind(&segments);
+                assert!(kinds_of(form).is_some_and(|kinds| kinds.contains(&kind)), "{whole} is {form}, not {kind:?}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 60, "{seen} paths: the page has changed its form");
+    }
+
+    fn kinds_of(form: &str) -> Option<&'static [PropertyKind]> {
+        Some(match form {
+            "string" => &[PropertyKind::Bytes, PropertyKind::Address],
+            "map" | "list" => &[PropertyKind::Bytes],
+            "int" => &[PropertyKind::Int],
+            "uint" => &[PropertyKind::Uint, PropertyKind::Bytes],
+            "double" => &[PropertyKind::Double],
+            "bool" => &[PropertyKind::Bool],
+            "time" | "duration" => &[PropertyKind::Nanos],
+            _ => return None,
+        })
+    }
 }

@@ -25,8 +25,8 @@ use selvedge_config::{
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
 use selvedge_wasm::{
-    Engine, EngineOptions, Isolation, Limits, Metrics, Module, Phases, Plugin, PluginOptions, SharedData, SharedQueues,
-    Snapshots,
+    Compat, Engine, EngineOptions, Isolation, Limits, Metrics, Module, Phases, Plugin, PluginOptions, SharedData,
+    SharedQueues, Snapshots,
 };
 use sha2::{Digest, Sha256};
 use tracing::{debug, info};
@@ -543,6 +543,10 @@ impl Plugins<'_> {
                 selvedge_config::Snapshot::Never => Snapshots::Never,
             },
             tick_once: filter.tick == selvedge_config::Tick::OncePerNode,
+            compat: match filter.compat {
+                selvedge_config::Compat::Envoy => Compat::Envoy,
+                selvedge_config::Compat::Ngx => Compat::Ngx,
+            },
         };
         let host: Arc<dyn selvedge_wasm::Host> = Arc::clone(&self.host) as _;
         Plugin::start(module, options, host).map_err(|error| faults.push(start_fault(used, &error))).ok()

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use selvedge_geoip::Location;
-use selvedge_wasm::{Body, Buffer, Exchange, ExchangeError, HeaderMap};
+use selvedge_wasm::{Body, Buffer, Exchange, ExchangeError, HeaderMap, PropertyKind};
 
+use crate::chain::properties;
 use crate::plan::TcpRoute;
 use crate::upstream::Upstream;
 
@@ -241,6 +242,10 @@ impl Exchange for View<'_> {
 
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
         if is_ours(path) { self.facts.lookup(path) } else { self.facts.kept(path) }
+    }
+
+    fn property_kind(&self, path: &[&str]) -> PropertyKind {
+        properties::kind(path)
     }
 
     fn set_property(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError> {

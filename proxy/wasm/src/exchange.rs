@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::body::Body;
+use crate::compat::PropertyKind;
 use crate::host::{Caller, ForeignError};
 use crate::trace::Trace;
 
@@ -88,6 +89,12 @@ pub trait Exchange: Send {
     ///
     /// `plugin_name`, `plugin_root_id` and `plugin_vm_id` are answered by the host and never asked for here.
     fn property(&self, path: &[&str]) -> Option<Vec<u8>>;
+
+    /// What the bytes of [`property`](Self::property) at `path` mean: asked for guests that want text. Bytes mean themselves by default.
+    fn property_kind(&self, path: &[&str]) -> PropertyKind {
+        let _ = path;
+        PropertyKind::Bytes
+    }
 
     /// Sets a property, for later filters and for the host.
     ///

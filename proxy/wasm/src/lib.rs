@@ -40,6 +40,7 @@ mod stream;
 mod tcp;
 
 mod body;
+mod compat;
 mod exchange;
 mod host;
 mod limits;
@@ -55,6 +56,7 @@ mod hostcalls;
 pub use abi::version::AbiVersion;
 pub use body::Body;
 pub use calls::Calls;
+pub use compat::{Compat, PropertyKind};
 pub use effects::{
     Action, Arrival, Callout, CalloutFailure, CalloutId, CalloutResponse, Effects, Hold, LocalReply, Outcome, Outgoing,
 };

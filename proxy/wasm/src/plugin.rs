@@ -14,6 +14,7 @@ use wasmtime::InstancePre;
 
 use crate::abi::version::AbiVersion;
 use crate::breaker::Breaker;
+use crate::compat::Compat;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::limits::{Limits, START_FACTOR};
@@ -51,6 +52,8 @@ pub struct PluginOptions {
     pub snapshot: Snapshots,
     /// Let only worker 0's root context tick, so that a period is kept once in the process. Default false: each worker's ticks.
     pub tick_once: bool,
+    /// Which host the guest was written for.
+    pub compat: Compat,
 }
 
 /// How streams share VMs: what a trap, a leak or a bad state in one of them can touch.
@@ -140,6 +143,7 @@ pub(crate) struct Facts {
     pub(crate) config: Bytes,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) abi: AbiVersion,
+    pub(crate) compat: Compat,
     pub(crate) limits: Limits,
     /// CPU and wall-clock budget of a call, and of each call of a start.
     pub(crate) call_budget: (Duration, Duration),
@@ -200,6 +204,7 @@ impl Plugin {
             config,
             environment,
             abi: module.abi(),
+            compat: options.compat,
             call_budget: budget(1),
             start_budget: budget(START_FACTOR),
             quota: Quota::new(&limits, Instant::now()),

@@ -151,6 +151,30 @@ impl SharedData {
         })
     }
 
+    /// Stores `value`, or removes the key without one, only if the key still has the number `cas`: 0 when it does not exist. As
+    /// ngx_wasm_module does it.
+    ///
+    /// # Errors
+    /// As [`SharedData::set`]; removing what is not there is a mismatch.
+    pub(crate) fn swap(&self, vm_id: &str, key: &[u8], value: Option<&[u8]>, cas: u32) -> Result<(), SharedDataError> {
+        if key.len() > MAX_KEY || value.is_some_and(|value| value.len() > MAX_VALUE) {
+            return Err(SharedDataError::TooLarge);
+        }
+        let (limits, now) = (self.limits, &*self.clock);
+        self.in_space(vm_id, |space| {
+            let current = space.live(key, now).map(|entry| entry.cas);
+            if cas != current.unwrap_or(0) {
+                return Err(SharedDataError::CasMismatch);
+            }
+            match value {
+                Some(value) => space.put(key, Bytes::copy_from_slice(value), None, limits, now),
+                None if current.is_none() => return Err(SharedDataError::CasMismatch),
+                None => space.remove(key),
+            }
+            Ok(())
+        })
+    }
+
     /// Removes a key. False when there is none.
     pub fn delete(&self, vm_id: &str, key: &[u8]) -> bool {
         self.spaces.get(vm_id).is_some_and(|space| {

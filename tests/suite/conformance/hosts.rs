@@ -204,7 +204,7 @@ fn selvedge(cases: &[&Case], upstreams: Upstreams) -> String {
                 // The suite runs on busy machines, without optimisation.
                 "limits": { "deadline": "10s", "wait": wait },
             });
-            for setting in ["on_pause", "isolation", "vm_config", "root_id"] {
+            for setting in ["on_pause", "isolation", "compat", "vm_config", "root_id"] {
                 if let Some(value) = case.option(setting) {
                     filter[setting] = json!(value);
                 }

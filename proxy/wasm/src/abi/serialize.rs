@@ -74,12 +74,7 @@ pub fn decode_pairs(bytes: &[u8]) -> Result<Vec<Pair<'_>>, DecodeError> {
 pub(crate) fn decode_path(bytes: &[u8]) -> Option<Path<'_>> {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).ok()?;
-    let mut path = Path { segments: [""; MAX_PROPERTY_SEGMENTS], len: 0 };
-    for segment in text.split('\0') {
-        *path.segments.get_mut(path.len)? = segment;
-        path.len += 1;
-    }
-    Some(path)
+    Path::collect(text.split('\0'))
 }
 
 /// A property path without an allocation.
@@ -89,6 +84,16 @@ pub(crate) struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
+    /// `None` when there are too many.
+    pub(crate) fn collect(segments: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut path = Self { segments: [""; MAX_PROPERTY_SEGMENTS], len: 0 };
+        for segment in segments {
+            *path.segments.get_mut(path.len)? = segment;
+            path.len += 1;
+        }
+        Some(path)
+    }
+
     pub(crate) fn segments(&self) -> &[&'a str] {
         &self.segments[..self.len]
     }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::with_exchange;
 use crate::abi::memory::{Guest, give_bytes, read, write_u32};
 use crate::abi::status::{Called, Status, bad};
+use crate::compat::Compat;
 use crate::exchange::{Buffer, Exchange};
 use crate::grpc::GrpcEvent;
 use crate::limits::MAX_EDITED_BODY;
@@ -77,17 +78,19 @@ pub(super) fn status(guest: &mut Guest<'_>, buffer: u32, out_len: u32, out_flags
 
 pub(super) fn set(guest: &mut Guest<'_>, buffer: u32, start: u32, len: u32, ptr: u32, data_len: u32) -> Called {
     let Source::Body(buffer) = Source::from_abi(buffer, guest)? else { return Err(bad("this buffer is read-only")) };
+    let compat = guest.data().facts.compat;
     let set = with_exchange(guest, |guest, exchange| {
         let data = read(guest, ptr, data_len)?;
-        edit(exchange, buffer, start, len, data)
+        edit(exchange, compat, buffer, start, len, data)
     });
     set?.ok_or_else(|| bad("no exchange to write to in this context"))
 }
 
-fn edit(exchange: &mut dyn Exchange, buffer: Buffer, start: u32, len: u32, data: &[u8]) -> Called {
+fn edit(exchange: &mut dyn Exchange, compat: Compat, buffer: Buffer, start: u32, len: u32, data: &[u8]) -> Called {
     let body = exchange.body(buffer).ok_or_else(|| bad("no body to write to in this phase"))?;
     let start = usize::try_from(start).unwrap_or(usize::MAX);
     let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let (start, len, data) = compat.edit(start, len, data);
     let replaced = body.len().saturating_sub(start).min(len);
     if data.len() > replaced && body.len() - replaced + data.len() > MAX_EDITED_BODY {
         return Err(bad("the edited body would be larger than 64 MiB"));
