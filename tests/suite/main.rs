@@ -36,6 +36,8 @@ mod story;
 
 mod cli;
 
+mod crowded;
+
 mod tour;
 
 mod conformance;

@@ -425,7 +425,13 @@ impl Stage {
     /// It has been busy for longer than the filter may keep an exchange waiting.
     pub(super) async fn rest(&mut self, waited: &mut Duration) -> Result<(), ChainError> {
         if *waited >= self.filter.wait {
-            return Err(ChainError::Stuck { filter: self.name() });
+            return match self.filter.on_failure {
+                OnFailure::Open => {
+                    self.leave();
+                    Ok(())
+                }
+                OnFailure::Closed => Err(ChainError::Stuck { filter: self.name() }),
+            };
         }
         *waited += BUSY;
         tokio::time::sleep(BUSY).await;
