@@ -60,6 +60,8 @@ pub(crate) struct ExchangeState {
 
     /// The request has been sent, or answered: its header is history, and so are wishes about its target and the cache.
     request_gone: bool,
+    /// The end of the request's body has passed every filter.
+    request_body_gone: bool,
     /// The upstream a filter chose (`selvedge.upstream`); `None` = the route's own.
     pub(crate) upstream: Option<String>,
     /// What filters want of the cache.
@@ -120,6 +122,7 @@ impl ExchangeState {
             location: OnceCell::new(),
             start: SystemTime::now(),
             request_gone: false,
+            request_body_gone: false,
             upstream: None,
             wishes: Wishes::default(),
             set_by_filters: Vec::new(),
@@ -143,6 +146,11 @@ impl ExchangeState {
     /// The chain has let the request go, or answered it: nothing can be changed about it any more.
     pub(crate) fn request_goes(&mut self) {
         self.request_gone = true;
+    }
+
+    /// The end of the request has passed the chain: its body can no longer be written.
+    pub(super) fn request_body_goes(&mut self) {
+        self.request_body_gone = true;
     }
 
     /// A filter answers in the place of whoever would have.
@@ -462,6 +470,10 @@ impl Exchange for View<'_> {
             Buffer::Response => self.response_body.as_deref_mut(),
             Buffer::Downstream | Buffer::Upstream => None,
         }
+    }
+
+    fn body_has_gone(&self, which: Buffer) -> bool {
+        which == Buffer::Request && self.state.request_body_gone
     }
 
     fn trace(&self) -> Option<&Arc<Trace>> {

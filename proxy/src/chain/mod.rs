@@ -73,6 +73,16 @@ pub(crate) enum Event {
     Trailers,
 }
 
+impl Event {
+    /// Whether nothing follows it.
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Headers { end } | Self::Body { end, .. } => *end,
+            Self::Trailers => true,
+        }
+    }
+}
+
 /// Events that have passed the whole chain, in order.
 pub(crate) type Passed = SmallVec<[Event; 4]>;
 
@@ -230,6 +240,9 @@ impl Chain {
             let mut waited = Duration::ZERO;
             let step = loop {
                 if position == count {
+                    if direction == Direction::Request && event.is_end() {
+                        self.state.request_body_goes();
+                    }
                     passed.push(event);
                     break Step::Emit(SmallVec::new());
                 }

@@ -84,6 +84,12 @@ pub trait Exchange: Send {
     /// The bytes buffered for this filter now; `None` when there is no such body in this phase.
     fn body(&mut self, which: Buffer) -> Option<&mut Body>;
 
+    /// Whether a body has been handed on to its end, so that a write would reach nobody. It may still be read: as an empty one.
+    fn body_has_gone(&self, which: Buffer) -> bool {
+        let _ = which;
+        false
+    }
+
     /// The property at `path`, already in its binary form: strings raw, integers 8 bytes little-endian, booleans one byte, timestamps
     /// and durations nanoseconds as 8 bytes, maps as [`crate::abi::serialize::encode_pairs`] writes them. `None` when unset.
     ///

@@ -87,6 +87,9 @@ pub(super) fn set(guest: &mut Guest<'_>, buffer: u32, start: u32, len: u32, ptr:
 }
 
 fn edit(exchange: &mut dyn Exchange, compat: Compat, buffer: Buffer, start: u32, len: u32, data: &[u8]) -> Called {
+    if exchange.body_has_gone(buffer) {
+        return Err(bad("the body has gone on already"));
+    }
     let body = exchange.body(buffer).ok_or_else(|| bad("no body to write to in this phase"))?;
     let start = usize::try_from(start).unwrap_or(usize::MAX);
     let len = usize::try_from(len).unwrap_or(usize::MAX);
