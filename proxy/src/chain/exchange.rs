@@ -115,7 +115,7 @@ impl ExchangeState {
             trace: ctx.trace.clone(),
             node: Arc::clone(&ctx.plan.node.structured),
             listener: Arc::clone(listener),
-            client: session.client_addr().and_then(|address| address.as_inet()).copied(),
+            client: ctx.client,
             server: session.server_addr().and_then(|address| address.as_inet()).copied(),
             connection: Connection::of(session.digest()),
             geo: ctx.plan.geo.clone(),

@@ -8,13 +8,15 @@ use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authori
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, OrErr, Result};
 
+use super::RequestCtx;
 use crate::listener::ListenerFacts;
 
 /// How long the rest of a request body is read after an answer that did not need it.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Refuses what the listener does not take, and gives the session its limits.
-pub(crate) fn check(session: &mut Session, listener: &ListenerFacts) -> Result<()> {
+pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut RequestCtx) -> Result<()> {
+    ctx.client = session.client_addr().and_then(|address| address.as_inet()).copied();
     let downstream = &mut session.downstream_session;
     downstream.set_read_timeout(Some(listener.idle_timeout));
     downstream.set_write_timeout(Some(listener.idle_timeout));

@@ -61,7 +61,7 @@ pub(crate) fn request(
         validate_request_authority(request).map_err(Error::into_in)?;
     }
 
-    if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
+    if let Some(client) = ctx.client {
         // Nobody in front of us is trusted, so what the client sent about itself is replaced, not extended.
         request.insert_header(X_FORWARDED_FOR, client.ip().to_string())?;
         request.remove_header(&header::FORWARDED);

@@ -32,6 +32,7 @@ pub(crate) mod fail;
 pub(crate) mod finish;
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -82,6 +83,8 @@ pub(crate) struct RequestCtx {
     /// The plan it arrived under, to its end.
     pub(crate) plan: Arc<Plan>,
     pub(crate) started: Instant,
+    /// Set by `admit`: who asks. `None` on sockets without addresses.
+    pub(crate) client: Option<SocketAddr>,
     /// Set by `select`.
     pub(crate) route: Option<Arc<Route>>,
     /// Leads to the chain and the client's session, on routes with filters.
@@ -97,7 +100,7 @@ pub(crate) struct RequestCtx {
     /// Connection attempts so far.
     pub(crate) attempts: u32,
     /// The endpoint last connected to.
-    pub(crate) endpoint: Option<std::net::SocketAddr>,
+    pub(crate) endpoint: Option<SocketAddr>,
     /// Set by `fail`: the RFC 9209 error token.
     pub(crate) failure: Option<&'static str>,
     /// What its filters do is recorded here, if the client may ask for that, and does.
@@ -131,6 +134,7 @@ impl ProxyHttp for Edge {
             }),
             plan: self.current.plan(),
             started: Instant::now(),
+            client: None,
             route: None,
             slot: None,
             upstream: None,
@@ -146,7 +150,7 @@ impl ProxyHttp for Edge {
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
         step!(ctx, "admit");
-        admit::check(session, &self.listener)
+        admit::check(session, &self.listener, ctx)
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
