@@ -10,10 +10,11 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v2::client::Http2Session;
 use pingora::protocols::http::v2::write_body;
 use pingora::upstreams::peer::Peer;
+use pingora::{ErrorType, OrErr};
 use selvedge_wasm::{Callout, CalloutFailure, CalloutResponse};
 
 use crate::connections::Lease;
-use crate::upstream::Upstreams;
+use crate::upstream::{Ask, Failure, Upstreams};
 
 /// The longest answer a callout may have; longer ones fail with [`CalloutFailure::TooLarge`]. Answers are held in memory whole.
 const ANSWER_MAX: usize = 4 * 1024 * 1024;
@@ -43,17 +44,32 @@ async fn exchange(upstreams: Arc<Upstreams>, callout: Callout) -> Result<Callout
     let request = request(&callout)?;
     let trailers = trailers(&callout)?;
 
-    let mut lease = Lease::take(upstream.peer()).await.map_err(|error| CalloutFailure::Connect(error.to_string()))?;
+    let place = upstream
+        .choose(&Ask::default())
+        .map_err(|why| CalloutFailure::Connect(format!("upstream {}: {why}", upstream.name)))?;
+    let mut lease = Lease::take(place.peer()).await.map_err(|error| {
+        place.failed(Failure::of(&error));
+        CalloutFailure::Connect(error.to_string())
+    })?;
     let (read, write) = (lease.peer().options.read_timeout, lease.peer().options.write_timeout);
     let tls = lease.peer().tls();
     let session = lease.session();
     session.set_read_timeout(read);
     session.set_write_timeout(write);
 
+    let told = |error: Box<pingora::Error>| {
+        place.failed(Failure::of(&error));
+        reset(error)
+    };
     match &mut *session {
-        HttpSession::H2(session) => say_h2(session, for_h2(request, &callout, tls)?, callout.body, trailers).await?,
-        session => say(session, request, callout.body).await?,
+        HttpSession::H2(session) => {
+            let request = for_h2(request, &callout, tls)?;
+            say_h2(session, request, callout.body, trailers).await.map_err(told)?;
+        }
+        session => say(session, request, callout.body).await.map_err(told)?,
     }
+    let status = begin(session).await.map_err(told)?;
+    place.answered(status);
     let answer = listen(session).await?;
     lease.give_back().await;
     Ok(answer)
@@ -63,12 +79,12 @@ fn reset(error: Box<pingora::Error>) -> CalloutFailure {
     CalloutFailure::Reset(error.to_string())
 }
 
-async fn say(session: &mut HttpSession, request: RequestHeader, body: Bytes) -> Result<(), CalloutFailure> {
-    session.write_request_header(Box::new(request)).await.map_err(reset)?;
+async fn say(session: &mut HttpSession, request: RequestHeader, body: Bytes) -> pingora::Result<()> {
+    session.write_request_header(Box::new(request)).await?;
     if !body.is_empty() {
-        session.write_request_body(body, true).await.map_err(reset)?;
+        session.write_request_body(body, true).await?;
     }
-    session.finish_request_body().await.map_err(reset)
+    session.finish_request_body().await
 }
 
 async fn say_h2(
@@ -76,29 +92,32 @@ async fn say_h2(
     request: RequestHeader,
     body: Bytes,
     trailers: HeaderMap,
-) -> Result<(), CalloutFailure> {
+) -> pingora::Result<()> {
     let nothing_follows = body.is_empty() && trailers.is_empty();
-    session.write_request_header(Box::new(request), nothing_follows).map_err(reset)?;
+    session.write_request_header(Box::new(request), nothing_follows)?;
     if trailers.is_empty() {
-        return if nothing_follows { Ok(()) } else { session.write_request_body(body, true).await.map_err(reset) };
+        return if nothing_follows { Ok(()) } else { session.write_request_body(body, true).await };
     }
     let write_timeout = session.write_timeout;
     let Some(mut writer) = session.take_request_body_writer() else { return Ok(()) };
     if !body.is_empty() {
-        write_body(&mut writer, body, false, write_timeout).await.map_err(reset)?;
+        write_body(&mut writer, body, false, write_timeout).await?;
     }
-    writer.send_trailers(trailers).map_err(|error| CalloutFailure::Reset(error.to_string()))
+    writer.send_trailers(trailers).or_err(ErrorType::WriteError, "trailers")
+}
+
+/// Reads to the final response's header, and gives its status.
+async fn begin(session: &mut HttpSession) -> pingora::Result<u16> {
+    loop {
+        session.read_response_header().await?;
+        let status = session.response_header().map_or(0, |header| header.status.as_u16());
+        if !(100..200).contains(&status) {
+            return Ok(status);
+        }
+    }
 }
 
 async fn listen(session: &mut HttpSession) -> Result<CalloutResponse, CalloutFailure> {
-    loop {
-        session.read_response_header().await.map_err(reset)?;
-        let interim = session.response_header().is_some_and(|header| header.status.is_informational());
-        if !interim {
-            break;
-        }
-    }
-
     let mut answer = CalloutResponse::default();
     if let Some(header) = session.response_header() {
         let status = Bytes::copy_from_slice(header.status.as_str().as_bytes());

@@ -24,7 +24,7 @@ use selvedge_wasm::{GrpcEvents, GrpcMessages, GrpcRequest, GrpcStatus};
 use tokio::time::Instant;
 
 use crate::connections::Lease;
-use crate::upstream::Upstreams;
+use crate::upstream::{Ask, Failure, Upstreams};
 use wire::Messages;
 
 /// Runs an exchange to its end. Dropping the future resets the HTTP/2 stream; the connection stays for others.
@@ -53,7 +53,9 @@ async fn exchange(
     let upstream = upstreams
         .get(&request.upstream)
         .ok_or_else(|| unavailable(format!("no upstream is called {}", request.upstream)))?;
-    let peer = upstream.peer();
+    let place =
+        upstream.choose(&Ask::default()).map_err(|why| unavailable(format!("upstream {}: {why}", request.upstream)))?;
+    let peer = place.peer();
     if peer.options.alpn.get_min_http_version() != 2 {
         return Err(unavailable(format!("upstream {} is not spoken to in HTTP/2 (protocol: h2)", request.upstream)));
     }
@@ -64,8 +66,14 @@ async fn exchange(
     let lease = tokio::time::timeout(silence, Lease::take(peer)).await;
     let mut lease = match lease {
         Ok(Ok(lease)) => lease,
-        Ok(Err(error)) => return Err(unavailable(format!("connect to upstream {}: {error}", request.upstream))),
-        Err(_) => return Err(unavailable(format!("connect to upstream {}: took {silence:?}", request.upstream))),
+        Ok(Err(error)) => {
+            place.failed(Failure::of(&error));
+            return Err(unavailable(format!("connect to upstream {}: {error}", request.upstream)));
+        }
+        Err(_) => {
+            place.failed(Failure::Connect);
+            return Err(unavailable(format!("connect to upstream {}: took {silence:?}", request.upstream)));
+        }
     };
     let HttpSession::H2(session) = lease.session() else {
         return Err(unavailable(format!("upstream {} chose HTTP/1", request.upstream)));

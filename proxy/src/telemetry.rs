@@ -181,7 +181,7 @@ impl<'r> AccessLine<'r> {
             duration_us: u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             route: ctx.route.as_deref().map(crate::plan::Route::name),
             site: ctx.route.as_deref().map(crate::plan::Route::site),
-            upstream: ctx.endpoint.map(|endpoint| endpoint.to_string()),
+            upstream: ctx.lease.as_ref().map(|lease| lease.endpoint().address().to_string()),
             cache: crate::request::lookup::word(session, ctx),
             error: ctx.failure.or_else(|| error.map(|_| "client_gone").filter(|_| status == 0)),
         }

@@ -30,6 +30,8 @@ mod bundled;
 
 mod tcp;
 
+mod upstreams;
+
 mod misbehave;
 
 mod story;

@@ -39,7 +39,7 @@ use crate::bundled;
 use crate::error_chain;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
-use crate::upstream::{PeerTls, Upstream, Upstreams};
+use crate::upstream::{Address, PeerTls, Speech, State, Upstream, Upstreams};
 
 /// What is made once per process and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
 /// the cache, the demo origin.
@@ -52,6 +52,8 @@ pub struct Resources {
     queues: Arc<SharedQueues>,
     counters: Arc<Counters>,
     troubles: Mutex<HashMap<String, Arc<Trouble>>>,
+    /// What is known of endpoints, by upstream and address; what no plan names any more is forgotten.
+    endpoints: Mutex<HashMap<(String, Address), Weak<State>>>,
     demo: Mutex<Option<Demo>>,
     workers: usize,
     generations: AtomicU64,
@@ -79,6 +81,7 @@ impl Resources {
             queues: Arc::default(),
             counters: Arc::default(),
             troubles: Mutex::default(),
+            endpoints: Mutex::default(),
             demo: Mutex::new(None),
             workers,
             generations: AtomicU64::new(0),
@@ -118,6 +121,19 @@ impl Resources {
     /// Outlives the plans, so that a reload neither forgets a filter's failures nor lets them be told more often.
     fn trouble(&self, filter: &str) -> Arc<Trouble> {
         Arc::clone(self.troubles.lock().entry(filter.to_owned()).or_default())
+    }
+
+    /// Outlives the plans, as long as one has this endpoint.
+    fn endpoint(&self, upstream: &str, address: &Address) -> Arc<State> {
+        let mut endpoints = self.endpoints.lock();
+        let key = (upstream.to_owned(), address.clone());
+        if let Some(state) = endpoints.get(&key).and_then(Weak::upgrade) {
+            return state;
+        }
+        let state = Arc::default();
+        endpoints.retain(|_, state| state.strong_count() > 0);
+        endpoints.insert(key, Arc::downgrade(&state));
+        state
     }
 
     fn demo_address(&self) -> std::io::Result<SocketAddr> {
@@ -313,7 +329,7 @@ fn upstreams(config: &Config, resources: &Resources, files: &mut Vec<PathBuf>, f
         let mut endpoints = Vec::new();
         match &upstream.servers {
             Servers::Builtin(selvedge_config::Builtin::Demo) => match resources.demo_address() {
-                Ok(address) => endpoints.push((address, 1)),
+                Ok(address) => endpoints.push((Address::Inet(address), 1)),
                 Err(error) => {
                     faults.push(Fault::at(&upstream.position, format!("the demo origin does not start: {error}")));
                 }
@@ -321,9 +337,8 @@ fn upstreams(config: &Config, resources: &Resources, files: &mut Vec<PathBuf>, f
             Servers::Endpoints(written) => {
                 for endpoint in written {
                     match resolve(&endpoint.addr) {
-                        Ok(addresses) => {
-                            endpoints.extend(addresses.into_iter().map(|address| (address, endpoint.weight)))
-                        }
+                        Ok(addresses) => endpoints
+                            .extend(addresses.into_iter().map(|address| (Address::Inet(address), endpoint.weight))),
                         Err(message) => faults.push(Fault::at(&endpoint.position, message)),
                     }
                 }
@@ -343,8 +358,12 @@ fn upstreams(config: &Config, resources: &Resources, files: &mut Vec<PathBuf>, f
         if endpoints.is_empty() {
             continue;
         }
-        let http2 = upstream.protocol == UpstreamProtocol::H2;
-        resolved.insert(Upstream::new(name.clone(), &endpoints, tls, http2, upstream.timeouts));
+        let speech = Speech { tls, http2: upstream.protocol == UpstreamProtocol::H2, timeouts: upstream.timeouts };
+        let endpoints = endpoints.into_iter().map(|(address, weight)| {
+            let state = resources.endpoint(name, &address);
+            (address, weight, state)
+        });
+        resolved.insert(Upstream::new(name, &speech, endpoints.collect()));
     }
     resolved
 }

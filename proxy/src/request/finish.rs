@@ -7,6 +7,7 @@ use super::{Edge, RequestCtx};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
 use crate::telemetry::{self, AccessLine};
+use crate::upstream::Failure;
 
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
@@ -28,6 +29,13 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
 
     if let Some(trace) = ctx.trace.take() {
         telemetry::trace::write(&trace, ctx);
+    }
+    if let Some((lease, error)) =
+        ctx.lease.as_ref().zip(error.filter(|error| *error.esource() == ErrorSource::Upstream))
+        && Failure::of(error) != Failure::Connect
+    // told when it was tried
+    {
+        lease.failed(Failure::of(error));
     }
     if session.subrequest_ctx.is_some() {
         return; // Nobody asked for it.

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use http::{HeaderName, HeaderValue, header};
-use pingora::http::RequestHeader;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::authority::validate_request_authority;
 use pingora::proxy::Session;
@@ -15,6 +15,7 @@ use super::filter::BodyFlow;
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
 use crate::listener::ListenerFacts;
+use crate::upstream::Failure;
 
 /// How often a request is sent elsewhere when no connection can be made; nothing has been sent then, so any method may be.
 const CONNECT_ATTEMPTS: u32 = 3;
@@ -26,8 +27,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 /// The endpoint to connect to.
 ///
 /// # Errors
-/// A filter sent a request of a fixed-response route to no upstream.
-pub(crate) fn peer(ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+/// A filter sent a request of a fixed-response route to no upstream, or no endpoint may be sent requests.
+pub(crate) fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     ctx.attempts += 1;
     if ctx.body == BodyFlow::Untouched {
         ctx.body_received = 0; // Pingora sends what it has read once more, through the same hook.
@@ -36,9 +37,23 @@ pub(crate) fn peer(ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     let upstream = route
         .upstream(ctx.upstream.as_deref())
         .ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "the route has no upstream"))?;
-    let peer = upstream.peer();
-    ctx.endpoint = peer._address.as_inet().copied();
+    let ask = upstream.ask(session.req_header(), ctx.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
+    let lease = upstream.choose(&ask).map_err(|why| {
+        let why = format!("upstream {}: {why}", upstream.name);
+        Error::explain(ErrorType::HTTPStatus(503), why)
+    })?;
+    let peer = lease.peer();
+    ctx.lease = Some(lease);
     Ok(Box::new(peer))
+}
+
+/// The upstream's response has begun, or an interim one has come.
+pub(crate) fn answered(response: &ResponseHeader, ctx: &RequestCtx) {
+    if let Some(lease) = &ctx.lease
+        && (!response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS)
+    {
+        lease.answered(response.status.as_u16());
+    }
 }
 
 /// The request as the upstream gets it.
@@ -92,9 +107,12 @@ pub(crate) fn connected(peer: &HttpPeer, digest: Option<&Digest>, ctx: &RequestC
 
 /// No connection could be made: try the next endpoint, a few times.
 pub(crate) fn retry(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
+    if let Some(lease) = &ctx.lease {
+        lease.failed(Failure::of(&error));
+    }
     ctx.note(|state| {
         state.contact.attempts = ctx.attempts;
-        state.contact.address = ctx.endpoint;
+        state.contact.address = ctx.lease.as_ref().and_then(|lease| lease.endpoint().address().as_inet());
         state.contact.failure = Some(error.to_string());
     });
     error.set_retry(ctx.attempts < CONNECT_ATTEMPTS);

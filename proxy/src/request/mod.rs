@@ -55,6 +55,7 @@ use crate::listener::ListenerFacts;
 use crate::node::Current;
 use crate::plan::{Plan, Route};
 use crate::telemetry::AccessLogSink;
+use crate::upstream::Lease;
 
 /// Notes a step of the story, for the test that guards it; free unless somebody listens at trace level.
 macro_rules! step {
@@ -99,8 +100,8 @@ pub(crate) struct RequestCtx {
     pub(crate) cache: CacheCtx,
     /// Connection attempts so far.
     pub(crate) attempts: u32,
-    /// The endpoint last connected to.
-    pub(crate) endpoint: Option<SocketAddr>,
+    /// Set by `forward`: its place at the endpoint it went to last.
+    pub(crate) lease: Option<Lease>,
     /// Set by `fail`: the RFC 9209 error token.
     pub(crate) failure: Option<&'static str>,
     /// What its filters do is recorded here, if the client may ask for that, and does.
@@ -142,7 +143,7 @@ impl ProxyHttp for Edge {
             body_received: 0,
             cache: CacheCtx::default(),
             attempts: 0,
-            endpoint: None,
+            lease: None,
             failure: None,
             trace: None,
         }
@@ -218,9 +219,9 @@ impl ProxyHttp for Edge {
         true
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         step!(ctx, "forward");
-        forward::peer(ctx)
+        forward::peer(session, ctx)
     }
 
     async fn upstream_request_filter(
@@ -261,6 +262,7 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        forward::answered(response, ctx);
         store::receive(session, response, ctx).await
     }
 

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::Io;
-use crate::upstream::Upstream;
+use crate::upstream::{Address, Ask, EndpointId, Failure, Lease, Upstream};
 
 /// How many endpoints are tried for one connection.
 const ATTEMPTS: usize = 3;
@@ -22,7 +22,8 @@ const ATTEMPTS: usize = 3;
 /// A connection to an endpoint.
 pub(super) struct Connected {
     pub(super) stream: Box<dyn Io>,
-    pub(super) endpoint: SocketAddr,
+    /// Our place at it.
+    pub(super) lease: Lease,
     /// Our side of it; unknown where TLS hides it.
     pub(super) local: Option<SocketAddr>,
 }
@@ -30,33 +31,48 @@ pub(super) struct Connected {
 /// No endpoint could be connected to. Why not has been logged, for each.
 pub(super) struct NoConnection {
     /// The one that was tried last.
-    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) endpoint: Option<Address>,
 }
 
-/// Connects to the upstream's next endpoint; to the one after it when that fails, unless it has been tried.
+/// Connects to an endpoint of the upstream; to another when that fails.
 pub(super) async fn connect(upstream: Arc<Upstream>) -> Result<Connected, NoConnection> {
-    let mut tried: SmallVec<[SocketAddr; ATTEMPTS]> = SmallVec::new();
+    let mut tried: SmallVec<[EndpointId; ATTEMPTS]> = SmallVec::new();
+    let mut last = None;
     while tried.len() < ATTEMPTS {
-        let peer = upstream.peer();
-        let Some(endpoint) = peer._address.as_inet().copied().filter(|endpoint| !tried.contains(endpoint)) else {
-            break;
+        let lease = match upstream.choose(&Ask { avoid: &tried }) {
+            Ok(lease) => lease,
+            Err(why) => {
+                debug!(upstream = %upstream.name, %why, "no endpoint");
+                break;
+            }
         };
-        match attempt(peer, endpoint).await {
-            Ok(connected) => return Ok(connected),
-            Err(error) => debug!(upstream = %upstream.name, %endpoint, %error, "no connection"),
+        let endpoint = lease.endpoint();
+        match attempt(&lease).await {
+            Ok((stream, local)) => {
+                lease.answered(200);
+                return Ok(Connected { stream, lease, local });
+            }
+            Err(error) => {
+                debug!(upstream = %upstream.name, endpoint = %endpoint.address(), %error, "no connection");
+                lease.failed(Failure::Connect);
+            }
         }
-        tried.push(endpoint);
+        tried.push(endpoint.id());
+        last = Some(endpoint.address().clone());
     }
-    Err(NoConnection { endpoint: tried.last().copied() })
+    Err(NoConnection { endpoint: last })
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-async fn attempt(peer: HttpPeer, endpoint: SocketAddr) -> Result<Connected, Failure> {
+/// The stream, and our side of it.
+async fn attempt(lease: &Lease) -> Result<(Box<dyn Io>, Option<SocketAddr>), Failed> {
+    let peer = lease.peer();
     if peer.is_tls() {
         let stream = connector().new_stream(&AnyProtocol(peer)).await?;
-        return Ok(Connected { stream: Box::new(stream), endpoint, local: None });
+        return Ok((Box::new(stream), None));
     }
+    let Address::Inet(endpoint) = lease.endpoint().address();
     let connecting = TcpStream::connect(endpoint);
     let stream = match peer.options.connection_timeout {
         Some(timeout) => {
@@ -66,7 +82,7 @@ async fn attempt(peer: HttpPeer, endpoint: SocketAddr) -> Result<Connected, Fail
     };
     stream.set_nodelay(true)?;
     let local = stream.local_addr().ok();
-    Ok(Connected { stream: Box::new(stream), endpoint, local })
+    Ok((Box::new(stream), local))
 }
 
 /// Reads the system's certificates when it is made, and keeps no connections.

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::plan::TcpRoute;
 use crate::telemetry::AccessLogSink;
+use crate::upstream::Address;
 
 /// How a connection ended, as the log says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -45,7 +46,7 @@ pub(super) struct Entry {
     route: Arc<TcpRoute>,
     client: SocketAddr,
     started: Instant,
-    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) endpoint: Option<Address>,
     /// Bytes the client has sent.
     pub(super) received: u64,
     /// Bytes the client was sent.
@@ -94,7 +95,7 @@ impl Entry {
             bytes_received: self.received,
             bytes: self.sent,
             duration_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            upstream: self.endpoint.map(|endpoint| endpoint.to_string()),
+            upstream: self.endpoint.as_ref().map(ToString::to_string),
             ended: self.ended,
             filter: self.filter.as_deref(),
         }

@@ -26,6 +26,7 @@ use super::outbox::{self, Outbox};
 use super::stage::Mail;
 use super::{Direction, Io};
 use crate::plan::TcpRoute;
+use crate::upstream::Lease;
 
 /// How long a guest is left alone that is busy with a long call for another connection.
 const BUSY: Duration = Duration::from_millis(1);
@@ -68,6 +69,8 @@ struct Session {
     moved: Instant,
     /// The upstream did not take all that the client had sent.
     refused: bool,
+    /// The connection's place at the endpoint.
+    lease: Option<Lease>,
 }
 
 /// What happened next.
@@ -93,6 +96,7 @@ pub(super) async fn run(client: Box<dyn Io>, chain: Chain, route: &Arc<TcpRoute>
         idle,
         moved: Instant::now(),
         refused: false,
+        lease: None,
     };
     let ended = match session.forward(entry).await {
         Ok(ended) => ended,
@@ -165,9 +169,11 @@ impl Session {
                     self.to_upstream.shut();
                     self.refused = true;
                 }
-                Event::Connected(Ok(Connected { stream, endpoint, local })) => {
-                    (self.chain.facts.endpoint, self.chain.facts.local) = (Some(endpoint), local);
-                    entry.endpoint = Some(endpoint);
+                Event::Connected(Ok(Connected { stream, lease, local })) => {
+                    let endpoint = lease.endpoint().address();
+                    (self.chain.facts.endpoint, self.chain.facts.local) = (endpoint.as_inet(), local);
+                    entry.endpoint = Some(endpoint.clone());
+                    self.lease = Some(lease);
                     self.link = Link::Open(Side::new(stream));
                     self.moved = Instant::now();
                 }
