@@ -69,6 +69,18 @@ impl Process {
             .collect()
     }
 
+    /// How much of its memory is resident, in bytes.
+    ///
+    /// # Panics
+    /// When the system does not say.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");
+        kib * 1024
+    }
+
     /// Sends it a signal (`HUP`, `TERM`).
     ///
     /// # Panics

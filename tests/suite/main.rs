@@ -32,6 +32,8 @@ mod tcp;
 
 mod upstreams;
 
+mod reload;
+
 mod misbehave;
 
 mod story;

@@ -65,8 +65,9 @@ async fn queues_and_their_items_outlive_a_reload() {
     let mut edge = start("- consumer jobs");
     assert_eq!(enqueue(&edge, "a").await, "ok");
     has_seen(&edge, "a").await;
-    // Another producer configuration: the consumer's plugin is made anew with the plan.
+    // Another producer configuration; and other limits, so that the consumer's plugin is made anew with the plan.
     let next = format!("version: 1\ntelemetry: {{ access_log: {{ output: off }} }}\n{}", yaml("other consumer jobs"));
+    let next = next.replace("deadline: 10s", "deadline: 11s");
     edge.reload(&next).expect("in order");
     assert_eq!(enqueue(&edge, "b").await, "ok");
     has_seen(&edge, "a b").await;

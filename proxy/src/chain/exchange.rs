@@ -505,7 +505,7 @@ impl Exchange for View<'_> {
             _ => path,
         };
         let name = path.join(".");
-        let read_only = self.state.route.declared().is_read_only(self.filter.plugin.name(), &name);
+        let read_only = self.filter.host.declared().is_read_only(&name);
         self.keep_property(name, value, read_only)
     }
 

@@ -31,8 +31,9 @@ use selvedge_wasm::{
 use sha2::{Digest, Sha256};
 use tracing::{debug, info};
 
-use super::host::NodeHost;
+use super::host::{NodeHost, View};
 use super::identity::Identity;
+use super::live::{Live, Registry};
 use super::router::{Router, Rule};
 use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Target, TcpRoute, Trouble};
 use crate::bundled;
@@ -47,6 +48,7 @@ pub struct Resources {
     engine: Arc<Engine>,
     /// Compiled modules in use, by the hash of their bytes; what no plan uses any more is freed.
     modules: Mutex<HashMap<[u8; 32], Weak<Module>>>,
+    live: Registry,
     shared: Arc<SharedData>,
     metrics: Arc<Metrics>,
     queues: Arc<SharedQueues>,
@@ -76,6 +78,7 @@ impl Resources {
         Ok(Arc::new(Self {
             engine: Engine::new(options)?,
             modules: Mutex::default(),
+            live: Registry::default(),
             shared: Arc::default(),
             metrics: Arc::default(),
             queues: Arc::default(),
@@ -169,18 +172,9 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     let upstreams = Arc::new(upstreams(&config, resources, &mut files, &mut faults));
     let modules = modules(&config, resources, &mut files, &mut faults);
 
-    let host = Arc::new(NodeHost {
-        upstreams: Arc::clone(&upstreams),
-        shared: Arc::clone(&resources.shared),
-        metrics: Arc::clone(&resources.metrics),
-        queues: Arc::clone(&resources.queues),
-        counters: Arc::clone(&resources.counters),
-        geo: geo.clone(),
-        declared: Arc::default(),
-    });
-    let declared = Arc::clone(&host.declared);
+    let view = Arc::new(View { upstreams: Arc::clone(&upstreams), geo: geo.clone() });
     let mut plugins =
-        Plugins { resources, config: &config, modules, host, started: HashMap::new(), troubles: BTreeMap::new() };
+        Plugins { resources, config: &config, modules, view, started: HashMap::new(), troubles: BTreeMap::new() };
 
     let node = Identity::new(&config.node.name);
     let mut router = Router::default();
@@ -216,7 +210,6 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),
-                declared: Arc::clone(&declared),
             };
             router.add_route(index, rule(route, &mut faults), Arc::new(resolved));
         }
@@ -227,7 +220,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     if !faults.is_empty() {
         return Err(faults);
     }
-    let Plugins { started, troubles, .. } = plugins;
+    let Plugins { started, troubles, view, .. } = plugins;
     let plugins = started.into_values().flatten().collect();
     let generation = resources.generations.fetch_add(1, Ordering::Relaxed) + 1;
     let access_log = config.telemetry.access_log;
@@ -246,6 +239,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
             trace,
             counters,
             plugins,
+            view,
             troubles,
         },
         files,
@@ -486,13 +480,13 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Starts plugins, each distinct configuration of a filter once.
+/// Starts plugins, each distinct configuration of a filter once, and only those that do not run already.
 struct Plugins<'c> {
     resources: &'c Resources,
     config: &'c Config,
     modules: HashMap<String, Option<Arc<Module>>>,
-    host: Arc<NodeHost>,
-    started: HashMap<(String, String), Option<Arc<Plugin>>>,
+    view: Arc<View>,
+    started: HashMap<(String, String), Option<Live>>,
     troubles: BTreeMap<String, Arc<Trouble>>,
 }
 
@@ -507,11 +501,12 @@ impl Plugins<'_> {
             let plugin = self.start(used, filter, module, faults);
             self.started.insert(key.clone(), plugin);
         }
-        let plugin = Arc::clone(self.started.get(&key)?.as_ref()?);
+        let Live { plugin, host } = self.started.get(&key)?.clone()?;
 
         Some(Arc::new(ChainFilter {
             name: used.name.as_str().into(),
             plugin,
+            host,
             on_failure: filter.on_failure,
             header_encoding: filter.header_encoding,
             request_body: filter.request_body,
@@ -528,13 +523,8 @@ impl Plugins<'_> {
         Arc::clone(self.troubles.entry(filter.to_owned()).or_insert_with(|| resources.trouble(filter)))
     }
 
-    fn start(
-        &self,
-        used: &FilterUse,
-        filter: &Filter,
-        module: Arc<Module>,
-        faults: &mut Vec<Fault>,
-    ) -> Option<Arc<Plugin>> {
+    /// The plugin that runs with these settings already, or a new one.
+    fn start(&self, used: &FilterUse, filter: &Filter, module: Arc<Module>, faults: &mut Vec<Fault>) -> Option<Live> {
         let options = PluginOptions {
             name: used.name.clone(),
             root_id: filter.root_id.clone(),
@@ -567,8 +557,16 @@ impl Plugins<'_> {
                 selvedge_config::Compat::Ngx => Compat::Ngx,
             },
         };
-        let host: Arc<dyn selvedge_wasm::Host> = Arc::clone(&self.host) as _;
-        Plugin::start(module, options, host).map_err(|error| faults.push(start_fault(used, &error))).ok()
+        if let Some(kept) = self.resources.live.find(&module, &options) {
+            debug!(filter = %used.name, "kept as it runs");
+            return Some(kept);
+        }
+        let host = Arc::new(NodeHost::new(&self.resources.observed(), &self.view));
+        let started = Plugin::start(module, options.clone(), Arc::clone(&host) as Arc<dyn selvedge_wasm::Host>);
+        let plugin = started.map_err(|error| faults.push(start_fault(used, &error))).ok()?;
+        let live = Live { plugin, host };
+        self.resources.live.remember(options, &live);
+        Some(live)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use selvedge_geoip::Geo;
 use selvedge_wasm::{
@@ -10,32 +11,66 @@ use selvedge_wasm::{
 };
 
 use crate::chain::foreign::{self, declared::Declared};
-use crate::telemetry::counters::Counters;
+use crate::telemetry::counters::{Counters, Observed};
 use crate::upstream::Upstreams;
 use crate::{callout, grpc};
 
-/// The host side of every plugin of one plan.
-pub(super) struct NodeHost {
+/// The host side of one plugin. It lives as long as the plugin, which may be longer than the plan that started it.
+pub(crate) struct NodeHost {
+    /// The plan in force, or the one that is being made and for which the plugin was started.
+    view: ArcSwap<View>,
+    shared: Arc<SharedData>,
+    metrics: Arc<Metrics>,
+    queues: Arc<SharedQueues>,
+    counters: Arc<Counters>,
+    declared: Declared,
+}
+
+/// What a plugin is given of a plan. It changes with the plan, all of it at once.
+pub(super) struct View {
     pub(super) upstreams: Arc<Upstreams>,
-    pub(super) shared: Arc<SharedData>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) queues: Arc<SharedQueues>,
-    pub(super) counters: Arc<Counters>,
     pub(super) geo: Option<Arc<Geo>>,
-    pub(super) declared: Arc<Declared>,
+}
+
+impl NodeHost {
+    /// The host of a plugin that is about to start, for a plan that is about to be in force.
+    pub(super) fn new(observed: &Observed, view: &Arc<View>) -> Self {
+        Self {
+            view: ArcSwap::new(Arc::clone(view)),
+            shared: Arc::clone(&observed.shared),
+            metrics: Arc::clone(&observed.metrics),
+            queues: Arc::clone(&observed.queues),
+            counters: Arc::clone(&observed.counters),
+            declared: Declared::default(),
+        }
+    }
+
+    /// From now on this is the plan in force.
+    pub(super) fn look_at(&self, view: &Arc<View>) {
+        self.view.store(Arc::clone(view));
+    }
+
+    /// Which properties the plugin may set once only.
+    pub(crate) fn declared(&self) -> &Declared {
+        &self.declared
+    }
+
+    fn upstreams(&self) -> Arc<Upstreams> {
+        Arc::clone(&self.view.load().upstreams)
+    }
 }
 
 impl Host for NodeHost {
     fn has_upstream(&self, name: &str) -> bool {
-        self.upstreams.get(name).is_some()
+        self.view.load().upstreams.get(name).is_some()
     }
 
     fn call(&self, callout: Callout) -> BoxFuture<'static, Result<CalloutResponse, CalloutFailure>> {
-        callout::send(Arc::clone(&self.upstreams), callout)
+        callout::send(self.upstreams(), callout)
     }
 
     fn grpc(&self, request: GrpcRequest, messages: GrpcMessages, events: GrpcEvents) -> BoxFuture<'static, GrpcStatus> {
-        grpc::run(Arc::clone(&self.upstreams), request, messages, events)
+        grpc::run(self.upstreams(), request, messages, events)
     }
 
     fn shared(&self) -> &SharedData {
@@ -64,8 +99,8 @@ impl Host for NodeHost {
             "uncompress" => foreign::zlib::uncompress(args),
             "verify_signature" => foreign::signature::verify(args),
             "sign" => foreign::signature::sign(args),
-            "declare_property" => self.declared.declare(caller.plugin, args),
-            "selvedge.geo_lookup" => foreign::geo::lookup(self.geo.as_deref(), args),
+            "declare_property" => self.declared.declare(args),
+            "selvedge.geo_lookup" => foreign::geo::lookup(self.view.load().geo.as_deref(), args),
             // A route is chosen once, before the first filter: there is nothing to clear, and no reason to refuse.
             "clear_route_cache" => Ok(Vec::new()),
             _ => return None,

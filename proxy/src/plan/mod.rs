@@ -4,6 +4,7 @@
 mod build;
 mod host;
 mod identity;
+mod live;
 mod router;
 mod trouble;
 
@@ -20,10 +21,11 @@ use selvedge_geoip::Geo;
 use selvedge_wasm::Plugin;
 
 pub use self::build::{Built, Resources, build};
+use self::host::{NodeHost, View};
 pub use self::identity::Identity;
+pub(crate) use self::live::Live;
 pub use self::router::{Router, Selected};
 pub use self::trouble::Trouble;
-use crate::chain::foreign::declared::Declared;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
 use crate::upstream::{Upstream, Upstreams};
@@ -51,7 +53,9 @@ pub struct Plan {
     /// What the node counts.
     pub(crate) counters: Arc<Counters>,
     /// Every filter configuration in use, once: the workers run their ticks.
-    pub(crate) plugins: Vec<Arc<Plugin>>,
+    pub(crate) plugins: Vec<Live>,
+    /// What those plugins are given of this plan once it is in force.
+    view: Arc<View>,
     /// What went wrong with the filters in use, by name.
     troubles: BTreeMap<String, Arc<Trouble>>,
 }
@@ -68,7 +72,6 @@ pub struct Route {
     /// Who answers.
     pub(crate) target: Target,
     upstreams: Arc<Upstreams>,
-    declared: Arc<Declared>,
 }
 
 /// What is done with the connections of one listener for TCP, resolved.
@@ -101,6 +104,7 @@ pub(crate) enum Target {
 pub(crate) struct ChainFilter {
     pub(crate) name: Arc<str>,
     pub(crate) plugin: Arc<Plugin>,
+    pub(crate) host: Arc<NodeHost>,
     pub(crate) on_failure: OnFailure,
     /// How it sees header values that are not UTF-8.
     pub(crate) header_encoding: HeaderEncoding,
@@ -135,11 +139,6 @@ impl Route {
         &self.node
     }
 
-    /// Which properties filters may set once only.
-    pub(crate) fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
     /// The upstream the configuration names; `None` for fixed responses.
     pub(crate) fn upstream_name(&self) -> Option<&str> {
         match &self.target {
@@ -164,6 +163,14 @@ impl Route {
 }
 
 impl Plan {
+    /// This plan is about to be in force: plugins it has kept from the one before look at its upstreams and databases from now on, for
+    /// exchanges of older plans too.
+    pub(crate) fn enact(&self) {
+        for live in &self.plugins {
+            live.host.look_at(&self.view);
+        }
+    }
+
     /// What a connection gets that arrived on this listener; `None` = the listener speaks HTTP.
     pub(crate) fn tcp_route(&self, listener: &str) -> Option<Arc<TcpRoute>> {
         self.tcp.get(listener).cloned()

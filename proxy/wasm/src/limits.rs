@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// What a plugin's VMs may use. Each VM and each call has these to itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Linear memory of one VM in bytes. Default 64 MiB. A `memory.grow` beyond it fails inside the guest, which then usually aborts.
     pub memory: u64,

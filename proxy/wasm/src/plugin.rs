@@ -27,8 +27,8 @@ use crate::stream::Stream;
 use crate::vm::{CallError, Role, State, Vm, VmCell};
 use crate::vms::{Choice, Worker};
 
-/// How a [`Plugin`] is configured.
-#[derive(Debug, Clone, Default)]
+/// How a [`Plugin`] is configured: all that its guests and their VMs depend on, besides the module and the host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PluginOptions {
     /// Name in logs, and the property `plugin_name`.
     pub name: String,
@@ -57,7 +57,7 @@ pub struct PluginOptions {
 }
 
 /// How streams share VMs: what a trap, a leak or a bad state in one of them can touch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Isolation {
     /// One VM for all streams of a worker. The fastest, and what other hosts do.
     #[default]
@@ -70,7 +70,7 @@ pub enum Isolation {
 }
 
 /// Whether instances of [`Isolation::Request`] begin from a snapshot of the configured guest instead of starting anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Snapshots {
     /// When starting anew takes longer than 50 us, and the module can be snapshot.
     #[default]
@@ -378,12 +378,18 @@ impl Plugin {
     }
 
     /// The work of a worker's root context: ticks at the period the guest asked for (counted from the end of the last one), and calls
-    /// that belong to no stream. To be spawned once per worker, on a tokio runtime with time. Ends soon after the plugin is dropped, which
-    /// it does not prevent: when the guest has said that it is done, at most 5 s later.
+    /// that belong to no stream. To be spawned on each worker, on a tokio runtime with time; one that is running already is enough, and
+    /// another ends at once. Ends soon after the plugin is dropped, which it does not prevent: when the guest has said that it is done,
+    /// at most 5 s later.
     pub fn tick_loop(self: &Arc<Self>, worker: usize) -> impl Future<Output = ()> + Send + 'static + use<> {
         let worker = worker % self.workers.len();
         let ticks = self.workers[worker].ticks.clone();
-        root_loop::run(Arc::downgrade(self), worker, ticks)
+        let (plugin, claim) = (Arc::downgrade(self), ticks.claim());
+        async move {
+            let Some(claim) = claim else { return };
+            root_loop::run(plugin, worker, ticks).await;
+            drop(claim);
+        }
     }
 
     /// The VM whose root context works on this worker. One that has failed is replaced when it had asked for ticks or queues; otherwise

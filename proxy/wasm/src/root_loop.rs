@@ -177,6 +177,8 @@ fn report(vm: &VmCell, result: Result<(), CallError>) {
 pub(crate) struct Ticks {
     period_ms: AtomicU32,
     closed: AtomicBool,
+    /// A loop runs, or is about to.
+    claimed: AtomicBool,
     /// A VM of this worker is to be told of a queue's items.
     listens: AtomicBool,
     changed: Notify,
@@ -186,10 +188,25 @@ pub(crate) struct Ticks {
     farewells: Mutex<Vec<Arc<VmCell>>>,
 }
 
+/// The right to run the one loop of a worker, given back when dropped.
+pub(crate) struct Claim(Arc<Ticks>);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.claimed.store(false, Ordering::Release);
+    }
+}
+
 /// Calls of ended streams that may wait to be sent; more are dropped, as a guest in trouble makes them.
 const ORPHANS: usize = 1024;
 
 impl Ticks {
+    /// The right to run the loop; `None` while somebody else has it.
+    pub(crate) fn claim(self: &Arc<Self>) -> Option<Claim> {
+        let taken = self.claimed.swap(true, Ordering::AcqRel);
+        (!taken).then(|| Claim(Arc::clone(self)))
+    }
+
     /// A new period; 0 stops ticking.
     pub(crate) fn set(&self, period_ms: u32) {
         if self.period_ms.swap(period_ms, Ordering::Relaxed) != period_ms {

@@ -26,6 +26,7 @@
 //! | `dear` | rounds | works through them when it is configured; response header `x-dear` |
 //! | `properties` | lines `phase verb name arguments` | reads and writes properties and headers, calls foreign functions; shows values and statuses in response headers `x-<name>` |
 //! | `ledger` | – | counts streams opened and done, response headers `x-opened` and `x-done` |
+//! | `census` | tick period in milliseconds, then anything | counts streams and ticks in the memory of its VM, response headers `x-streams` and `x-ticks`; asks the upstream of the request header `x-call`: `x-called` |
 
 use std::rc::Rc;
 

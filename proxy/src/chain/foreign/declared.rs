@@ -12,18 +12,18 @@ const DECLARATIONS_MAX: usize = 64;
 /// The longest name of a declared property, in bytes.
 const NAME_MAX: usize = 256;
 
-/// The declarations of all plugins of a plan, by plugin and name. A name stands for the path that its NULs or dots make of it.
+/// The declarations of one plugin, by name. A name stands for the path that its NULs or dots make of it.
 #[derive(Default)]
 pub(crate) struct Declared {
-    read_only: RwLock<HashMap<String, HashMap<String, bool>>>,
+    read_only: RwLock<HashMap<String, bool>>,
 }
 
 impl Declared {
-    /// Declares a property. Every VM of a plugin says the same again, so that is fine; saying something else is not.
+    /// Declares a property. Every VM of the plugin says the same again, so that is fine; saying something else is not.
     ///
     /// Of the message `DeclarePropertyArguments` the name and `readonly` count. Type and schema are for expressions, which are not
     /// served; and whatever `span` says, a value lives as long as its exchange.
-    pub(crate) fn declare(&self, plugin: &str, args: &[u8]) -> Answer {
+    pub(crate) fn declare(&self, args: &[u8]) -> Answer {
         let (mut name, mut read_only) = (&[][..], false);
         for field in protobuf::fields(args) {
             match field? {
@@ -38,8 +38,7 @@ impl Declared {
         }
 
         let name = name.trim_end_matches('\0').replace('\0', ".");
-        let mut plugins = self.read_only.write();
-        let declared = plugins.entry(plugin.to_owned()).or_default();
+        let mut declared = self.read_only.write();
         match declared.get(&name) {
             Some(known) if *known == read_only => {}
             Some(_) => return Err(bad("the property was declared differently")),
@@ -49,9 +48,9 @@ impl Declared {
         Ok(Vec::new())
     }
 
-    /// Whether what this plugin sets there is set for good.
-    pub(crate) fn is_read_only(&self, plugin: &str, name: &str) -> bool {
-        self.read_only.read().get(plugin).and_then(|declared| declared.get(name)).copied().unwrap_or_default()
+    /// Whether what the plugin sets there is set for good.
+    pub(crate) fn is_read_only(&self, name: &str) -> bool {
+        self.read_only.read().get(name).copied().unwrap_or_default()
     }
 }
 
@@ -69,24 +68,24 @@ mod tests {
     #[test]
     fn a_declaration_stands() {
         let declared = Declared::default();
-        assert_eq!(declared.declare("one", &message("a\0b", true)), Ok(vec![]));
-        assert_eq!(declared.declare("one", &message("a\0b", true)), Ok(vec![]), "by the VM of another worker");
-        assert!(declared.declare("one", &message("a\0b", false)).is_err());
-        assert!(declared.is_read_only("one", "a.b"));
-        assert!(!declared.is_read_only("one", "a") && !declared.is_read_only("two", "a.b"));
-        assert_eq!(declared.declare("two", &message("a\0b", false)), Ok(vec![]));
+        assert_eq!(declared.declare(&message("a\0b", true)), Ok(vec![]));
+        assert_eq!(declared.declare(&message("a\0b", true)), Ok(vec![]), "by the VM of another worker");
+        assert!(declared.declare(&message("a\0b", false)).is_err());
+        assert!(declared.is_read_only("a.b") && !declared.is_read_only("a"));
+        assert_eq!(declared.declare(&message("a", false)), Ok(vec![]));
+        assert!(!declared.is_read_only("a"));
     }
 
     #[test]
     fn declarations_are_bounded_and_checked() {
         let declared = Declared::default();
         for rubbish in [&b""[..], b"\x0a\x09a", &message("", true), &message(&"a".repeat(NAME_MAX + 1), true)] {
-            assert!(declared.declare("one", rubbish).is_err());
+            assert!(declared.declare(rubbish).is_err());
         }
         for number in 0..DECLARATIONS_MAX {
-            declared.declare("one", &message(&number.to_string(), true)).unwrap();
+            declared.declare(&message(&number.to_string(), true)).unwrap();
         }
-        assert!(declared.declare("one", &message("one more", true)).is_err());
-        assert!(declared.declare("two", &message("one more", true)).is_ok());
+        assert!(declared.declare(&message("one more", true)).is_err());
+        assert!(declared.declare(&message("1", true)).is_ok(), "said again");
     }
 }

@@ -149,6 +149,15 @@ async fn ticks_come_at_the_period_asked_for_until_the_plugin_goes() {
     stream.on_response_headers(&mut x, true).unwrap();
     assert!(x.text(HeaderMap::Response, "x-ticks").unwrap().parse::<u64>().unwrap() >= 3);
 
+    // A worker needs one loop, however often it is asked for; when that has been stopped, another may follow.
+    let second = || tokio::time::timeout(std::time::Duration::from_secs(10), rig.plugin.tick_loop(0));
+    second().await.expect("ends at once");
+    ticking.abort();
+    assert!(ticking.await.unwrap_err().is_cancelled());
+    let before = rig.host.counter("guest_ticks");
+    let ticking = tokio::spawn(rig.plugin.tick_loop(0));
+    eventually("a tick", || rig.host.counter("guest_ticks") > before + 1).await;
+
     drop((stream, rig));
     tokio::time::timeout(std::time::Duration::from_secs(10), ticking).await.unwrap().unwrap();
 }
