@@ -103,3 +103,108 @@ async fn requests_are_counted_where_they_are_and_failures_where_they_happened() 
     assert_eq!(client.response("GET").await.status, 500);
     selvedge_tests::until("it is over", || facts(&edge) == [(0, 1, 1), (0, 1, 1)]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_leads_to_one_endpoint_and_keys_to_all() {
+    let [a, b, c] = origins().await;
+    for algorithm in ["maglev", "ketama"] {
+        let edge = Edge::start(
+            &yaml(&format!(
+                "{{ endpoints: [\"127.0.0.1:${{PORT_a}}\", \"127.0.0.1:${{PORT_b}}\", \"127.0.0.1:${{PORT_c}}\"],
+                balance: {{ consistent_hash: {{ by: \"header:X-User\", algorithm: {algorithm} }} }} }}"
+            )),
+            &[("a", a.address()), ("b", b.address()), ("c", c.address())],
+        );
+        let mut seen = std::collections::BTreeSet::new();
+        for user in 0..40 {
+            let header = format!("x-user: u{user}\r\n");
+            let first = Client::get_with(edge.web(), "/1", &header).await.text();
+            assert_eq!(Client::get_with(edge.web(), "/2", &header).await.text(), first, "{algorithm}");
+            seen.insert(first);
+        }
+        assert_eq!(seen.len(), 3, "{algorithm}");
+        // Without the header, the client's address decides.
+        let anonymous = answers(&edge, 5).await;
+        assert_eq!(anonymous, anonymous[..1].repeat(5));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_keeps_a_client_at_its_endpoint_until_that_is_drained() {
+    let [a, b] = origins().await;
+    let edge = Edge::start(
+        &yaml("{ endpoints: [\"127.0.0.1:${PORT_a}\", \"127.0.0.1:${PORT_b}\"], sticky: { cookie: at, ttl: 1h } }"),
+        &[("a", a.address()), ("b", b.address())],
+    );
+    let first = Client::get(edge.web(), "/").await;
+    let cookie = first.header("set-cookie").expect("a cookie").to_owned();
+    let id = endpoints(&edge)[0].id;
+    assert_eq!(cookie, format!("at={id}; Path=/; HttpOnly; SameSite=Lax; Max-Age=3600"));
+    assert!(!cookie.contains("127"), "it does not tell the address");
+
+    let header = format!("cookie: x=1; at={id}\r\n");
+    for _ in 0..5 {
+        let response = Client::get_with(edge.web(), "/", &header).await;
+        assert_eq!((response.text().as_str(), response.header("set-cookie")), ("0", None));
+    }
+    assert!(edge.plan().upstreams.get("app").expect("configured").drain(id, true));
+    let moved = Client::get_with(edge.web(), "/", &header).await;
+    assert_eq!(moved.text(), "1");
+    assert!(moved.header("set-cookie").is_some_and(|cookie| cookie.contains(&endpoints(&edge)[1].id.to_string())));
+    for nonsense in ["at=", "at=0", "at=zzzzzzzzzzzzzzzz", "at=+000000000000000"] {
+        let response = Client::get_with(edge.web(), "/", &format!("cookie: {nonsense}\r\n")).await;
+        assert_eq!(response.status, 200, "{nonsense}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_answers_errors_is_ejected_and_comes_back() {
+    let ill = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let state = std::sync::Arc::clone(&ill);
+    let a = Origin::start(move |_| {
+        let status = if state.load(std::sync::atomic::Ordering::SeqCst) { 500 } else { 200 };
+        Origin::reply(status, &[], "0")
+    })
+    .await;
+    let [_, b] = origins().await;
+    let edge = Edge::start(
+        &yaml(
+            "{ endpoints: [\"127.0.0.1:${PORT_a}\", \"127.0.0.1:${PORT_b}\"],
+            outlier: { consecutive_5xx: 3, eject: 2s } }",
+        ),
+        &[("a", a.address()), ("b", b.address())],
+    );
+    let begun = std::time::Instant::now();
+    let mut failures = 0;
+    while a.started() < 3 {
+        failures += usize::from(Client::get(edge.web(), "/").await.status == 500);
+    }
+    assert_eq!(failures, 3);
+    selvedge_tests::until("it is ejected", || endpoints(&edge)[0].ejected).await;
+    ill.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(answers(&edge, 5).await, "11111");
+    assert!(begun.elapsed().as_secs() < 30, "the machine is too slow for this test");
+    selvedge_tests::until("its time is over", || !endpoints(&edge)[0].ejected).await;
+    assert!(begun.elapsed().as_millis() >= 2_000);
+    assert_eq!(answers(&edge, 4).await.matches('0').count(), 2);
+    assert_eq!(endpoints(&edge)[0].ejections, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_killed_is_ejected_at_once_and_nobody_notices() {
+    let [a, b] = origins().await;
+    let edge = Edge::start(
+        &yaml(
+            "{ endpoints: [\"127.0.0.1:${PORT_a}\", \"127.0.0.1:${PORT_b}\"],
+            balance: least_request, outlier: { consecutive_connect: 2, eject: 1h, eject_max: 1h } }",
+        ),
+        &[("a", a.address()), ("b", b.address())],
+    );
+    drop(a);
+    for _ in 0..40 {
+        let response = Client::get(edge.web(), "/").await;
+        assert_eq!((response.status, response.text().as_str()), (200, "1"));
+    }
+    let known = endpoints(&edge);
+    assert!(known[0].ejected && known[0].requests < 5, "{known:?}");
+}

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     report::{Fault, MAX_FAULTS, Position},
     tree::{Data, Entry, Kind, Node, Place, Scalar, Settings},
-    values::{ByteSize, ValueError, parse_duration},
+    values::{ByteSize, Percent, ValueError, parse_duration},
 };
 
 /// What all readers share.
@@ -375,6 +375,18 @@ pub(crate) fn size(cx: &mut Cx<'_>, at: &At<'_>) -> Option<ByteSize> {
         Err(error) => {
             let help = "a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`";
             cx.refuse(wrong_value(at, scalar, error, "size").with_help(help))
+        }
+    }
+}
+
+/// A share.
+pub(crate) fn percent(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Percent> {
+    let scalar = scalar(cx, at, "a share")?;
+    match scalar.text.parse::<Percent>() {
+        Ok(share) => Some(share),
+        Err(error) => {
+            let help = "a share is a number from 0 to 100 and `%`: `10%`, `0.25%`";
+            cx.refuse(wrong_value(at, scalar, error, "share").with_help(help))
         }
     }
 }

@@ -48,5 +48,8 @@ pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
 pub use sites::{CachePolicy, Host, Match, PathMatch, QueryKey, Respond, Route, Site, Target};
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
-pub use upstreams::{Builtin, Endpoint, EndpointAddr, Servers, Timeouts, Upstream, UpstreamProtocol, UpstreamTls};
+pub use upstreams::{
+    Balance, Builtin, ConsistentHash, Endpoint, EndpointAddr, FailureRate, HashAlgorithm, HashBy, Outlier, Servers,
+    Sticky, Timeouts, Upstream, UpstreamProtocol, UpstreamTls,
+};
 pub use values::{ByteSize, Percent, Rate, ValueError, parse_duration};

@@ -139,7 +139,13 @@ listeners:
 geo: { database: builtin:test }
 cache: { memory: {}, collapse: {} }
 upstreams:
-  a: { endpoints: [{ addr: a:1 }], tls: {}, timeouts: {} }
+  a:
+    endpoints: [{ addr: a:1 }]
+    tls: {}
+    timeouts: {}
+    balance: { consistent_hash: { by: path } }
+    sticky: { cookie: c }
+    outlier: { failure_rate: { above: 50% } }
 filters:
   f: { wasm: file:f.wasm, limits: {}, isolation: { pool: 2 }, request_body: { peek: 1KiB } }
 sites:
@@ -194,7 +200,10 @@ sites:
             }
         }
         let expected = BTreeMap::from([
+            ("ByHash", json!(["consistent_hash"])),
             ("CertificateFiles", json!(["cert", "key"])),
+            ("ConsistentHash", json!(["by"])),
+            ("FailureRate", json!(["above"])),
             ("Filter", json!(["wasm"])),
             ("Geo", json!(["database"])),
             ("Listener", json!(["bind"])),
@@ -203,6 +212,7 @@ sites:
             ("Pool", json!(["pool"])),
             ("Respond", json!(["status"])),
             ("Site", json!(["hosts", "routes"])),
+            ("Sticky", json!(["cookie"])),
             ("Tcp", json!(["upstream"])),
             ("Tls", json!(["certificates"])),
             ("TraceRequests", json!(["header", "value"])),
@@ -230,6 +240,14 @@ sites:
             };
             let tls = shape("Tls", json!({ "certificates": "development" }));
             let limits = shape("ListenerLimits", json!({}));
+            let mut upstream = shape("Upstream", json!({ "endpoints": [] }));
+            let failure_rate = shape("FailureRate", json!({ "above": "10%" }));
+            upstream["endpoints"] = json!([shape("WeightedEndpoint", json!({ "addr": "a:1" }))]);
+            upstream["tls"] = shape("UpstreamTls", json!({}));
+            upstream["timeouts"] = shape("Timeouts", json!({}));
+            upstream["outlier"] = shape("Outlier", json!({ "failure_rate": failure_rate }));
+            let mut hashed = upstream.clone();
+            hashed["balance"] = json!({ "consistent_hash": shape("ConsistentHash", json!({ "by": "path" })) });
             let filter_limits = shape("FilterLimits", json!({}));
             let config = json!({
                 "version": 1,
@@ -238,12 +256,7 @@ sites:
                 "listeners": { "web": shape("Listener", json!({ "bind": "127.0.0.1:1", "limits": limits, "tls": tls })) },
                 "geo": shape("Geo", json!({ "database": "builtin:test" })),
                 "cache": { "memory": shape("CacheMemory", json!({})), "collapse": shape("Collapse", json!({})) },
-                "upstreams": { "a": {
-                    "endpoints": [shape("WeightedEndpoint", json!({ "addr": "a:1" }))],
-                    "tls": shape("UpstreamTls", json!({})),
-                    "timeouts": shape("Timeouts", json!({})),
-                    "protocol": shape("Upstream", json!({})).get("protocol").cloned().unwrap_or(json!("h1")),
-                } },
+                "upstreams": { "a": upstream, "b": hashed },
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
                 "sites": [{ "hosts": ["*"], "routes": [{
                     "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",

@@ -1,5 +1,8 @@
 //! `upstreams`: named groups of servers that requests are forwarded to.
 
+mod balance;
+mod outlier;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -10,11 +13,17 @@ use std::{
 
 use schemars::JsonSchema;
 
+use self::balance::BalanceForm;
+pub use self::balance::{Balance, ConsistentHash, HashAlgorithm, HashBy, Sticky};
+pub use self::outlier::{FailureRate, Outlier};
 use crate::{
-    decode::{At, Cx, Fields, choice, duration, filled_list, host_name, parsed, path, reference, truth, whole},
+    decode::{
+        At, Cx, Fields, choice, duration, duration_or_zero, filled_list, host_name, parsed, path, percent, reference,
+        truth, whole,
+    },
     report::{Fault, Position},
     tree::Data,
-    values::DurationText,
+    values::{DurationText, Percent},
 };
 
 /// A named group of servers. Requests go to its endpoints in turn (weighted round robin).
@@ -37,8 +46,29 @@ pub struct Upstream {
     #[schemars(with = "Option<Timeouts>")]
     pub timeouts: Timeouts,
 
-    /// The upstream whose `tls`, `protocol` and `timeouts` are taken where they are not written here. A block that is
-    /// written here replaces the other's whole block. Already applied to the other fields. Not with `builtin`.
+    /// How an endpoint is chosen for a request. Default `round_robin`.
+    #[schemars(with = "Option<BalanceForm>", extend("default" = "round_robin"))]
+    pub balance: Balance,
+
+    /// Keeps a client at the endpoint that served it first, as long as that endpoint may be sent requests. Absent: no.
+    pub sticky: Option<Sticky>,
+
+    /// Leaves out endpoints that fail requests. Absent: none is left out, whatever it answers.
+    pub outlier: Option<Outlier>,
+
+    /// When a smaller share of the endpoints than this is healthy and not ejected, all are used: the rest could not bear the load, and
+    /// what looks like many ill endpoints is more often one ill network. Drained ones are not counted and not used. `0%`: never; then
+    /// requests fail with 503 when none is left. Default `50%`.
+    #[schemars(with = "Option<Percent>", extend("default" = "50%"))]
+    pub panic: Percent,
+
+    /// Over this time, an endpoint that has become healthy, has been ejected, or is new in DNS gets a growing share of requests, from a
+    /// tenth of its weight to all of it. Not with `consistent_hash`. `0s`: all at once. Default `0s`.
+    #[schemars(with = "Option<DurationText>", extend("default" = "0s"))]
+    pub slow_start: Duration,
+
+    /// The upstream whose settings, all but `endpoints`, are taken where they are not written here. A block that is written here
+    /// replaces the other's whole block. Already applied to the other fields. Not with `builtin`.
     pub like: Option<String>,
 
     /// Where its name is written.
@@ -180,11 +210,38 @@ const LONGEST_LIKE: usize = 16;
 /// An upstream as written, before `like` is followed.
 pub(crate) struct Draft {
     servers: Option<Servers>,
+    settings: Settings,
+    like: Option<(String, Fault)>,
+    position: Position,
+}
+
+/// What `like` shares.
+#[derive(Clone)]
+struct Settings {
     tls: Option<UpstreamTls>,
     protocol: Option<UpstreamProtocol>,
     timeouts: Option<Timeouts>,
-    like: Option<(String, Fault)>,
-    position: Position,
+    balance: Option<Balance>,
+    sticky: Option<Sticky>,
+    outlier: Option<Outlier>,
+    panic: Option<Percent>,
+    slow_start: Option<Duration>,
+}
+
+impl Settings {
+    /// These, and the other's where there are none.
+    fn or(self, other: &Self) -> Self {
+        Self {
+            tls: self.tls.or_else(|| other.tls.clone()),
+            protocol: self.protocol.or(other.protocol),
+            timeouts: self.timeouts.or(other.timeouts),
+            balance: self.balance.or_else(|| other.balance.clone()),
+            sticky: self.sticky.or_else(|| other.sticky.clone()),
+            outlier: self.outlier.or(other.outlier),
+            panic: self.panic.or(other.panic),
+            slow_start: self.slow_start.or(other.slow_start),
+        }
+    }
 }
 
 impl Draft {
@@ -215,12 +272,18 @@ impl Draft {
         let protocol =
             protocol_at.and_then(|at| choice(cx, &at, &[("h1", UpstreamProtocol::H1), ("h2", UpstreamProtocol::H2)]));
         let timeouts = fields.read(cx, "timeouts", Timeouts::read);
+        let balance = fields.read(cx, "balance", Balance::read);
+        let sticky = fields.read(cx, "sticky", Sticky::read);
+        let outlier = fields.read(cx, "outlier", Outlier::read);
+        let panic = fields.read(cx, "panic", percent);
+        let slow_start = fields.read(cx, "slow_start", duration_or_zero);
+        let settings = Settings { tls, protocol, timeouts, balance, sticky, outlier, panic, slow_start };
         let like = like_at.and_then(|at| {
             let name = reference(cx, &at, "upstream", names)?;
             Some((name, at.fault("`like` goes in a circle")))
         });
         fields.close(cx);
-        Some(Self { servers, tls, protocol, timeouts, like, position: at.name_position().clone() })
+        Some(Self { servers, settings, like, position: at.name_position().clone() })
     }
 }
 
@@ -230,7 +293,7 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
     let mut upstreams = BTreeMap::new();
     for (name, draft) in drafts {
         let mut chain: Vec<&str> = vec![name];
-        let (mut tls, mut protocol, mut timeouts) = (draft.tls.clone(), draft.protocol, draft.timeouts);
+        let mut settings = draft.settings.clone();
         let mut next = draft.like.as_ref();
         while let Some((other, circle_fault)) = next {
             if let Some(start) = chain.iter().position(|link| link == other) {
@@ -251,17 +314,26 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             // One with a fault of its own is not among the drafts.
             let Some((other, like)) = drafts.get_key_value(other) else { break };
             chain.push(other);
-            tls = tls.or_else(|| like.tls.clone());
-            protocol = protocol.or(like.protocol);
-            timeouts = timeouts.or(like.timeouts);
+            settings = settings.or(&like.settings);
             next = like.like.as_ref();
         }
         let Some(servers) = draft.servers.clone() else { continue };
+        if matches!(settings.balance, Some(Balance::ConsistentHash(_)))
+            && settings.slow_start.is_some_and(|time| !time.is_zero())
+        {
+            let fault = Fault::at(&draft.position, "`slow_start` does nothing with `consistent_hash`");
+            cx.report(fault.with_key(format!("upstreams.{name}")).with_help("remove one of them"));
+        }
         let upstream = Upstream {
             servers,
-            tls,
-            protocol: protocol.unwrap_or_default(),
-            timeouts: timeouts.unwrap_or_default(),
+            tls: settings.tls,
+            protocol: settings.protocol.unwrap_or_default(),
+            timeouts: settings.timeouts.unwrap_or_default(),
+            balance: settings.balance.unwrap_or_default(),
+            sticky: settings.sticky,
+            outlier: settings.outlier,
+            panic: settings.panic.unwrap_or(Percent::HALF),
+            slow_start: settings.slow_start.unwrap_or_default(),
             like: draft.like.as_ref().map(|(other, _)| other.clone()),
             position: draft.position.clone(),
         };

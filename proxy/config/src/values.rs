@@ -149,6 +149,9 @@ impl fmt::Display for Rate {
 pub struct Percent(u16);
 
 impl Percent {
+    /// One of two.
+    pub const HALF: Self = Self(5_000);
+
     /// The share in hundredths of a percent, 0 to 10000.
     #[must_use]
     pub const fn basis_points(self) -> u16 {

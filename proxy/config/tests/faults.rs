@@ -313,6 +313,43 @@ fn upstreams() {
             "6:50 upstreams.demo.timeouts.connect: this duration must be above zero",
         ),
         (
+            "demo: { endpoints: [a:1], balance: random }",
+            "6:38 upstreams.demo.balance: `random` is not one of `round_robin`, `least_request`, `ewma`",
+        ),
+        (
+            "demo: { endpoints: [a:1], balance: { consistent_hash: { by: host } } }",
+            "6:63 upstreams.demo.balance.consistent_hash.by: `host` is no part of a request | expected one of `client_ip`, `path`, `header:NAME`, `cookie:NAME`, `query:NAME`",
+        ),
+        (
+            "demo: { endpoints: [a:1], balance: { consistent_hash: { by: path }, slow_start: 1s } }",
+            "6:71 upstreams.demo.balance.slow_start: unknown key `slow_start` | known keys: `consistent_hash`",
+        ),
+        (
+            "demo: { endpoints: [a:1], balance: { consistent_hash: { by: path } }, slow_start: 1s }",
+            "6:3 upstreams.demo: `slow_start` does nothing with `consistent_hash` | remove one of them",
+        ),
+        (
+            "demo: { endpoints: [a:1], sticky: { cookie: a b } }",
+            "6:47 upstreams.demo.sticky.cookie: `a b` is not the name of a cookie | expected the name of a cookie",
+        ),
+        ("demo: { endpoints: [a:1], sticky: {} }", "6:29 upstreams.demo.sticky.cookie: `cookie` is missing"),
+        (
+            "demo: { endpoints: [a:1], outlier: { eject: 1m, eject_max: 30s } }",
+            "6:62 upstreams.demo.outlier.eject_max: `eject_max` is below `eject`",
+        ),
+        (
+            "demo: { endpoints: [a:1], outlier: { ejected_max: 200% } }",
+            "6:53 upstreams.demo.outlier.ejected_max: `200%` is too large | a share is a number from 0 to 100 and `%`: `10%`, `0.25%`",
+        ),
+        (
+            "demo: { endpoints: [a:1], outlier: { failure_rate: {} } }",
+            "6:40 upstreams.demo.outlier.failure_rate.above: `above` is missing",
+        ),
+        (
+            "demo: { endpoints: [a:1], panic: 50 }",
+            "6:36 upstreams.demo.panic: `50` has no unit | a share is a number from 0 to 100 and `%`: `10%`, `0.25%`",
+        ),
+        (
             "demo: { endpoints: [a:1], like: dmo }",
             "6:35 upstreams.demo.like: there is no upstream `dmo` | did you mean `demo`?",
         ),

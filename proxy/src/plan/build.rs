@@ -40,7 +40,7 @@ use crate::bundled;
 use crate::error_chain;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
-use crate::upstream::{Address, PeerTls, Speech, State, Upstream, Upstreams};
+use crate::upstream::{Address, PeerTls, Rules, Speech, State, Upstream, Upstreams};
 
 /// What is made once per process and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
 /// the cache, the demo origin.
@@ -357,7 +357,7 @@ fn upstreams(config: &Config, resources: &Resources, files: &mut Vec<PathBuf>, f
             let state = resources.endpoint(name, &address);
             (address, weight, state)
         });
-        resolved.insert(Upstream::new(name, &speech, endpoints.collect()));
+        resolved.insert(Upstream::new(Rules::of(name, upstream), &speech, endpoints.collect()));
     }
     resolved
 }

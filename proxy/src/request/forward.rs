@@ -105,6 +105,22 @@ pub(crate) fn connected(peer: &HttpPeer, digest: Option<&Digest>, ctx: &RequestC
     });
 }
 
+/// Keeps the client at the endpoint it has been served by, where the upstream says so.
+///
+/// # Errors
+/// Never: the cookie is a valid header.
+pub(crate) fn stick(
+    session: &Session,
+    response: &mut ResponseHeader,
+    ctx: &RequestCtx,
+    listener: &ListenerFacts,
+) -> Result<()> {
+    match &ctx.lease {
+        Some(lease) if !response.status.is_informational() => lease.stick(session.req_header(), response, listener.tls),
+        _ => Ok(()),
+    }
+}
+
 /// No connection could be made: try the next endpoint, a few times.
 pub(crate) fn retry(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
     if let Some(lease) = &ctx.lease {

@@ -292,6 +292,7 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         step!(ctx, "respond", status = response.status.as_u16());
+        forward::stick(session, response, ctx, &self.listener)?;
         respond::header(session, response, ctx)
     }
 

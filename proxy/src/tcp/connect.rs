@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use pingora::connectors::TransportConnector;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::Io;
-use crate::upstream::{Address, Ask, EndpointId, Failure, Lease, Upstream};
+use crate::upstream::{Address, EndpointId, Failure, Lease, Upstream};
 
 /// How many endpoints are tried for one connection.
 const ATTEMPTS: usize = 3;
@@ -35,11 +35,12 @@ pub(super) struct NoConnection {
 }
 
 /// Connects to an endpoint of the upstream; to another when that fails.
-pub(super) async fn connect(upstream: Arc<Upstream>) -> Result<Connected, NoConnection> {
+pub(super) async fn connect(upstream: Arc<Upstream>, client: IpAddr) -> Result<Connected, NoConnection> {
     let mut tried: SmallVec<[EndpointId; ATTEMPTS]> = SmallVec::new();
     let mut last = None;
+    let ask = upstream.ask_of_connection(client);
     while tried.len() < ATTEMPTS {
-        let lease = match upstream.choose(&Ask { avoid: &tried }) {
+        let lease = match upstream.choose(&ask.avoiding(&tried)) {
             Ok(lease) => lease,
             Err(why) => {
                 debug!(upstream = %upstream.name, %why, "no endpoint");

@@ -44,7 +44,7 @@ pub(super) enum Ended {
 pub(super) struct Entry {
     sink: AccessLogSink,
     route: Arc<TcpRoute>,
-    client: SocketAddr,
+    pub(super) client: SocketAddr,
     started: Instant,
     pub(super) endpoint: Option<Address>,
     /// Bytes the client has sent.

@@ -2,11 +2,19 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
+use http::header;
+use parking_lot::Mutex;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
-use tracing::debug;
+
+use super::balance::latency::{self, Latency};
+use super::outlier::{Met, Record};
+use super::{Rules, Upstream, clock, sticky};
 
 /// Where an endpoint is, resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,7 +48,7 @@ impl fmt::Display for Address {
 }
 
 /// Names an endpoint of an upstream, the same in every process and after every restart. It is made of the upstream's name and the
-/// address, and gives neither away at sight.
+/// address, and does not tell them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId(u64);
 
@@ -60,6 +68,14 @@ impl fmt::Display for EndpointId {
     }
 }
 
+impl FromStr for EndpointId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
 /// An endpoint of one plan's upstream. What is learnt about it is in its [`State`], which outlives the plan.
 pub(crate) struct Endpoint {
     id: EndpointId,
@@ -67,6 +83,8 @@ pub(crate) struct Endpoint {
     weight: u16,
     peer: HttpPeer,
     state: Arc<State>,
+    rules: Arc<Rules>,
+    upstream: Weak<Upstream>,
 }
 
 /// What is learnt about an endpoint. Kept over reloads, as long as its upstream and address stay.
@@ -76,6 +94,12 @@ pub(crate) struct State {
     requests: AtomicU64,
     failures: AtomicU64,
     draining: AtomicBool,
+    pub(super) record: Record,
+    pub(super) latency: Latency,
+    /// Since when it is of use, for its slow start; 0 = since ever.
+    risen: AtomicU64,
+    /// The newest upstream that has it: requests of an older plan tell it what they met, too.
+    home: Mutex<Weak<Upstream>>,
 }
 
 /// An endpoint, as it is told to operators.
@@ -88,19 +112,45 @@ pub struct EndpointStatus {
     pub address: Address,
     /// Its share against the others' weights.
     pub weight: u16,
+    /// Whether it is sent new requests.
+    pub in_use: bool,
+    /// Whether it is sent no new requests because somebody said so.
+    pub draining: bool,
+    /// Whether it is left out for what requests met there.
+    pub ejected: bool,
+    /// How often it has been left out for that.
+    pub ejections: u32,
     /// Requests and connections under way.
     pub in_flight: u32,
     /// Requests and connections it was chosen for, since the process started.
     pub requests: u64,
     /// Those of them that failed: no connection, no answer, an answer cut off, or a status from 500 on.
     pub failures: u64,
-    /// Whether it is sent no new requests because somebody said so.
-    pub draining: bool,
+}
+
+/// Whether an endpoint may be sent new requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It may; its slow start, if there is one, counts from this time on, 0 for none.
+    In { since: u64 },
+    /// It failed too many; it is back at this time.
+    Ejected { until: u64 },
+    /// Somebody said so.
+    Draining,
 }
 
 impl Endpoint {
-    pub(super) fn new(upstream: &str, address: Address, weight: u16, state: Arc<State>, peer: HttpPeer) -> Self {
-        Self { id: EndpointId::new(upstream, &address), address, weight, peer, state }
+    pub(super) fn new(
+        rules: &Arc<Rules>,
+        upstream: &Weak<Upstream>,
+        address: Address,
+        weight: u16,
+        state: Arc<State>,
+        peer: HttpPeer,
+    ) -> Self {
+        *state.home.lock() = Weak::clone(upstream);
+        let id = EndpointId::new(&rules.name, &address);
+        Self { id, address, weight, peer, state, rules: Arc::clone(rules), upstream: Weak::clone(upstream) }
     }
 
     pub(crate) fn id(&self) -> EndpointId {
@@ -119,28 +169,52 @@ impl Endpoint {
         &self.state
     }
 
-    /// Whether new requests may be sent there.
-    pub(super) fn is_usable(&self) -> bool {
-        !self.state.draining.load(Ordering::Relaxed)
+    pub(super) fn standing(&self, now: u64) -> Standing {
+        let state = &self.state;
+        if state.draining.load(Relaxed) {
+            return Standing::Draining;
+        }
+        if let Some(until) = state.record.ejected_until(now) {
+            return Standing::Ejected { until };
+        }
+        Standing::In { since: state.risen.load(Relaxed).max(state.record.returned()) }
     }
 
-    pub(super) fn status(&self) -> EndpointStatus {
+    /// Requests under way.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.state.in_flight.load(Relaxed)
+    }
+
+    pub(super) fn status(&self, in_use: bool, now: u64) -> EndpointStatus {
         let state = &self.state;
         EndpointStatus {
             id: self.id,
             address: self.address.clone(),
             weight: self.weight,
-            in_flight: state.in_flight.load(Ordering::Relaxed),
-            requests: state.requests.load(Ordering::Relaxed),
-            failures: state.failures.load(Ordering::Relaxed),
-            draining: state.draining.load(Ordering::Relaxed),
+            in_use,
+            draining: state.draining.load(Relaxed),
+            ejected: state.record.ejected_until(now).is_some(),
+            ejections: state.record.ejections(),
+            in_flight: self.in_flight(),
+            requests: state.requests.load(Relaxed),
+            failures: state.failures.load(Relaxed),
+        }
+    }
+
+    /// An exchange met this.
+    fn met(self: &Arc<Self>, met: Met) {
+        let Some(outlier) = &self.rules.outlier else { return };
+        let Some(cause) = self.state.record.judge(outlier, met, clock::now) else { return };
+        let home = self.state.home.lock().upgrade();
+        if let Some(upstream) = home.or_else(|| self.upstream.upgrade()) {
+            upstream.eject(&self.state, cause, clock::now());
         }
     }
 }
 
 impl State {
     pub(super) fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Ordering::Relaxed);
+        self.draining.store(draining, Relaxed);
     }
 }
 
@@ -174,13 +248,16 @@ impl Failure {
 /// A request, or a connection of TCP, at an endpoint: counted there until this is dropped.
 pub(crate) struct Lease {
     endpoint: Arc<Endpoint>,
+    /// Set where latency matters.
+    since: Option<Instant>,
 }
 
 impl Lease {
     pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
-        endpoint.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        endpoint.state.requests.fetch_add(1, Ordering::Relaxed);
-        Self { endpoint }
+        endpoint.state.in_flight.fetch_add(1, Relaxed);
+        endpoint.state.requests.fetch_add(1, Relaxed);
+        let since = endpoint.rules.measures().then(Instant::now);
+        Self { endpoint, since }
     }
 
     /// The endpoint.
@@ -196,19 +273,45 @@ impl Lease {
     /// The endpoint's response has begun. For connections of TCP: it has been connected to, which counts as 200.
     pub(crate) fn answered(&self, status: u16) {
         if status >= 500 {
-            self.endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
+            self.endpoint.state.failures.fetch_add(1, Relaxed);
         }
+        self.measure(matches!(status, 502..=504));
+        self.endpoint.met(Met::Status(status));
     }
 
     /// The exchange has failed on the endpoint's side.
     pub(crate) fn failed(&self, how: Failure) {
-        debug!(endpoint = %self.endpoint.address, ?how, "an exchange failed");
-        self.endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
+        self.endpoint.state.failures.fetch_add(1, Relaxed);
+        self.measure(true);
+        self.endpoint.met(Met::Failure(how));
+    }
+
+    fn measure(&self, failed: bool) {
+        let Some(since) = self.since else { return };
+        let took = since.elapsed();
+        self.endpoint.state.latency.sample(if failed { took.max(latency::FAILURE) } else { took }, clock::now());
+    }
+
+    /// Gives the client its cookie, where clients are kept at an endpoint and this one does not have it yet.
+    ///
+    /// # Errors
+    /// Never: the cookie is a valid header.
+    pub(crate) fn stick(
+        &self,
+        request: &RequestHeader,
+        response: &mut ResponseHeader,
+        tls: bool,
+    ) -> pingora::Result<()> {
+        let Some(rule) = &self.endpoint.rules.sticky else { return Ok(()) };
+        if sticky::asked(rule, request) == Some(self.endpoint.id) {
+            return Ok(());
+        }
+        response.append_header(header::SET_COOKIE, sticky::cookie(rule, self.endpoint.id, tls)).map(drop)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.endpoint.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.state.in_flight.fetch_sub(1, Relaxed);
     }
 }

@@ -8,13 +8,21 @@ mod endpoint;
 
 mod members;
 
+mod balance;
 mod schedule;
+
+mod sticky;
+
+mod outlier;
+
+mod clock;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -22,7 +30,9 @@ use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
+use selvedge_config::{Balance, Outlier, Percent, Sticky};
 use selvedge_geoip::Geo;
+use tracing::{info, warn};
 
 pub use self::endpoint::{Address, EndpointId, EndpointStatus};
 pub(crate) use self::endpoint::{Endpoint, Failure, Lease, State};
@@ -35,8 +45,8 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    pub(crate) fn insert(&mut self, upstream: Upstream) {
-        self.by_name.insert(upstream.name.to_string(), Arc::new(upstream));
+    pub(crate) fn insert(&mut self, upstream: Arc<Upstream>) {
+        self.by_name.insert(upstream.name.to_string(), upstream);
     }
 
     /// The upstream of this name.
@@ -49,10 +59,39 @@ impl Upstreams {
 /// A named group of endpoints that share their settings.
 pub struct Upstream {
     pub(crate) name: Arc<str>,
+    rules: Arc<Rules>,
     members: ArcSwap<Members>,
     /// Taken to replace `members`, never to read it.
     replacing: Mutex<()>,
     next: AtomicUsize,
+}
+
+/// How an upstream's endpoints are chosen and judged.
+pub(crate) struct Rules {
+    pub(crate) name: Arc<str>,
+    pub(crate) balance: Balance,
+    pub(crate) sticky: Option<Sticky>,
+    pub(crate) outlier: Option<Outlier>,
+    pub(crate) panic: Percent,
+    pub(crate) slow_start: Duration,
+}
+
+impl Rules {
+    pub(crate) fn of(name: &str, written: &selvedge_config::Upstream) -> Self {
+        Self {
+            name: name.into(),
+            balance: written.balance.clone(),
+            sticky: written.sticky.clone(),
+            outlier: written.outlier,
+            panic: written.panic,
+            slow_start: written.slow_start,
+        }
+    }
+
+    /// Whether it matters how long endpoints take.
+    fn measures(&self) -> bool {
+        self.balance == Balance::Ewma
+    }
 }
 
 /// How the endpoints of an upstream are spoken to.
@@ -76,7 +115,18 @@ pub(crate) struct PeerTls {
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Ask<'a> {
     /// Endpoints it has been to already: it goes elsewhere.
-    pub(crate) avoid: &'a [EndpointId],
+    avoid: &'a [EndpointId],
+    /// The hash of what consistent hashing is keyed by.
+    key: Option<u64>,
+    /// The endpoint the client is to stay at.
+    sticky: Option<EndpointId>,
+}
+
+impl Ask<'_> {
+    /// The same, but not at these endpoints.
+    pub(crate) fn avoiding(self, avoid: &[EndpointId]) -> Ask<'_> {
+        Ask { avoid, ..self }
+    }
 }
 
 /// Why there is no endpoint for a request.
@@ -102,19 +152,40 @@ impl fmt::Display for NoEndpoint {
 
 impl Upstream {
     /// `endpoints` are addresses with their weights, each at least 1.
-    pub(crate) fn new(name: &str, speech: &Speech, endpoints: Vec<(Address, u16, Arc<State>)>) -> Self {
-        let name: Arc<str> = name.into();
-        let endpoints = endpoints.into_iter().map(|(address, weight, state)| {
-            let peer = speech.peer(&address);
-            Arc::new(Endpoint::new(&name, address, weight, state, peer))
-        });
-        let members = Members::new(endpoints.collect());
-        Self { members: ArcSwap::from_pointee(members), replacing: Mutex::default(), next: AtomicUsize::new(0), name }
+    pub(crate) fn new(rules: Rules, speech: &Speech, endpoints: Vec<(Address, u16, Arc<State>)>) -> Arc<Self> {
+        let rules = Arc::new(rules);
+        Arc::new_cyclic(|upstream| {
+            let endpoints = endpoints.into_iter().map(|(address, weight, state)| {
+                let peer = speech.peer(&address);
+                Arc::new(Endpoint::new(&rules, upstream, address, weight, state, peer))
+            });
+            let members = Members::new(&rules, endpoints.collect(), clock::now());
+            Self {
+                name: Arc::clone(&rules.name),
+                members: ArcSwap::from_pointee(members),
+                replacing: Mutex::default(),
+                next: AtomicUsize::new(0),
+                rules,
+            }
+        })
     }
 
-    /// What a request wants of this upstream's balancing.
-    pub(crate) fn ask(&self, _: &RequestHeader, _client: Option<IpAddr>, _geo: Option<&Geo>) -> Ask<'static> {
-        Ask::default()
+    /// What a request wants of this upstream's balancing. `client` is who asks.
+    pub(crate) fn ask(&self, request: &RequestHeader, client: Option<IpAddr>, _geo: Option<&Geo>) -> Ask<'static> {
+        let mut ask = Ask::default();
+        if let Balance::ConsistentHash(hash) = &self.rules.balance {
+            ask.key = balance::key::of(&hash.by, request, client);
+        }
+        if let Some(rule) = &self.rules.sticky {
+            ask.sticky = sticky::asked(rule, request);
+        }
+        ask
+    }
+
+    /// What a connection of TCP wants of it.
+    pub(crate) fn ask_of_connection(&self, client: IpAddr) -> Ask<'static> {
+        let hashed = matches!(self.rules.balance, Balance::ConsistentHash(_));
+        Ask { key: hashed.then(|| balance::key::of_client(client)), ..Ask::default() }
     }
 
     /// An endpoint for a request.
@@ -122,15 +193,38 @@ impl Upstream {
     /// # Errors
     /// There is none; see [`NoEndpoint`].
     pub(crate) fn choose(&self, ask: &Ask<'_>) -> Result<Lease, NoEndpoint> {
-        let members = self.members.load();
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        members.pick(turn, ask).map(|endpoint| Lease::new(Arc::clone(endpoint)))
+        let mut members = self.members.load();
+        if let Some(due) = members.due()
+            && due <= clock::now()
+        {
+            // One of those who notice looks again; the others go by what is known.
+            if let Some(replacing) = self.replacing.try_lock() {
+                self.members.store(Arc::new(members.again(&self.rules, clock::now())));
+                drop(replacing);
+            }
+            members = self.members.load();
+        }
+        let turn = || self.next.fetch_add(1, Ordering::Relaxed);
+        let endpoint = members.pick(&self.rules, turn, ask, clock::now)?;
+        Ok(Lease::new(Arc::clone(endpoint)))
     }
 
     /// Every endpoint and how it is.
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
-        self.members.load().all().iter().map(|endpoint| endpoint.status()).collect()
+        let now = clock::now();
+        let mut members = self.members.load();
+        if members.due().is_some_and(|due| due <= now) {
+            self.refresh();
+            members = self.members.load();
+        }
+        members.in_use().map(|(endpoint, in_use)| endpoint.status(in_use, now)).collect()
+    }
+
+    /// Whether so few endpoints are well that all are used (`panic`).
+    #[must_use]
+    pub fn is_panicking(&self) -> bool {
+        self.members.load().is_panicking()
     }
 
     /// Stops sending new requests to an endpoint, or sends them again; those under way are finished. `false` = there is no such endpoint.
@@ -138,15 +232,38 @@ impl Upstream {
         let members = self.members.load();
         let Some(found) = members.all().iter().find(|known| known.id() == endpoint) else { return false };
         found.state().set_draining(drain);
+        info!(upstream = %self.name, endpoint = %found.address(), drain, "drain");
         self.refresh();
         true
     }
 
-    /// Looks at all endpoints again: somebody's state has changed.
+    /// Leaves out an endpoint that has failed too many requests, if the share that may be left out allows it.
+    fn eject(&self, state: &State, cause: outlier::Cause, now: u64) {
+        let Some(rules) = &self.rules.outlier else { return };
+        let _replacing = self.replacing.lock();
+        let members = self.members.load();
+        let mut ejected = 0;
+        let mut found = None;
+        for endpoint in members.all() {
+            match endpoint.standing(now) {
+                endpoint::Standing::Ejected { .. } => ejected += 1,
+                _ if std::ptr::eq(endpoint.state(), state) => found = Some(endpoint),
+                _ => {}
+            }
+        }
+        let Some(endpoint) = found else { return }; // Another request was quicker, or it is gone.
+        if !outlier::may_eject(rules, ejected, members.all().len()) {
+            return;
+        }
+        let time = Duration::from_millis(state.record.eject(rules, now));
+        warn!(upstream = %self.name, endpoint = %endpoint.address(), cause = cause.word(), ?time, "ejected");
+        self.members.store(Arc::new(members.again(&self.rules, now)));
+    }
+
+    /// Looks at all endpoints again: somebody's state has changed, or its time has come.
     fn refresh(&self) {
         let _replacing = self.replacing.lock();
-        let endpoints = self.members.load().all().to_vec();
-        self.members.store(Arc::new(Members::new(endpoints)));
+        self.members.store(Arc::new(self.members.load().again(&self.rules, clock::now())));
     }
 }
 

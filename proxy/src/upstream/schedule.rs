@@ -8,7 +8,7 @@ const TURNS_MAX: u64 = 4096;
 
 /// The turns, each the index of a weight; a weight of 0 has none. Every index comes as often as its weight says, after common factors,
 /// its turns evenly spaced, those of lower indices first (earliest virtual deadline first).
-pub(super) fn interleave(weights: &[u16]) -> Vec<u16> {
+pub(super) fn interleave(weights: &[u32]) -> Vec<u16> {
     let weights = fitted(weights);
     let total: u64 = weights.iter().sum();
     let mut schedule = Vec::with_capacity(usize::try_from(total).unwrap_or_default());
@@ -28,7 +28,7 @@ pub(super) fn interleave(weights: &[u16]) -> Vec<u16> {
 }
 
 /// The weights in their lowest terms, and rounded if they still make too many turns.
-fn fitted(weights: &[u16]) -> Vec<u64> {
+fn fitted(weights: &[u32]) -> Vec<u64> {
     let divisor = weights.iter().fold(0, |divisor, weight| gcd(divisor, u64::from(*weight))).max(1);
     let lowest: Vec<u64> = weights.iter().map(|weight| u64::from(*weight) / divisor).collect();
     let total: u64 = lowest.iter().sum();
@@ -65,7 +65,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn everyone_gets_its_share_and_nobody_waits_long(weights in prop::collection::vec(0u16..=1000, 0..200)) {
+        fn everyone_gets_its_share_and_nobody_waits_long(weights in prop::collection::vec(0u32..=10_000, 0..200)) {
             let turns = interleave(&weights);
             let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
             prop_assert!(turns.len() <= 4096 + weights.len());
