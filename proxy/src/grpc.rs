@@ -4,6 +4,7 @@
 //! in the only header block when there is nothing else ("trailers-only"). Whatever goes wrong below becomes a status as the gRPC
 //! documents say (`PROTOCOL-HTTP2`, `http-grpc-status-mapping`).
 
+pub(crate) mod reply;
 mod status;
 mod wire;
 

@@ -24,6 +24,8 @@ mod metrics;
 
 mod grpc;
 
+mod grpc_replies;
+
 mod properties;
 
 mod bundled;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap as Headers, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap as Headers, HeaderName, HeaderValue, Method, Uri, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use selvedge_cache::Wishes;
@@ -32,6 +32,7 @@ use self::encoding::{meant, shown};
 use self::facts::{Cached, Connection, Contact, Details, Ended};
 use self::staged::{Edit, Staged};
 use super::{foreign, properties};
+use crate::grpc;
 use crate::listener::ListenerFacts;
 use crate::plan::{ChainFilter, Route};
 use crate::request::RequestCtx;
@@ -53,6 +54,8 @@ pub(crate) struct ExchangeState {
     /// The address the client connected to.
     pub(crate) server: Option<SocketAddr>,
     pub(crate) connection: Connection,
+    /// What kind of answer the client expects.
+    pub(crate) asked: Asked,
     geo: Option<Arc<Geo>>,
     location: OnceCell<Option<Location>>,
     /// When the request header had been read.
@@ -90,6 +93,22 @@ pub(crate) struct ExchangeState {
     pub(crate) ended: Option<Ended>,
 }
 
+/// What kind of answer a client expects, as its request said before any filter changed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Any of HTTP.
+    Plain,
+    /// One of gRPC, over this version of HTTP.
+    Grpc(Version),
+}
+
+impl Asked {
+    /// What the client of this request expects.
+    pub(crate) fn by(request: &RequestHeader) -> Self {
+        if grpc::reply::asked_by(request) { Self::Grpc(request.version) } else { Self::Plain }
+    }
+}
+
 /// A property that a filter has set.
 struct SetProperty {
     /// Its path, joined by dots, without a leading `wasm`.
@@ -118,6 +137,7 @@ impl ExchangeState {
             client: ctx.client,
             server: session.server_addr().and_then(|address| address.as_inet()).copied(),
             connection: Connection::of(session.digest()),
+            asked: Asked::by(session.req_header()),
             geo: ctx.plan.geo.clone(),
             location: OnceCell::new(),
             start: SystemTime::now(),

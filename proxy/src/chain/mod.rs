@@ -38,7 +38,7 @@ use pingora::protocols::http::server::Session as HttpSession;
 use selvedge_wasm::LocalReply;
 use smallvec::{SmallVec, smallvec};
 
-pub(crate) use self::exchange::ExchangeState;
+pub(crate) use self::exchange::{Asked, ExchangeState};
 use self::stage::{Caught, Stage, Step, Taken};
 use crate::plan::ChainFilter;
 
@@ -213,7 +213,7 @@ impl Chain {
     /// Puts a reply in the place of the response; returns the events that stand for it.
     pub(crate) fn replace_response(&mut self, reply: LocalReply) -> SmallVec<[Event; 2]> {
         self.state.answered_by_filter(&reply.details);
-        let (header, body) = session::reply_message(reply);
+        let (header, body) = session::reply_message(reply, self.state.asked);
         self.state.response = Some(header);
         self.state.response_trailers = None;
         if body.is_empty() {

@@ -26,7 +26,9 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use selvedge_wasm::LocalReply;
 
+use super::exchange::Asked;
 use super::{Chain, ChainError, Event, Passage};
+use crate::grpc;
 use crate::request::fail;
 use crate::request::step;
 
@@ -192,12 +194,12 @@ impl FilteredSession {
         let slot = Arc::clone(&self.slot);
         let Some(mut chain) = slot.lend() else { return Err(lost()) };
         let out = self.filter(&mut chain, tasks).await;
-        let node = Arc::clone(&chain.state.node);
+        let (node, asked) = (Arc::clone(&chain.state.node), chain.state.asked);
         drop(chain);
 
         let out = match out {
             Ok(out) => out,
-            Err(error) => return self.answer_failure(error, &node).await,
+            Err(error) => return self.answer_failure(error, &node, asked).await,
         };
         if out.is_empty() {
             return Ok(self.response == Response::Ended);
@@ -324,13 +326,13 @@ impl FilteredSession {
 
     /// Answers an error of the chain when the client has nothing yet. Here and not in `fail_to_proxy`, because Pingora does not call
     /// that on cache hits, and on misses takes an error of this session for a client that has left, and only goes on to fill the cache.
-    async fn answer_failure(&mut self, error: Box<Error>, node: &str) -> Result<bool> {
+    async fn answer_failure(&mut self, error: Box<Error>, node: &str, asked: Asked) -> Result<bool> {
         let ours = *error.esource() == ErrorSource::Internal;
         if !ours {
             return Err(error);
         }
         *self.slot.failure.lock() = fail::token(&error);
-        let Some((header, body)) = fail::chain_answer(&error, node).filter(|_| !self.is_committed()) else {
+        let Some((header, body)) = fail::chain_answer(&error, node, asked).filter(|_| !self.is_committed()) else {
             self.cut().await;
             return Err(error);
         };
@@ -588,8 +590,8 @@ pub(crate) fn lost() -> Box<Error> {
     Error::explain(ErrorType::InternalError, "the filter chain of this exchange is in use")
 }
 
-/// A filter's reply as a message: header with framing, and body.
-pub(crate) fn reply_message(reply: LocalReply) -> (Box<ResponseHeader>, Bytes) {
+/// A filter's reply as a message: header with framing, and body. `asked` is the request it answers.
+pub(crate) fn reply_message(reply: LocalReply, asked: Asked) -> (Box<ResponseHeader>, Bytes) {
     let status = StatusCode::from_u16(reply.status)
         .ok()
         .filter(|status| !status.is_informational())
@@ -605,8 +607,9 @@ pub(crate) fn reply_message(reply: LocalReply) -> (Box<ResponseHeader>, Bytes) {
         }
         let _ = header.append_header(name, value);
     }
-    if let Some(code) = reply.grpc_status {
-        let _ = header.insert_header("grpc-status", code.to_string());
+    if let Asked::Grpc(version) = asked {
+        grpc::reply::translate(&mut header, version, reply.grpc_status, &reply.body);
+        return (header, Bytes::new());
     }
 
     let body =

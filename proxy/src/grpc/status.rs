@@ -6,13 +6,15 @@ use selvedge_wasm::GrpcStatus;
 
 /// The trailer with the status.
 pub(super) const GRPC_STATUS: &str = "grpc-status";
+/// The trailer with its text.
+pub(super) const GRPC_MESSAGE: &str = "grpc-message";
 
 /// The status in trailers, or, when there is none, what the HTTP status says.
 pub(super) fn of_trailers(trailers: &HeaderMap, http: StatusCode) -> GrpcStatus {
     let Some(code) = trailers.get(GRPC_STATUS) else {
         return GrpcStatus::new(of_http(http), format!("no grpc-status, HTTP status {}", http.as_u16()));
     };
-    let message = trailers.get("grpc-message").map(|message| percent_decode(message.as_bytes())).unwrap_or_default();
+    let message = trailers.get(GRPC_MESSAGE).map(|message| percent_decode(message.as_bytes())).unwrap_or_default();
     let code = code.to_str().ok().and_then(|code| code.parse::<u32>().ok());
     match code.filter(|code| *code <= GrpcStatus::UNAUTHENTICATED) {
         Some(code) => GrpcStatus::new(code, message),
@@ -28,7 +30,7 @@ pub(super) fn not_grpc(http: StatusCode, headers: &HeaderMap) -> GrpcStatus {
 }
 
 /// `http-grpc-status-mapping`: for responses that do not say it themselves.
-fn of_http(http: StatusCode) -> u32 {
+pub(super) fn of_http(http: StatusCode) -> u32 {
     match http.as_u16() {
         400 => GrpcStatus::INTERNAL,
         401 => GrpcStatus::UNAUTHENTICATED,

@@ -11,9 +11,10 @@ use pingora::{Error, ErrorSource, ErrorType};
 use selvedge_wasm::LocalReply;
 use tracing::debug;
 
-use super::RequestCtx;
+use super::{RequestCtx, respond};
 use crate::chain::session::{Slot, reply_message};
-use crate::chain::{ChainError, Direction};
+use crate::chain::{Asked, ChainError, Direction};
+use crate::grpc::reply;
 
 /// A filter failed closed, or stayed paused too long.
 const FILTER_FAILED: ErrorType = ErrorType::Custom("FilterFailed");
@@ -73,23 +74,28 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
         session.downstream_session.set_keepalive(None);
     }
 
+    let asked = asked(session, ctx);
     let (header, body) = match ctx.slot.as_ref().and_then(|slot| slot.parked_reply()) {
         Some(reply) => {
             ctx.note(|state| state.answered_by_filter(&reply.details));
-            reply_message(reply)
+            reply_message(reply, asked)
         }
-        None => match message(&verdict, &ctx.plan.node.structured) {
+        None => match message(&verdict, &ctx.plan.node.structured, asked) {
             Ok(message) => message,
             Err(_) => return gone,
         },
     };
     let status = header.status.as_u16();
-    if session.downstream_session.write_response_header(header).await.is_err()
-        || session.downstream_session.write_response_body(body, true).await.is_err()
-    {
+    if respond::whole(&mut session.downstream_session, header, body).await.is_err() {
         return gone;
     }
     FailToProxy { error_code: status, can_reuse_downstream: false }
+}
+
+/// What kind of answer the client expects. Filters may have changed the header since.
+fn asked(session: &Session, ctx: &RequestCtx) -> Asked {
+    let told = ctx.slot.as_ref().and_then(|slot| slot.lend()).map(|chain| chain.state.asked);
+    told.unwrap_or_else(|| Asked::by(session.req_header()))
 }
 
 /// What an error means to the client.
@@ -151,9 +157,9 @@ fn judge(error: &Error) -> Verdict {
 }
 
 /// The answer to an error of the chain; `None` when the stream is to end without one.
-pub(crate) fn chain_answer(error: &Error, node: &str) -> Option<(Box<ResponseHeader>, Bytes)> {
+pub(crate) fn chain_answer(error: &Error, node: &str, asked: Asked) -> Option<(Box<ResponseHeader>, Bytes)> {
     let verdict = judge(error);
-    if verdict.status == 0 { None } else { message(&verdict, node).ok() }
+    if verdict.status == 0 { None } else { message(&verdict, node, asked).ok() }
 }
 
 /// The error token of an error, for the access log.
@@ -162,16 +168,20 @@ pub(crate) fn token(error: &Error) -> Option<&'static str> {
 }
 
 /// `node` is our name as an item of a structured field.
-fn message(verdict: &Verdict, node: &str) -> pingora::Result<(Box<ResponseHeader>, Bytes)> {
+fn message(verdict: &Verdict, node: &str, asked: Asked) -> pingora::Result<(Box<ResponseHeader>, Bytes)> {
     let mut response = Box::new(ResponseHeader::build(verdict.status, Some(5))?);
     let reason = response.status.canonical_reason().unwrap_or("Error");
     let body = format!("{} {reason}\n", verdict.status);
-    response.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     response.insert_header(header::CACHE_CONTROL, "no-store")?;
     if let Some(token) = verdict.token {
         let details = verdict.details.as_ref().map(|details| format!("; details=\"{details}\"")).unwrap_or_default();
         response.insert_header("proxy-status", format!("{node}; error={token}{details}"))?;
     }
+    if let Asked::Grpc(version) = asked {
+        reply::translate(&mut response, version, None, body.trim_end().as_bytes());
+        return Ok((response, Bytes::new()));
+    }
+    response.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     response.set_content_length(body.len())?;
     Ok((response, Bytes::from(body)))
 }

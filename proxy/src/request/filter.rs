@@ -13,7 +13,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use selvedge_wasm::LocalReply;
 
-use super::{Edge, RequestCtx, fail};
+use super::{Edge, RequestCtx, fail, respond};
 use crate::chain::session::{FilteredSession, RequestBody, lost, reply_message};
 use crate::chain::{Chain, Direction, Event, ExchangeState, Passage};
 
@@ -44,6 +44,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let state = ExchangeState::new(session, ctx, Arc::clone(&route), &edge.listener);
     let mut chain = Box::new(Chain::new(&route.filters, state, edge.worker));
 
+    let asked = chain.state.asked;
     let downstream = &mut session.downstream_session;
     let upgrade = downstream.is_upgrade_req();
     let mut body = BodyReader { limit: edge.listener.body_limit, received: 0, ended: downstream.is_body_empty() };
@@ -63,9 +64,8 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
         Verdict::Reply(reply) => {
             ctx.slot = Some(FilteredSession::interpose(downstream, chain, RequestBody::Untouched));
             ctx.note(|state| state.answered_by_filter(&reply.details));
-            let (header, body) = reply_message(reply);
-            downstream.write_response_header(header).await?;
-            downstream.write_response_body(body, true).await?;
+            let (header, body) = reply_message(reply, asked);
+            respond::whole(downstream, header, body).await?;
             Ok(Answered::Yes)
         }
         Verdict::Forward(body) => {

@@ -1,11 +1,15 @@
 //! Step 9: what we add to a response, and responses of our own.
 
+use bytes::Bytes;
 use http::{Version, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::server::Session as HttpSession;
 use pingora::proxy::Session;
 
 use super::{RequestCtx, lookup};
+use crate::grpc::reply;
 use crate::plan::{Route, Target};
 
 /// Marks a response that came from an upstream or the cache.
@@ -51,9 +55,22 @@ pub(crate) async fn fixed(session: &mut Session, route: &Route, ctx: &RequestCtx
 /// A short answer of the node's own, over a connection that stays usable.
 pub(crate) async fn text(session: &mut Session, status: u16, text: &'static str) -> Result<()> {
     let mut header = ResponseHeader::build(status, Some(3))?;
-    header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    if reply::asked_by(session.req_header()) {
+        reply::translate(&mut header, session.req_header().version, None, text.trim_end().as_bytes());
+        return whole(&mut session.downstream_session, Box::new(header), Bytes::new()).await;
+    }
+    header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     header.set_content_length(text.len())?;
     session.write_response_header(Box::new(header), false).await?;
-    session.write_response_body(Some(bytes::Bytes::from_static(text.as_bytes())), true).await
+    session.write_response_body(Some(Bytes::from_static(text.as_bytes())), true).await
+}
+
+/// Writes a whole answer. Without a body its header is its end, in one frame on HTTP/2.
+pub(crate) async fn whole(io: &mut HttpSession, header: Box<ResponseHeader>, body: Bytes) -> Result<()> {
+    if body.is_empty() {
+        return io.response_duplex_vec(vec![HttpTask::Header(header, true)]).await.map(drop);
+    }
+    io.write_response_header(header).await?;
+    io.write_response_body(body, true).await
 }
