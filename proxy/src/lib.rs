@@ -35,6 +35,10 @@ pub mod bundled;
 
 pub mod telemetry;
 
+mod operator;
+
+mod admin;
+
 /// An error and its causes in one line.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

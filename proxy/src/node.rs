@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use pingora::apps::{HttpServerApp, HttpServerOptions};
@@ -17,6 +17,7 @@ use selvedge_config::{Config, Fault, Host, Listener, Loaded, Loader, Protocol, R
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
+use crate::admin::{self, AdminServer};
 use crate::bundled;
 use crate::listener::{self, Bound, Door, ListenerFacts};
 use crate::plan::{self, Built, Plan, Resources};
@@ -88,6 +89,7 @@ pub struct Node {
     access_log: AccessLog,
     metrics_setting: Option<SocketAddr>,
     metrics: Option<MetricsServer>,
+    admin: Option<AdminServer>,
 }
 
 /// A loader that knows the bundled filters.
@@ -117,8 +119,23 @@ impl Node {
             None => None,
             Some(settings) => Some(metrics_server(settings, &resources, &current).map_err(&faulty)?),
         };
+        let addresses: BTreeMap<String, SocketAddr> =
+            bound.iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect();
+        let admin = match &config.admin {
+            None => None,
+            Some(settings) => {
+                let state = admin::State {
+                    name: config.node.name.clone(),
+                    workers,
+                    started: SystemTime::now(),
+                    addresses: addresses.clone(),
+                    current: Arc::clone(&current),
+                    observed: resources.observed(),
+                };
+                Some(admin_server(settings, state).map_err(&faulty)?)
+            }
+        };
         let access_log = AccessLog::start(config.telemetry.access_log);
-        let addresses = bound.iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect();
         let (stop, _) = watch::channel(false);
 
         let mut node = Self {
@@ -138,6 +155,7 @@ impl Node {
             access_log,
             metrics_setting: config.telemetry.metrics.as_ref().map(|metrics| metrics.bind),
             metrics,
+            admin,
         };
         let bound = Arc::new(bound);
         for worker in 0..workers {
@@ -152,6 +170,9 @@ impl Node {
         if let Some(address) = node.metrics_address() {
             info!(%address, "metrics");
         }
+        if let Some(admin) = &node.admin {
+            info!(address = %admin.shown_address(), "admin API");
+        }
         Ok(node)
     }
 
@@ -164,7 +185,13 @@ impl Node {
     /// Where metrics are served, if they are.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics.as_ref().map(MetricsServer::address)
+        self.metrics.as_ref().and_then(MetricsServer::address)
+    }
+
+    /// Where the admin API is served, if it is, and not on a Unix socket.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(AdminServer::address)
     }
 
     /// The plan in force.
@@ -210,6 +237,9 @@ impl Node {
 
         for (store, certificates) in renewed {
             store.swap(certificates);
+        }
+        if let (Some(server), Some(settings)) = (&self.admin, &config.admin) {
+            server.renew(settings);
         }
         let generation = built.plan.generation;
         self.files = built.files;
@@ -398,6 +428,13 @@ fn metrics_server(
     })
 }
 
+fn admin_server(settings: &selvedge_config::Admin, state: admin::State) -> Result<AdminServer, Vec<Fault>> {
+    AdminServer::start(settings, state).map_err(|error| {
+        let message = format!("the admin API cannot be served at {}: {error}", settings.bind);
+        vec![Fault::at(&settings.position, message).with_key("admin")]
+    })
+}
+
 /// What a development certificate is made out to: this machine, and the sites' own names.
 fn development_names(config: &Config) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).to_vec();
@@ -442,6 +479,14 @@ fn restart_needed(node: &Node, config: &Config) -> Vec<Fault> {
         {
             let message = "telemetry.metrics has changed: it needs a restart";
             faults.push(Fault::at(position, message).with_key("telemetry.metrics"));
+        }
+    }
+    let admin = config.admin.as_ref();
+    if node.admin.as_ref().map(AdminServer::setting) != admin.map(|admin| &admin.bind) {
+        let position = admin.map(|admin| &admin.position);
+        if let Some(position) = position.or_else(|| config.listeners.values().next().map(|listener| &listener.position))
+        {
+            faults.push(Fault::at(position, "admin.bind has changed: it needs a restart").with_key("admin.bind"));
         }
     }
     if node.workers_setting != config.node.workers {

@@ -6,9 +6,9 @@ mod prometheus;
 pub(crate) mod trace;
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use pingora::Error;
@@ -16,7 +16,9 @@ use pingora::proxy::Session;
 use selvedge_config::{LogFormat, LogOutput};
 use serde::Serialize;
 use tracing::warn;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
 
 pub(crate) use self::prometheus::page;
 use crate::request::RequestCtx;
@@ -28,12 +30,30 @@ pub const LOG_VARIABLE: &str = "SELVEDGE_LOG";
 pub fn init() {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE)
         .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=error,pingora_cache=warn"));
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
     // The subscriber also takes over the `log` records of Pingora.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .try_init();
+    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
+        let _ = LOG_FILTER.set(handle);
+    }
+}
+
+/// What is logged, when [`init`] decides that.
+static LOG_FILTER: OnceLock<tracing_subscriber::reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// What is logged, in the syntax of [`LOG_VARIABLE`]; `None` = another program decides that.
+pub(crate) fn log_filter() -> Option<String> {
+    LOG_FILTER.get()?.with_current(ToString::to_string).ok()
+}
+
+/// Changes what is logged. `false` = another program decides that, and nothing has changed.
+///
+/// # Errors
+/// The text is no filter; nothing has changed.
+pub(crate) fn set_log_filter(text: &str) -> Result<bool, tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::builder().parse(text)?;
+    let Some(handle) = LOG_FILTER.get() else { return Ok(false) };
+    Ok(handle.reload(filter).is_ok())
 }
 
 /// Lines that may wait for the writer; beyond that they are dropped and counted, because a slow disk must not slow requests.

@@ -142,6 +142,15 @@ impl Edge {
         self.node.as_ref().expect("running").metrics_address().expect("metrics are served")
     }
 
+    /// Where the admin API is served.
+    ///
+    /// # Panics
+    /// When it is not, or on a Unix socket.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.node.as_ref().expect("running").admin_address().expect("the admin API is served")
+    }
+
     /// The plain listener.
     #[must_use]
     pub fn web(&self) -> SocketAddr {

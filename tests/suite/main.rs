@@ -22,6 +22,8 @@ mod queues;
 
 mod metrics;
 
+mod admin;
+
 mod grpc;
 
 mod grpc_replies;

@@ -507,6 +507,13 @@ fn json(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMap<Strin
 
 /// The content of the file that `X_file` names.
 fn secret_file(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMap<String, Place>) -> Option<Value> {
+    let content = secret_text(cx, at)?;
+    places.insert(pointer.to_owned(), Place { position: at.node.position.clone(), secret: true });
+    Some(Value::String(content))
+}
+
+/// The content of the file that is named here, without the end of its last line.
+pub(crate) fn secret_text(cx: &mut Cx<'_>, at: &At<'_>) -> Option<String> {
     let file = path(cx, at)?;
     let read = (cx.read_secret)(&file);
     cx.files.push(file);
@@ -524,8 +531,7 @@ fn secret_file(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMa
                     content.pop();
                 }
             }
-            places.insert(pointer.to_owned(), Place { position: at.node.position.clone(), secret: true });
-            Some(Value::String(content))
+            Some(content)
         }
         Err(why) => cx.refuse(at.fault(format!("cannot read this file: {why}"))),
     }

@@ -21,6 +21,7 @@
 //! environment variables, are in no fault; faults quote what is *written*. `Debug` of a filter's config, of a fixed
 //! response and of header matches prints no values.
 
+mod admin;
 mod cache;
 mod decode;
 mod filters;
@@ -37,6 +38,7 @@ mod tree;
 mod upstreams;
 mod values;
 
+pub use admin::{Admin, AdminBind};
 pub use cache::{Cache, CacheMemory, Collapse};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};

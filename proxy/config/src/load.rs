@@ -15,6 +15,7 @@ use glob::MatchOptions;
 use schemars::JsonSchema;
 
 use crate::{
+    admin::Admin,
     cache::Cache,
     decode::{At, Cx, Fields, beside, brief, check_key, list, mapping, parsed, whole},
     filters::{Declared, Filter},
@@ -52,7 +53,7 @@ pub struct Config {
     pub version: u16,
 
     /// Files that are part of this configuration: paths or patterns such as `conf.d/*.yaml`, relative to the file that
-    /// names them. They have the same grammar without `version` and `node`; `telemetry`, `geo` and `cache` may stand once
+    /// names them. They have the same grammar without `version` and `node`; `admin`, `telemetry`, `geo` and `cache` may stand once
     /// over all files. Each file is read once. A pattern may match nothing, a plain path may not. Here as in the first file.
     #[schemars(with = "Option<Vec<String>>")]
     pub include: Vec<String>,
@@ -60,6 +61,9 @@ pub struct Config {
     /// The process itself. In the first file only.
     #[schemars(with = "Option<Process>")]
     pub node: Process,
+
+    /// Where the node is asked and told. Absent: nobody can.
+    pub admin: Option<Admin>,
 
     /// What the node tells its operator.
     #[schemars(with = "Option<Telemetry>")]
@@ -319,6 +323,7 @@ struct Sections<'t> {
     version: Option<u16>,
     include: Vec<String>,
     node: Option<At<'t>>,
+    admin: Option<At<'t>>,
     telemetry: Option<At<'t>>,
     geo: Option<At<'t>>,
     cache: Option<At<'t>>,
@@ -353,8 +358,12 @@ impl<'t> Sections<'t> {
                 }
             }
             let _ = fields.get("include");
-            for (key, section) in [("telemetry", &mut all.telemetry), ("geo", &mut all.geo), ("cache", &mut all.cache)]
-            {
+            for (key, section) in [
+                ("admin", &mut all.admin),
+                ("telemetry", &mut all.telemetry),
+                ("geo", &mut all.geo),
+                ("cache", &mut all.cache),
+            ] {
                 let Some(at) = fields.get(key) else { continue };
                 match section {
                     None => *section = Some(at),
@@ -416,6 +425,7 @@ impl<'t> Sections<'t> {
 
         let node = self.node.as_ref().and_then(|at| Process::read(cx, at)).unwrap_or_default();
         let telemetry = self.telemetry.as_ref().and_then(|at| Telemetry::read(cx, at)).unwrap_or_default();
+        let admin = self.admin.as_ref().and_then(|at| Admin::read(cx, at));
         let geo = self.geo.as_ref().and_then(|at| Geo::read(cx, at));
         let cache = self.cache.as_ref().and_then(|at| Cache::read(cx, at));
 
@@ -457,7 +467,7 @@ impl<'t> Sections<'t> {
         let filters = filters.into_iter().filter_map(|(name, filter)| Some((name, filter?))).collect();
         let include = self.include;
         let version = self.version?;
-        Some(Config { version, include, node, telemetry, listeners, geo, cache, upstreams, filters, sites })
+        Some(Config { version, include, node, admin, telemetry, listeners, geo, cache, upstreams, filters, sites })
     }
 }
 

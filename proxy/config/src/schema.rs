@@ -132,6 +132,7 @@ mod tests {
     const EVERY_SHAPE: &str = r#"
 version: 1
 node: {}
+admin: { bind: 127.0.0.1:4 }
 telemetry: { access_log: {}, metrics: { bind: 127.0.0.1:3 }, trace: { header: x-trace, value: 0123456789abcdef } }
 listeners:
   web: { bind: 127.0.0.1:1, limits: {}, tls: { certificates: [{ cert: a, key: b }] } }
@@ -201,6 +202,7 @@ sites:
         }
         let expected = BTreeMap::from([
             ("ByHash", json!(["consistent_hash"])),
+            ("Admin", json!(["bind"])),
             ("CertificateFiles", json!(["cert", "key"])),
             ("ConsistentHash", json!(["by"])),
             ("FailureRate", json!(["above"])),
@@ -296,7 +298,10 @@ sites:
     fn an_included_file_has_neither_version_nor_node() {
         let schema = include_schema();
         let keys: Vec<&String> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["cache", "filters", "geo", "include", "listeners", "sites", "telemetry", "upstreams"]);
+        assert_eq!(
+            keys,
+            ["admin", "cache", "filters", "geo", "include", "listeners", "sites", "telemetry", "upstreams"]
+        );
         assert_eq!(schema.get("required"), None);
     }
 }

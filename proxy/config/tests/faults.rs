@@ -71,7 +71,7 @@ fn top_level() {
         ("cach: {}\ncache: {}", "2:1 cach: unknown key `cach` | did you mean `cache`?"),
         (
             "zebra: 1\ncache: {}",
-            "2:1 zebra: unknown key `zebra` | known keys: `version`, `node`, `include`, `telemetry`, `geo`, `cache`, `listeners`, `upstreams`, `filters`, `sites`",
+            "2:1 zebra: unknown key `zebra` | known keys: `version`, `node`, `include`, `admin`, `telemetry`, `geo`, `cache`, `listeners`, `upstreams`, `filters`, `sites`",
         ),
         ("cache: [1]", "2:8 cache: expected a mapping, found a list"),
         ("cache:", "2:1 cache: expected a mapping, found nothing"),
@@ -129,6 +129,35 @@ fn top_level() {
         (
             "telemetry: { access_log: { format: jsn } }\ncache: {}",
             "2:36 telemetry.access_log.format: `jsn` is not one of `json`, `text` | did you mean `json`?",
+        ),
+        ("admin: {}\ncache: {}", "2:1 admin.bind: `bind` is missing"),
+        (
+            "admin: { bind: \":9901\" }\ncache: {}",
+            "2:16 admin.bind: `:9901` is not an address and a port | for this machine only, write `127.0.0.1:9901`",
+        ),
+        (
+            "admin: { bind: \"unix:\" }\ncache: {}",
+            "2:16 admin.bind: `unix:` names no path | expected an address and a port, or `unix:/path`",
+        ),
+        (
+            "admin: { bind: 0.0.0.0:9901 }\ncache: {}",
+            "2:16 admin.bind: the address can be reached from elsewhere, and no `token` is asked for | write `token_file`, or bind to 127.0.0.1 or a Unix socket",
+        ),
+        (
+            "admin: { bind: 127.0.0.1:1, token: short }\ncache: {}",
+            "2:36 admin.token: the token is shorter than 16 characters",
+        ),
+        (
+            "admin: { bind: 127.0.0.1:1, token: \"0123456789 abcdef\" }\ncache: {}",
+            "2:36 admin.token: the token has characters other than ASCII letters, digits and signs",
+        ),
+        (
+            "admin: { bind: 127.0.0.1:1, token: 0123456789abcdef, token_file: t }\ncache: {}",
+            "2:66 admin.token_file: `token` and `token_file` are both written",
+        ),
+        (
+            "admin: { bind: 127.0.0.1:1, token_file: /nowhere/token }\ncache: {}",
+            "2:41 admin.token_file: cannot read this file: it does not exist",
         ),
         ("telemetry: { metrics: {} }\ncache: {}", "2:14 telemetry.metrics.bind: `bind` is missing"),
         (

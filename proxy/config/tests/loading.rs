@@ -783,3 +783,20 @@ fn a_configuration_in_one_line_is_read_in_time_that_grows_with_its_length() {
     assert_eq!(report.faults[0].column, place);
     assert_eq!(report.to_string().matches('^').count(), "\"dömo\"".chars().count(), "{}", report.faults[0]);
 }
+
+#[test]
+fn the_admin_token_comes_from_its_file_and_is_shown_nowhere() {
+    let (dir, loaded) = load_files(&[
+        (
+            "a.yaml",
+            "version: 1\nadmin: { bind: 0.0.0.0:9901, token_file: token }\nlisteners: { web: { bind: 127.0.0.1:1 } }\nsites:\n- hosts: ['*']\n  routes: [{ respond: { status: 204 } }]\n",
+        ),
+        ("token", "a-secret-of-the-operator\n"),
+    ]);
+    let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
+    let admin = loaded.config.admin.as_ref().unwrap();
+    assert_eq!(admin.token.as_deref(), Some("a-secret-of-the-operator"));
+    assert_eq!(admin.bind, selvedge_config::AdminBind::Tcp("0.0.0.0:9901".parse().unwrap()));
+    assert!(loaded.files.contains(&dir.path().join("token")), "a new token is noticed");
+    assert!(!format!("{:?}", loaded.config).contains("a-secret"));
+}

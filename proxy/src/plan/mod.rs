@@ -182,6 +182,11 @@ impl Plan {
         self.troubles.get(filter)
     }
 
+    /// The failures of every filter in use, by name.
+    pub(crate) fn troubles(&self) -> impl Iterator<Item = (&str, &Arc<Trouble>)> {
+        self.troubles.iter().map(|(name, trouble)| (name.as_str(), trouble))
+    }
+
     /// The route for a request that arrived on a listener (its index), and its host without port; `None` = nobody serves it.
     #[must_use]
     pub fn select(&self, listener: usize, request: &RequestHeader) -> Option<Selected<'_>> {

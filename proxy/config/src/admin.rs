@@ -1,0 +1,134 @@
+//! `admin`: where the node's operator asks and tells.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use schemars::JsonSchema;
+
+use crate::{
+    decode::{At, Cx, Fields, beside, parsed, secret_text, text},
+    report::{Fault, Position},
+};
+
+/// The admin API: what the node is doing, as JSON, and what it can be told to do (reload, roll back, drain). Absent: nobody can ask.
+/// Its description is at `/v1/openapi.json`. Whoever may use it controls the node.
+#[derive(Clone, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Admin {
+    /// The address and port to listen at, `127.0.0.1:9901` (port 0 takes a free one), or a Unix socket, `unix:/run/selvedge/admin.sock`,
+    /// which only the user and the group of the process may open. Plain HTTP/1.1. A change needs a restart. Required.
+    #[schemars(with = "String", extend("examples" = ["127.0.0.1:9901"]))]
+    pub bind: AdminBind,
+
+    /// What every request but `/v1/live` and `/v1/ready` must carry as `Authorization: Bearer TOKEN`: at least 16 visible ASCII
+    /// characters. Take it from the environment, or write `token_file`. Default: none is asked for, which only a loopback address or a
+    /// Unix socket may do.
+    pub token: Option<String>,
+
+    /// A file that holds the token, instead of `token`. It is watched like the other files of the configuration.
+    #[schemars(with = "Option<String>")]
+    token_file: (),
+
+    /// Where it is written.
+    #[schemars(skip)]
+    pub position: Position,
+}
+
+/// Where the admin API is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminBind {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl AdminBind {
+    /// Whether only this machine can reach it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for AdminBind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("bind", &self.bind).field("token", &self.token.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// The shortest token: what can be tried out over a network in no useful time.
+const TOKEN_MIN: usize = 16;
+
+impl Admin {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "Admin")?;
+        let bind = fields.need(cx, "bind", read_bind);
+        let written = fields.get("token");
+        let in_file = fields.get("token_file");
+        if let (Some(token), Some(file)) = (&written, &in_file) {
+            let fault = file.fault("`token` and `token_file` are both written");
+            cx.report(fault.with_related("the other one", token.name_position()));
+        }
+        let has_token = written.is_some() || in_file.is_some();
+        let token = match (written, in_file) {
+            (Some(at), _) => text(cx, &at).and_then(|token| checked(cx, &at, token)),
+            (None, Some(at)) => secret_text(cx, &at).and_then(|token| checked(cx, &at, token)),
+            (None, None) => None,
+        };
+        if let Some((bind, position)) = &bind
+            && !bind.is_local()
+            && !has_token
+        {
+            let fault = Fault::at(position, "the address can be reached from elsewhere, and no `token` is asked for");
+            let help = "write `token_file`, or bind to 127.0.0.1 or a Unix socket";
+            cx.report(fault.with_key(format!("{}.bind", at.path)).with_help(help));
+        }
+        fields.close(cx);
+        Some(Self { bind: bind?.0, token, token_file: (), position: at.name_position().clone() })
+    }
+}
+
+fn read_bind(cx: &mut Cx<'_>, at: &At<'_>) -> Option<(AdminBind, Position)> {
+    let bind = parsed(cx, at, "an address and a port, or `unix:/path`", |text| {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err(("names no path".into(), None)),
+                path => Ok(AdminBind::Unix(beside(&at.node.position.file, Path::new(path)))),
+            };
+        }
+        text.parse().map(AdminBind::Tcp).map_err(|_| {
+            let port = text.strip_prefix(':').filter(|port| port.parse::<u16>().is_ok());
+            let help = port.map(|port| format!("for this machine only, write `127.0.0.1:{port}`"));
+            ("is not an address and a port".into(), help)
+        })
+    })?;
+    Some((bind, at.node.position.clone()))
+}
+
+/// The token, when it is one.
+fn checked(cx: &mut Cx<'_>, at: &At<'_>, token: String) -> Option<String> {
+    if token.len() < TOKEN_MIN {
+        return cx.refuse(at.fault("the token is shorter than 16 characters"));
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return cx.refuse(at.fault("the token has characters other than ASCII letters, digits and signs"));
+    }
+    Some(token)
+}

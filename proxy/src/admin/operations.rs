@@ -1,0 +1,235 @@
+//! What can be asked and told: one table, which answers and describes itself.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Response, StatusCode};
+use http_body_util::Full;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+use super::views::{Filters, LogFilter, NodeView, Readiness};
+use super::{State, openapi};
+use crate::telemetry;
+use crate::telemetry::endpoint::PROMETHEUS_TEXT;
+
+/// One thing that can be asked or told.
+pub(crate) struct Operation {
+    pub(crate) verb: Verb,
+    /// With `{name}` for what varies; each stands for one segment.
+    pub(crate) path: &'static str,
+    pub(crate) summary: &'static str,
+    /// Whether it is answered without a token: to probes.
+    pub(crate) open: bool,
+    /// The schema of the JSON it takes.
+    pub(crate) request: Option<fn(&mut SchemaGenerator) -> Schema>,
+    pub(crate) answer: Body,
+    run: for<'a> fn(&'a State, Call<'a>) -> Answering<'a>,
+}
+
+/// The methods of the API. (`http::Method` cannot stand in a constant table.)
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Get,
+    Put,
+    Post,
+}
+
+impl Verb {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Put => "PUT",
+            Self::Post => "POST",
+        }
+    }
+}
+
+/// What an answer's body is.
+#[derive(Clone, Copy)]
+pub(crate) enum Body {
+    /// JSON of this schema.
+    Json(fn(&mut SchemaGenerator) -> Schema),
+    Text,
+}
+
+/// A request for an operation.
+pub(crate) struct Call<'a> {
+    /// What stands in the path for `{name}`s, in order, decoded.
+    pub(crate) names: Vec<String>,
+    pub(crate) content_type: Option<&'a HeaderValue>,
+    pub(crate) body: Bytes,
+}
+
+type Answering<'a> = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Problem>> + Send + 'a>>;
+
+/// Everything there is.
+pub(crate) const TABLE: &[Operation] = &[
+    Operation {
+        open: true,
+        ..ask::<Readiness>("/v1/live", "Whether the process answers at all.", |_, _| {
+            Box::pin(async { json(&Readiness { status: "live" }) })
+        })
+    },
+    Operation {
+        open: true,
+        ..ask::<Readiness>(
+            "/v1/ready",
+            "Whether requests should be sent here; 503 while the node drains.",
+            |state, _| Box::pin(async { ready(state) }),
+        )
+    },
+    ask::<NodeView>("/v1/node", "The node: its version, generation, listeners.", |state, _| {
+        Box::pin(async { json(&NodeView::of(state)) })
+    }),
+    ask::<Filters>("/v1/filters", "The filters in use, and their failures.", |state, _| {
+        Box::pin(async { json(&Filters::of(state)) })
+    }),
+    ask::<LogFilter>("/v1/log", "What is logged.", |_, _| Box::pin(async { json(&LogFilter::current()?) })),
+    Operation {
+        request: Some(SchemaGenerator::subschema_for::<LogFilter>),
+        ..tell::<LogFilter>(
+            Verb::Put,
+            "/v1/log",
+            "Changes what is logged, until the process ends: a level, or `tracing`'s filter syntax.",
+            |_, call| Box::pin(async move { json(&call.json::<LogFilter>()?.put_in_force()?) }),
+        )
+    },
+    Operation {
+        answer: Body::Text,
+        ..ask::<()>("/metrics", "Counters in the Prometheus text format.", |state, _| {
+            Box::pin(async {
+                Ok(typed(PROMETHEUS_TEXT, telemetry::page(&state.observed, state.current.plan().generation)))
+            })
+        })
+    },
+    ask::<serde_json::Value>("/v1/openapi.json", "This description.", |_, _| {
+        Box::pin(async { json(&openapi::document(env!("CARGO_PKG_VERSION"))) })
+    }),
+];
+
+/// The answer to a request, whoever asks: who may was decided before.
+pub(crate) async fn run(
+    state: &State,
+    operation: &Operation,
+    call: Call<'_>,
+) -> Result<Response<Full<Bytes>>, Problem> {
+    (operation.run)(state, call).await
+}
+
+/// The operation of a request, and what stands in its path.
+///
+/// # Errors
+/// There is no such path, or it has other methods.
+pub(crate) fn find(method: &Method, path: &str) -> Result<(&'static Operation, Vec<String>), Problem> {
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    let mut allowed = Vec::new();
+    for operation in TABLE {
+        let Some(names) = names_in(operation.path, path) else { continue };
+        if operation.verb.as_str() == method.as_str() {
+            return Ok((operation, names));
+        }
+        allowed.push(operation.verb.as_str());
+    }
+    if allowed.is_empty() {
+        return Err(Problem::new(StatusCode::NOT_FOUND, "There is no such path").detail("see /v1/openapi.json"));
+    }
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "The path has other methods");
+    let allowed = allowed.join(", ");
+    let value = HeaderValue::from_str(&allowed).unwrap_or(HeaderValue::from_static("GET"));
+    Err(problem.detail(format!("it has {allowed}")).header(http::header::ALLOW, value))
+}
+
+/// What stands for the `{name}`s of a template; `None` = the path is another.
+fn names_in(template: &str, path: &str) -> Option<Vec<String>> {
+    let mut names = Vec::new();
+    let mut given = path.split('/');
+    for part in template.split('/') {
+        let given = given.next()?;
+        if part.starts_with('{') {
+            let name = percent_encoding::percent_decode_str(given).decode_utf8().ok()?;
+            if name.is_empty() {
+                return None;
+            }
+            names.push(name.into_owned());
+        } else if part != given {
+            return None;
+        }
+    }
+    given.next().is_none().then_some(names)
+}
+
+impl Call<'_> {
+    /// The body, which has to be JSON of this shape.
+    fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let is_json = self.content_type.is_some_and(|value| {
+            let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+            essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        });
+        if !is_json {
+            let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not JSON");
+            return Err(problem.detail("send it with `content-type: application/json`"));
+        }
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Problem::new(StatusCode::BAD_REQUEST, "The body is not what is expected").detail(error.to_string())
+        })
+    }
+}
+
+fn ready(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
+    if state.is_ready() {
+        return json(&Readiness { status: "ready" });
+    }
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "The node drains"))
+}
+
+/// Something to ask, answered with JSON.
+const fn ask<T: JsonSchema>(
+    path: &'static str,
+    summary: &'static str,
+    run: for<'a> fn(&'a State, Call<'a>) -> Answering<'a>,
+) -> Operation {
+    tell::<T>(Verb::Get, path, summary, run)
+}
+
+/// Something to tell, answered with JSON.
+const fn tell<T: JsonSchema>(
+    verb: Verb,
+    path: &'static str,
+    summary: &'static str,
+    run: for<'a> fn(&'a State, Call<'a>) -> Answering<'a>,
+) -> Operation {
+    let answer = Body::Json(SchemaGenerator::subschema_for::<T>);
+    Operation { verb, path, summary, open: false, request: None, answer, run }
+}
+
+fn json(value: &impl Serialize) -> Result<Response<Full<Bytes>>, Problem> {
+    let body = serde_json::to_vec(value).map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The answer cannot be written").detail(error.to_string())
+    })?;
+    Ok(typed(HeaderValue::from_static("application/json"), body))
+}
+
+fn typed(content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_found_by_its_segments() {
+        assert_eq!(names_in("/v1/a/{b}/c", "/v1/a/x%2Fy/c"), Some(vec!["x/y".into()]));
+        assert_eq!(names_in("/v1/a/{b}/c", "/v1/a//c"), None);
+        assert_eq!(names_in("/v1/a", "/v1/a/"), None);
+        assert_eq!(names_in("/v1/a/{b}", "/v1/a"), None);
+        assert_eq!(names_in("/v1/a/{b}", "/v1/a/%ff"), None);
+    }
+}
