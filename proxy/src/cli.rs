@@ -14,9 +14,10 @@ use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::control::Control;
 use crate::node::{self, Node, StartError};
 use crate::plan::{self, Resources};
-use crate::reload::{self, FileWatch};
+use crate::reload::FileWatch;
 use crate::telemetry;
 
 /// An edge proxy: runs chains of proxy-wasm filters per route, in front of a cache, in front of origins.
@@ -100,13 +101,14 @@ fn run(path: &Path) -> ExitCode {
     if let Some(watch) = &mut watch {
         watch.set(&[path.to_owned()]);
     }
-    let mut node = match Node::start(path.to_owned(), node::loader()) {
+    let node = match Node::start(path.to_owned(), node::loader()) {
         Ok(node) => node,
         Err(StartError::Config(report)) => return faulty(&report),
         Err(error) => return complain(format_args!("{}\n", crate::error_chain(&error)), ExitCode::FAILURE),
     };
-    match runtime.block_on(serve(&mut node, watch)) {
+    match runtime.block_on(serve(node.control(), watch)) {
         Ok(()) => {
+            end_at_a_second_signal(runtime);
             node.shutdown();
             ExitCode::SUCCESS
         }
@@ -115,13 +117,14 @@ fn run(path: &Path) -> ExitCode {
 }
 
 /// Reloads and waits, until a signal says to stop.
-async fn serve(node: &mut Node, mut watch: Option<FileWatch>) -> anyhow::Result<()> {
+async fn serve(control: &Control, mut watch: Option<FileWatch>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut files = control.files();
     loop {
         if let Some(watch) = &mut watch {
-            watch.set(node.files());
+            watch.set(&files.borrow_and_update());
         }
         let changed = async {
             match &mut watch {
@@ -129,15 +132,39 @@ async fn serve(node: &mut Node, mut watch: Option<FileWatch>) -> anyhow::Result<
                 None => std::future::pending().await,
             }
         };
+        // A reload tells itself how it went.
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload::reload(node),
-            () = changed => reload::reload(node),
+            _ = hangup.recv() => drop(control.reload()),
+            () = changed => drop(control.reload()),
+            _ = files.changed() => {}
         }
     }
-    info!("stopping");
+    info!("stopping: requests under way may end; a second signal cuts them off");
     Ok(())
+}
+
+/// Whoever asks twice does not want to wait for requests under way.
+fn end_at_a_second_signal(runtime: tokio::runtime::Runtime) {
+    let waiting = move || {
+        runtime.block_on(async {
+            let (Ok(mut terminate), Ok(mut interrupt)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return std::future::pending().await;
+            };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+        warn!("stopped by a second signal");
+        std::process::exit(1);
+    };
+    if let Err(error) = std::thread::Builder::new().name("signals".into()).spawn(waiting) {
+        warn!(%error, "a second signal will not be heard");
+    }
 }
 
 /// The loader and the planner, without sockets.

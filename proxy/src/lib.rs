@@ -9,7 +9,11 @@ pub mod node;
 
 pub mod reload;
 
+pub mod control;
+
 pub mod listener;
+
+pub mod listening;
 
 mod transport;
 

@@ -1,7 +1,7 @@
 //! Listeners: accepting connections, TLS, and handing them to Pingora, each on the worker that accepted it.
 
 use std::cell::Cell;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::transport::Transport;
 /// What a request needs to know about where it arrived.
 #[derive(Debug)]
 pub struct ListenerFacts {
-    /// The listener's place among the listeners, in the order of their names.
+    /// The listener's number: the same for its name, whatever is reloaded.
     pub index: usize,
     /// Its name in the configuration.
     pub name: String,
@@ -50,18 +50,6 @@ impl ListenerFacts {
     pub fn scheme(&self) -> &'static str {
         if self.tls { "https" } else { "http" }
     }
-}
-
-/// A bound listener, before its workers take it over.
-pub struct Bound {
-    /// What requests see of it.
-    pub facts: Arc<ListenerFacts>,
-    /// The address it really has: the one asked for, with a real port in place of 0.
-    pub address: SocketAddr,
-    /// The socket, shared by all workers.
-    pub socket: TcpListener,
-    /// Set for TLS.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 /// What an HTTP/1 connection is doing, for its deadlines.
@@ -238,7 +226,7 @@ pub(crate) async fn accept_each<S>(
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = shutdown.changed() => return,
+            _ = shutdown.wait_for(|stopping| *stopping) => return,
             accepted = socket.accept() => accepted,
         };
         let (stream, peer) = match accepted {

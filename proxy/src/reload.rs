@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
-use tracing::{error, warn};
-
-use crate::node::Node;
+use tracing::warn;
 
 /// Editors and deployments write in several steps: a change counts once nothing has happened for this long.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -71,11 +69,4 @@ impl FileWatch {
 
 fn absolute(file: &Path) -> PathBuf {
     std::path::absolute(file).unwrap_or_else(|_| file.to_owned())
-}
-
-/// Reloads a node and says how it went.
-pub fn reload(node: &mut Node) {
-    if let Err(report) = node.reload() {
-        error!("the configuration was not reloaded; the old one stays in force\n{report}");
-    }
 }

@@ -100,7 +100,7 @@ impl Edge {
     /// When the node has been stopped.
     pub fn reload(&mut self, yaml: &str) -> Result<u64, String> {
         self.write(yaml);
-        self.node.as_mut().expect("running").reload().map_err(|report| report.to_string())
+        self.node.as_ref().expect("running").control().reload().map_err(|report| report.to_string())
     }
 
     /// The plan in force.

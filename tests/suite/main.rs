@@ -24,6 +24,8 @@ mod metrics;
 
 mod admin;
 
+mod life;
+
 mod grpc;
 
 mod grpc_replies;

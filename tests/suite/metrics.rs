@@ -127,13 +127,25 @@ async fn the_endpoint_answers_nothing_else_and_bears_strange_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_it_is_served_only_changes_with_a_restart_and_a_taken_port_is_a_fault() {
+async fn a_reload_moves_it_and_a_taken_port_is_a_fault() {
     let mut edge = Edge::start(CONFIG, &[]);
-    let other = CONFIG.replace("metrics: { bind: \"127.0.0.1:0\" }", "metrics: { bind: \"127.0.0.1:1\" }");
-    let report = edge.reload(&other).unwrap_err();
-    assert!(report.contains("telemetry.metrics has changed: it needs a restart"), "{report}");
-    let report = edge.reload(&CONFIG.replace(", metrics: { bind: \"127.0.0.1:0\" }", "")).unwrap_err();
-    assert!(report.contains("telemetry.metrics has changed: it needs a restart"), "{report}");
+    let first = edge.metrics();
+    edge.reload(&CONFIG.replace("metrics: { bind: \"127.0.0.1:0\" }", "metrics: { bind: \"127.0.0.2:0\" }")).unwrap();
+    let second = edge.metrics();
+    assert_ne!(first.ip(), second.ip());
+    assert_eq!(Client::get(second, "/metrics").await.status, 200);
+    assert!(tokio::net::TcpStream::connect(first).await.is_err(), "the old one is closed");
+    edge.reload(&CONFIG.replace(", metrics: { bind: \"127.0.0.1:0\" }", "")).unwrap();
+    assert!(tokio::net::TcpStream::connect(second).await.is_err());
+    edge.reload(CONFIG).unwrap();
+    assert_eq!(scrape(&edge).await["selvedge_config_reloads_total{result=\"done\"}"], 3.0);
+
+    let in_the_way = format!("metrics: {{ bind: \"{}\" }}", edge.web());
+    let report = edge.reload(&CONFIG.replace("metrics: { bind: \"127.0.0.1:0\" }", &in_the_way)).unwrap_err();
+    assert!(report.contains("metrics cannot be served at"), "{report}");
+    let page = scrape(&edge).await;
+    assert_eq!(page["selvedge_config_reloads_total{result=\"failed\"}"], 1.0);
+    assert!(page["selvedge_config_since_seconds"] > 1.7e9);
 
     let taken = format!("metrics: {{ bind: \"{}\" }}", edge.metrics());
     let error = Edge::try_start(&CONFIG.replace("metrics: { bind: \"127.0.0.1:0\" }", &taken), &[]).err().unwrap();

@@ -571,12 +571,13 @@ async fn a_connection_keeps_the_chain_it_began_with_and_the_next_one_has_the_new
     let report = edge.reload(&with_filter("nonsense")).expect_err("the filter refuses");
     assert!(report.contains("filter f does not start"), "{report}");
     let http = node("", &[], "").replace("tcp: { upstream: app, filters: [] }", "protocols: [h1]");
-    let http = format!("{http}\nsites: [{{ hosts: [\"*\"], routes: [{{ to: app }}] }}]");
-    let report = edge.reload(&http).expect_err("another kind of listener");
-    assert!(report.contains("needs a restart"), "{report}");
-    let mut still = Connection::to(&edge).await;
-    still.send(b"4").await;
-    still.expect("4Bb").await;
+    let http = format!("{http}\nsites: [{{ hosts: [\"*\"], routes: [{{ respond: {{ status: 200 }} }}] }}]");
+    let address = edge.listener("db");
+    edge.reload(&http).expect("a listener turns into another kind");
+    assert_eq!(edge.listener("db"), address, "and keeps its port");
+    assert_eq!(Client::get(address, "/").await.status, 200);
+    before.send(b"4").await;
+    before.expect("4Aa").await;
 }
 
 #[test]

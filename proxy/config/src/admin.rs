@@ -30,7 +30,8 @@ pub struct Admin {
 
     /// A file that holds the token, instead of `token`. It is watched like the other files of the configuration.
     #[schemars(with = "Option<String>")]
-    token_file: (),
+    #[doc(hidden)] // already in `token`
+    pub token_file: (),
 
     /// Where it is written.
     #[schemars(skip)]

@@ -25,7 +25,7 @@ pub struct Telemetry {
 }
 
 /// Serves `GET /metrics` in the Prometheus text format, in plain HTTP/1.1, to whoever can connect: bind it where only your monitoring
-/// can. A change needs a restart.
+/// can.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct MetricsEndpoint {

@@ -7,7 +7,6 @@ mod operations;
 mod problem;
 mod views;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,12 +18,11 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 
-use self::guard::Guard;
+pub(crate) use self::guard::Guard;
 use self::operations::Call;
 use self::problem::Problem;
-use crate::node::Current;
+use crate::control::Control;
 use crate::operator::{Answer, Server};
-use crate::telemetry::counters::Observed;
 
 /// The largest body of a request, in bytes.
 const BODY_MAX: usize = 64 * 1024;
@@ -36,32 +34,17 @@ pub(crate) struct State {
     pub(crate) name: String,
     pub(crate) workers: usize,
     pub(crate) started: SystemTime,
-    pub(crate) addresses: BTreeMap<String, SocketAddr>,
-    pub(crate) current: Arc<Current>,
-    pub(crate) observed: Observed,
-}
-
-impl State {
-    /// Whether requests should be sent here.
-    fn is_ready(&self) -> bool {
-        true
-    }
-
-    /// Where the node listens, by name.
-    fn listeners(&self) -> Vec<(String, String)> {
-        self.addresses.iter().map(|(name, address)| (name.clone(), address.to_string())).collect()
-    }
+    pub(crate) control: Control,
 }
 
 /// The running API; dropped, it ends.
 pub(crate) struct AdminServer {
     server: Server,
-    api: Arc<Api>,
     setting: selvedge_config::AdminBind,
 }
 
 struct Api {
-    guard: Guard,
+    guard: Arc<Guard>,
     state: State,
 }
 
@@ -70,10 +53,9 @@ impl AdminServer {
     ///
     /// # Errors
     /// See [`Server::start`].
-    pub(crate) fn start(settings: &selvedge_config::Admin, state: State) -> io::Result<Self> {
-        let api = Arc::new(Api { guard: Guard::new(settings), state });
-        let server = Server::start("admin", &settings.bind, Arc::clone(&api))?;
-        Ok(Self { server, api, setting: settings.bind.clone() })
+    pub(crate) fn start(settings: &selvedge_config::Admin, guard: Arc<Guard>, state: State) -> io::Result<Self> {
+        let server = Server::start("admin", &settings.bind, Arc::new(Api { guard, state }))?;
+        Ok(Self { server, setting: settings.bind.clone() })
     }
 
     /// With a real port in place of 0; `None` for a Unix socket.
@@ -84,16 +66,6 @@ impl AdminServer {
     /// Where it is, for the log.
     pub(crate) fn shown_address(&self) -> String {
         self.address().map_or_else(|| self.setting.to_string(), |address| address.to_string())
-    }
-
-    /// Where it was told to listen.
-    pub(crate) fn setting(&self) -> &selvedge_config::AdminBind {
-        &self.setting
-    }
-
-    /// Takes what a reload may change: the token.
-    pub(crate) fn renew(&self, settings: &selvedge_config::Admin) {
-        self.api.guard.renew(settings);
     }
 }
 

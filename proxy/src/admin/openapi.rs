@@ -5,12 +5,12 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::operations::{Body, Operation, TABLE};
-use super::problem::Problem;
+use super::problem::Document;
 
 /// An OpenAPI 3.0 document.
 pub(crate) fn document(version: &str) -> Value {
     let mut schemas = SchemaSettings::openapi3().for_serialize().into_generator();
-    let problem = schemas.subschema_for::<Problem>();
+    let problem = schemas.subschema_for::<Document>();
     let mut paths = Map::new();
     for operation in TABLE {
         let described = describe(operation, &mut schemas, &problem);

@@ -12,8 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
-use super::views::{Filters, LogFilter, NodeView, Readiness};
+use super::views::{Filters, Generations, InForce, LogFilter, NodeView, Readiness, Ready};
 use super::{State, openapi};
+use crate::control::RollBackError;
 use crate::telemetry;
 use crate::telemetry::endpoint::PROMETHEUS_TEXT;
 
@@ -86,6 +87,32 @@ pub(crate) const TABLE: &[Operation] = &[
     ask::<NodeView>("/v1/node", "The node: its version, generation, listeners.", |state, _| {
         Box::pin(async { json(&NodeView::of(state)) })
     }),
+    Operation {
+        request: Some(SchemaGenerator::subschema_for::<Ready>),
+        ..tell::<Ready>(
+            Verb::Put,
+            "/v1/ready",
+            "Says whether requests should be sent here; those that come are served all the same.",
+            |state, call| Box::pin(async move { set_ready(state, &call) }),
+        )
+    },
+    ask::<Generations>(
+        "/v1/generations",
+        "The configurations that are or were in force, and why the last reload was not done, if it was not.",
+        |state, _| Box::pin(async { json(&Generations::of(state)) }),
+    ),
+    tell::<InForce>(
+        Verb::Post,
+        "/v1/generations/{number}/activate",
+        "Puts an earlier configuration in force again, until the next reload. The files it names are read as they are now.",
+        |state, call| Box::pin(roll_back(state, call)),
+    ),
+    tell::<InForce>(
+        Verb::Post,
+        "/v1/reload",
+        "Reads the configuration again, and puts it in force if it is in order.",
+        |state, _| Box::pin(reload(state)),
+    ),
     ask::<Filters>("/v1/filters", "The filters in use, and their failures.", |state, _| {
         Box::pin(async { json(&Filters::of(state)) })
     }),
@@ -102,9 +129,7 @@ pub(crate) const TABLE: &[Operation] = &[
     Operation {
         answer: Body::Text,
         ..ask::<()>("/metrics", "Counters in the Prometheus text format.", |state, _| {
-            Box::pin(async {
-                Ok(typed(PROMETHEUS_TEXT, telemetry::page(&state.observed, state.current.plan().generation)))
-            })
+            Box::pin(async { Ok(typed(PROMETHEUS_TEXT, metrics(state))) })
         })
     },
     ask::<serde_json::Value>("/v1/openapi.json", "This description.", |_, _| {
@@ -181,10 +206,43 @@ impl Call<'_> {
 }
 
 fn ready(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
-    if state.is_ready() {
+    if state.control.is_ready() {
         return json(&Readiness { status: "ready" });
     }
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "The node drains"))
+}
+
+fn set_ready(state: &State, call: &Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
+    let wanted: Ready = call.json()?;
+    state.control.set_ready(wanted.ready);
+    json(&wanted)
+}
+
+async fn reload(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
+    let control = state.control.clone();
+    // It takes as long as compiling the modules does, and goes on to its end when the client leaves.
+    match tokio::task::spawn_blocking(move || control.reload()).await {
+        Ok(Ok(generation)) => json(&InForce { generation }),
+        Ok(Err(report)) => Err(Problem::faulty(&report)),
+        Err(_) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The reload failed in itself")),
+    }
+}
+
+async fn roll_back(state: &State, call: Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
+    let unknown = |detail: String| Problem::new(StatusCode::NOT_FOUND, "There is no such generation").detail(detail);
+    let number = call.names.first().map(String::as_str).unwrap_or_default();
+    let number = number.parse().map_err(|_| unknown(format!("`{number}` is not a number")))?;
+    let control = state.control.clone();
+    match tokio::task::spawn_blocking(move || control.roll_back(number)).await {
+        Ok(Ok(generation)) => json(&InForce { generation }),
+        Ok(Err(RollBackError::Faulty(report))) => Err(Problem::faulty(&report)),
+        Ok(Err(error @ RollBackError::Unknown(_))) => Err(unknown(error.to_string())),
+        Err(_) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The roll-back failed in itself")),
+    }
+}
+
+fn metrics(state: &State) -> String {
+    telemetry::page(&state.control.resources().observed(), state.control.current().plan().generation)
 }
 
 /// Something to ask, answered with JSON.

@@ -8,9 +8,14 @@ use schemars::JsonSchema;
 use selvedge_config::{Fault, Report};
 use serde::Serialize;
 
-/// Why a request of the admin API was not done (RFC 9457). Nothing has changed then.
+/// Why a request of the admin API was not done. Nothing has changed then.
+#[derive(Debug)]
+pub(crate) struct Problem(Box<Document>);
+
+/// Why a request was not done (RFC 9457). Nothing has changed then.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct Problem {
+#[schemars(rename = "Problem")]
+pub(crate) struct Document {
     /// The HTTP status.
     #[schemars(range(min = 400, max = 599))]
     status: u16,
@@ -29,7 +34,7 @@ pub(crate) struct Problem {
 /// One thing that is wrong with a configuration.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Fault")]
-struct FaultView {
+pub(crate) struct FaultView {
     /// The file it is in.
     file: String,
     /// The line, counted from 1.
@@ -47,33 +52,33 @@ struct FaultView {
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, title: &'static str) -> Self {
-        Self { status: status.as_u16(), title, detail: None, faults: Vec::new(), header: None }
+        Self(Box::new(Document { status: status.as_u16(), title, detail: None, faults: Vec::new(), header: None }))
     }
 
     pub(crate) fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
+        self.0.detail = Some(detail.into());
         self
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.0.header = Some((name, value));
         self
     }
 
     /// The configuration is at fault.
     pub(crate) fn faulty(report: &Report) -> Self {
         let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "The configuration is at fault");
-        problem.faults = report.faults.iter().map(FaultView::of).collect();
+        problem.0.faults = report.faults.iter().map(FaultView::of).collect();
         problem
     }
 
     /// As it is sent.
     pub(crate) fn into_response(mut self) -> Response<Full<Bytes>> {
         const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
-        let header = self.header.take();
-        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let header = self.0.header.take();
+        let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut response = Response::new(Full::new(body.into()));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.status_mut() = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         response.headers_mut().insert(CONTENT_TYPE, PROBLEM);
         if let Some((name, value)) = header {
             response.headers_mut().insert(name, value);
@@ -83,7 +88,7 @@ impl Problem {
 }
 
 impl FaultView {
-    fn of(fault: &Fault) -> Self {
+    pub(crate) fn of(fault: &Fault) -> Self {
         Self {
             file: fault.file.display().to_string(),
             line: fault.line,

@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::State;
-use super::problem::Problem;
+use super::problem::{FaultView, Problem};
+use crate::control::{Generation, Origin};
 use crate::telemetry;
 
 /// How the node is.
@@ -51,18 +52,100 @@ pub(crate) struct ListenerView {
 
 impl NodeView {
     pub(crate) fn of(state: &State) -> Self {
-        let plan = state.current.plan();
+        let plan = state.control.current().plan();
         Self {
             name: state.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
             generation: plan.generation,
-            started: humantime::format_rfc3339_millis(state.started).to_string(),
-            now: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            ready: state.is_ready(),
+            started: time(state.started),
+            now: time(SystemTime::now()),
+            ready: state.control.is_ready(),
             workers: state.workers,
-            listeners: state.listeners().into_iter().map(|(name, address)| ListenerView { name, address }).collect(),
+            listeners: state
+                .control
+                .addresses()
+                .into_iter()
+                .map(|(name, address)| ListenerView { name, address: address.to_string() })
+                .collect(),
         }
     }
+}
+
+/// The configurations that are or were in force.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Generations {
+    /// The latest last; the last ten are kept.
+    generations: Vec<GenerationView>,
+    /// Why the last reload or roll-back was not done; absent when it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<FailureView>,
+}
+
+/// A configuration that is or was in force.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Generation")]
+struct GenerationView {
+    /// Its number.
+    number: u64,
+    /// Since when it was in force (RFC 3339).
+    since: String,
+    /// `start`, `reload` or `rollback`.
+    origin: &'static str,
+    /// The generation that a roll-back went back to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rolled_back_to: Option<u64>,
+}
+
+/// Why the configuration is not another.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Failure")]
+struct FailureView {
+    /// When it was tried (RFC 3339).
+    when: String,
+    /// Everything that is wrong.
+    faults: Vec<FaultView>,
+}
+
+/// The configuration that is in force now.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct InForce {
+    /// Its number.
+    pub(crate) generation: u64,
+}
+
+/// Whether requests should be sent here.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ready {
+    /// `false` makes `/v1/ready` answer 503, so that others stop sending requests; those that come are served all the same.
+    pub(crate) ready: bool,
+}
+
+impl Generations {
+    pub(crate) fn of(state: &State) -> Self {
+        let view = |generation: Generation| GenerationView {
+            number: generation.number,
+            since: time(generation.since),
+            origin: match generation.origin {
+                Origin::Start => "start",
+                Origin::Reload => "reload",
+                Origin::RollBack(_) => "rollback",
+            },
+            rolled_back_to: match generation.origin {
+                Origin::RollBack(to) => Some(to),
+                Origin::Start | Origin::Reload => None,
+            },
+        };
+        let failure = state.control.failure().map(|failure| FailureView {
+            when: time(failure.when),
+            faults: failure.report.faults.iter().map(FaultView::of).collect(),
+        });
+        Self { generations: state.control.generations().into_iter().map(view).collect(), failure }
+    }
+}
+
+fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// The filters in use.
@@ -84,7 +167,7 @@ struct FilterView {
 
 impl Filters {
     pub(crate) fn of(state: &State) -> Self {
-        let plan = state.current.plan();
+        let plan = state.control.current().plan();
         let filters =
             plan.troubles().map(|(name, trouble)| FilterView { name: name.into(), skipped: trouble.skipped() });
         Self { filters: filters.collect() }

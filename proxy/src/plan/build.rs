@@ -57,6 +57,8 @@ pub struct Resources {
     /// What is known of endpoints, by upstream and address; what no plan names any more is forgotten.
     endpoints: Mutex<HashMap<(String, Address), Weak<State>>>,
     demo: Mutex<Option<Demo>>,
+    /// The number of every listener's name that was ever configured.
+    listeners: Mutex<HashMap<String, usize>>,
     workers: usize,
     generations: AtomicU64,
 }
@@ -86,6 +88,7 @@ impl Resources {
             troubles: Mutex::default(),
             endpoints: Mutex::default(),
             demo: Mutex::new(None),
+            listeners: Mutex::default(),
             workers,
             generations: AtomicU64::new(0),
         }))
@@ -105,6 +108,13 @@ impl Resources {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers
+    }
+
+    /// The number of a listener: the same for its name, whatever is reloaded. Numbers are small, because they are used as places in lists.
+    pub(crate) fn listener_index(&self, name: &str) -> usize {
+        let mut listeners = self.listeners.lock();
+        let next = listeners.len();
+        *listeners.entry(name.to_owned()).or_insert(next)
     }
 
     fn module(&self, name: &str, wasm: &[u8]) -> Result<Arc<Module>, selvedge_wasm::LoadError> {
@@ -179,8 +189,12 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     let node = Identity::new(&config.node.name);
     let mut router = Router::default();
     for site in &config.sites {
-        let listeners: Vec<bool> =
-            config.listeners.keys().map(|name| site.listeners.is_empty() || site.listeners.contains(name)).collect();
+        let mut listeners = Vec::new();
+        for name in config.listeners.keys().filter(|name| site.listeners.is_empty() || site.listeners.contains(name)) {
+            let place = resources.listener_index(name);
+            listeners.resize(listeners.len().max(place + 1), false);
+            listeners[place] = true;
+        }
         let index = router.add_site(&site.hosts, listeners);
         let label: Arc<str> = site.hosts.first().map(ToString::to_string).unwrap_or_default().into();
 

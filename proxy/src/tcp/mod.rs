@@ -34,7 +34,8 @@ use tracing::debug;
 use self::chain::Chain;
 use self::entry::{Ended, Entry};
 use self::exchange::{Facts, Tls};
-use crate::listener::{self, Bound, ListenerFacts};
+use crate::listener::{self, ListenerFacts};
+use crate::listening::Bound;
 use crate::node::Current;
 use crate::telemetry::AccessLogSink;
 

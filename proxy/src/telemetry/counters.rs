@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use parking_lot::Mutex;
 use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
 
@@ -12,8 +14,23 @@ use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
 pub(crate) struct Counters {
     /// Requests by the first digit of their status; 0 = none was sent.
     requests: [AtomicU64; 6],
+    /// Reloads that were done, and that failed.
+    reloads: [AtomicU64; 2],
+    /// When the configuration in force came into force, in seconds since 1970.
+    since: AtomicU64,
     /// Counters of each filter, by name.
     filters: Mutex<BTreeMap<String, Arc<PluginStats>>>,
+}
+
+/// How an order to change the configuration went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reloaded {
+    /// The first configuration is in force: no reload.
+    Start,
+    /// Another is in force.
+    Done,
+    /// The old one stays in force.
+    Failed,
 }
 
 /// What a page of metrics is made from.
@@ -31,6 +48,26 @@ impl Counters {
         if let Some(class) = self.requests.get(usize::from(status / 100)) {
             class.fetch_add(1, Relaxed);
         }
+    }
+
+    /// The configuration was to be changed.
+    pub(crate) fn reloaded(&self, how: Reloaded) {
+        match how {
+            Reloaded::Start => {}
+            Reloaded::Done => drop(self.reloads[0].fetch_add(1, Relaxed)),
+            Reloaded::Failed => {
+                self.reloads[1].fetch_add(1, Relaxed);
+                return;
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.since.store(now.as_secs(), Relaxed);
+    }
+
+    /// Reloads by result, and since when the configuration is in force, in seconds since 1970.
+    pub(crate) fn reloads(&self) -> ([(&'static str, u64); 2], u64) {
+        let [done, failed] = [0, 1].map(|result| self.reloads[result].load(Relaxed));
+        ([("done", done), ("failed", failed)], self.since.load(Relaxed))
     }
 
     /// Requests by class of status, `none` first.

@@ -26,6 +26,21 @@ fn node(page: &mut Page, observed: &Observed, generation: u64) {
     page.sample("selvedge_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.family("selvedge_plan_generation", "gauge", "The configuration in force: counts the loads of this process.");
     page.sample("selvedge_plan_generation", &[], generation);
+    let (reloads, since) = observed.counters.reloads();
+    page.family(
+        "selvedge_config_reloads_total",
+        "counter",
+        "Reloads and roll-backs; failed: the old configuration stayed.",
+    );
+    for (result, count) in reloads {
+        page.sample("selvedge_config_reloads_total", &[("result", result)], count);
+    }
+    page.family(
+        "selvedge_config_since_seconds",
+        "gauge",
+        "When the configuration in force came into force (Unix time).",
+    );
+    page.sample("selvedge_config_since_seconds", &[], since);
     page.family(
         "selvedge_requests_total",
         "counter",

@@ -1,0 +1,363 @@
+//! What a running node can be told, from any thread: reload, roll back, say that it drains. One such order is carried out at a time.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use selvedge_config::{Config, Fault, Loaded, Loader, Report, Workers};
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use crate::admin::Guard;
+use crate::listening::Listening;
+use crate::node::Current;
+use crate::plan::{self, Built, Resources};
+use crate::telemetry::endpoint::MetricsServer;
+use crate::telemetry::{self, counters::Reloaded};
+
+/// How many configurations are kept to go back to.
+const GENERATIONS_KEPT: usize = 10;
+
+/// The controls of a running node. A clone is another handle of the same.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    loader: Loader,
+    resources: Arc<Resources>,
+    current: Arc<Current>,
+    listening: Arc<Listening>,
+    guard: Option<Arc<Guard>>,
+    ready: AtomicBool,
+    /// One order after the other. Held while a plan is built, by the thread that was told: never by a worker.
+    running: Mutex<Running>,
+    /// What is asked while an order is carried out.
+    told: Mutex<Told>,
+    /// The files to watch; changes with every generation.
+    files: watch::Sender<Vec<PathBuf>>,
+}
+
+/// What only orders change.
+struct Running {
+    /// What the configuration in force was made of.
+    files: Vec<PathBuf>,
+    workers: Workers,
+    admin: Option<selvedge_config::AdminBind>,
+    metrics: Option<(SocketAddr, MetricsServer)>,
+}
+
+#[derive(Default)]
+struct Told {
+    /// The latest last.
+    generations: VecDeque<Kept>,
+    failure: Option<Failure>,
+}
+
+struct Kept {
+    generation: Generation,
+    loaded: Loaded,
+}
+
+/// A configuration that is or was in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// Counts them from 1.
+    pub number: u64,
+    /// Since when.
+    pub since: SystemTime,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Where a configuration came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The files, when the node started.
+    Start,
+    /// The files, later.
+    Reload,
+    /// An earlier generation, of this number.
+    RollBack(u64),
+}
+
+/// The last reload, when it failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// When it was tried.
+    pub when: SystemTime,
+    /// What is wrong.
+    pub report: Box<Report>,
+}
+
+/// Why an earlier configuration is not in force again. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RollBackError {
+    /// It is not, or no longer, kept.
+    #[error("there is no generation {0}: the last {GENERATIONS_KEPT} are kept")]
+    Unknown(u64),
+    /// What it names has changed meanwhile (a module, a certificate), or it needs a restart.
+    #[error("{0}")]
+    Faulty(Box<Report>),
+}
+
+impl Control {
+    /// For a node that is about to start with this configuration: builds the plan and binds the listeners.
+    pub(crate) fn new(
+        path: PathBuf,
+        loader: Loader,
+        loaded: Loaded,
+        resources: Arc<Resources>,
+        guard: Option<Arc<Guard>>,
+    ) -> Result<Self, Box<Report>> {
+        let report = |faults| Box::new(Report::new(&path, faults));
+        let kept = loaded.clone();
+        let config = loaded.config.clone();
+        let Built { plan, files } = plan::build(&resources, loaded).map_err(report)?;
+        let listening = Listening::new();
+        let mut prepared = listening.prepare(&config, &resources).map_err(report)?;
+        let current = Arc::new(Current::new(plan));
+        let metrics = metrics_server(&config, &resources, &current).map_err(|fault| report(vec![*fault]))?;
+        let files = watched(files, &mut prepared.files);
+        listening.put_in_force(prepared);
+
+        let generation =
+            Generation { number: current.plan().generation, since: SystemTime::now(), origin: Origin::Start };
+        let told = Told { generations: VecDeque::from([Kept { generation, loaded: kept }]), failure: None };
+        resources.observed().counters.reloaded(Reloaded::Start);
+        Ok(Self(Arc::new(Inner {
+            loader,
+            resources,
+            current,
+            listening: Arc::new(listening),
+            guard,
+            ready: AtomicBool::new(true),
+            running: Mutex::new(Running {
+                files: files.clone(),
+                workers: config.node.workers,
+                admin: config.admin.map(|admin| admin.bind),
+                metrics,
+            }),
+            told: Mutex::new(told),
+            files: watch::Sender::new(files),
+            path,
+        })))
+    }
+
+    /// Reads the configuration again and, when all of it is in order, puts it in force. Requests under way keep the old one; listeners
+    /// that are as before keep their sockets. Blocks while modules are compiled and filters started: not for workers.
+    ///
+    /// # Errors
+    /// Every fault of the new configuration; nothing has changed then. The number of workers and the address of the admin API only change
+    /// with a restart, and saying so is a fault too.
+    pub fn reload(&self) -> Result<u64, Box<Report>> {
+        let mut running = self.0.running.lock();
+        let done = self.0.loader.load(&self.0.path).map_err(Box::new);
+        let done = done.and_then(|loaded| self.0.put_in_force(&mut running, loaded, Origin::Reload));
+        self.0.tell(&running, &done);
+        done
+    }
+
+    /// Puts an earlier configuration in force again, as the next generation. The files it was read from stay as they are; those it names
+    /// (modules, certificates, databases) are read as they are now.
+    ///
+    /// # Errors
+    /// See [`RollBackError`].
+    pub fn roll_back(&self, generation: u64) -> Result<u64, RollBackError> {
+        let mut running = self.0.running.lock();
+        let kept = {
+            let told = self.0.told.lock();
+            let kept = told.generations.iter().find(|kept| kept.generation.number == generation);
+            kept.map(|kept| kept.loaded.clone())
+        };
+        let loaded = kept.ok_or(RollBackError::Unknown(generation))?;
+        let done = self.0.put_in_force(&mut running, loaded, Origin::RollBack(generation));
+        self.0.tell(&running, &done);
+        done.map_err(RollBackError::Faulty)
+    }
+
+    /// The configurations that were in force, the latest last; at most ten.
+    #[must_use]
+    pub fn generations(&self) -> Vec<Generation> {
+        self.0.told.lock().generations.iter().map(|kept| kept.generation.clone()).collect()
+    }
+
+    /// What went wrong with the last reload or roll-back; `None` = it went well, or there was none.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        self.0.told.lock().failure.clone()
+    }
+
+    /// The configuration in force, as it was read.
+    #[must_use]
+    pub fn config(&self) -> Option<Config> {
+        self.0.told.lock().generations.back().map(|kept| kept.loaded.config.clone())
+    }
+
+    /// Whether requests should be sent here, as `/v1/ready` says it: yes, until the node is told otherwise or stops.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.ready.load(Ordering::Relaxed)
+    }
+
+    /// Says that requests should be sent elsewhere, or here again. Those that come are served all the same.
+    pub fn set_ready(&self, ready: bool) {
+        if self.0.ready.swap(ready, Ordering::Relaxed) != ready {
+            info!(ready, "told to the probes");
+        }
+    }
+
+    /// Changes whenever other files are to be watched, that is with every reload.
+    #[must_use]
+    pub fn files(&self) -> watch::Receiver<Vec<PathBuf>> {
+        self.0.files.subscribe()
+    }
+
+    /// The address of each listener in force, by name.
+    #[must_use]
+    pub fn addresses(&self) -> std::collections::BTreeMap<String, SocketAddr> {
+        self.0.listening.addresses()
+    }
+
+    /// Where metrics are served, if they are.
+    pub(crate) fn metrics_address(&self) -> Option<SocketAddr> {
+        self.0.running.lock().metrics.as_ref().and_then(|(_, server)| server.address())
+    }
+
+    pub(crate) fn current(&self) -> &Arc<Current> {
+        &self.0.current
+    }
+
+    pub(crate) fn listening(&self) -> &Arc<Listening> {
+        &self.0.listening
+    }
+
+    pub(crate) fn resources(&self) -> &Arc<Resources> {
+        &self.0.resources
+    }
+
+    /// Nothing more is accepted, and connections end after the exchange they are in. Waits for an order that is being carried out.
+    pub(crate) fn drain(&self) {
+        self.set_ready(false);
+        let _running = self.0.running.lock();
+        self.0.listening.drain();
+    }
+}
+
+impl Inner {
+    fn put_in_force(&self, running: &mut Running, loaded: Loaded, origin: Origin) -> Result<u64, Box<Report>> {
+        let report = |faults| Box::new(Report::new(&self.path, faults));
+        let kept = loaded.clone();
+        let config = loaded.config.clone();
+
+        let mut faults = restart_needed(running, &config);
+        let built = plan::build(&self.resources, loaded).map_err(|more| faults.extend(more)).ok();
+        let prepared = self.listening.prepare(&config, &self.resources).map_err(|more| faults.extend(more)).ok();
+        let metrics = self.metrics(running, &config).map_err(|fault| faults.push(*fault)).ok();
+        let (Some(built), Some(mut prepared), Some(metrics)) = (built, prepared, metrics) else {
+            return Err(report(faults));
+        };
+        if !faults.is_empty() {
+            return Err(report(faults));
+        }
+
+        // From here on nothing fails.
+        let generation = Generation { number: built.plan.generation, since: SystemTime::now(), origin };
+        let number = generation.number;
+        let files = watched(built.files, &mut prepared.files);
+        // The plan first: a new listener must not meet one that does not know it.
+        self.current.replace(built.plan);
+        self.listening.put_in_force(prepared);
+        match metrics {
+            Metrics::AsBefore => {}
+            Metrics::Elsewhere(server) => running.metrics = server,
+        }
+        if let (Some(guard), Some(settings)) = (&self.guard, &config.admin) {
+            guard.renew(settings);
+        }
+        let mut told = self.told.lock();
+        if told.generations.len() == GENERATIONS_KEPT {
+            told.generations.pop_front();
+        }
+        told.generations.push_back(Kept { generation, loaded: kept });
+        drop(told);
+        running.files.clone_from(&files);
+        self.files.send_replace(files);
+        match origin {
+            Origin::RollBack(to) => info!(generation = number, to, "configuration rolled back"),
+            Origin::Start | Origin::Reload => info!(generation = number, "configuration reloaded"),
+        }
+        Ok(number)
+    }
+
+    /// Keeps and tells how an order went.
+    fn tell(&self, running: &Running, done: &Result<u64, Box<Report>>) {
+        let failure = done.as_ref().err().map(|report| Failure { when: SystemTime::now(), report: report.clone() });
+        if let Some(failure) = &failure {
+            error!("the configuration was not reloaded; the old one stays in force\n{}", failure.report);
+            // What is wrong may be put right in a file that only the new configuration has.
+            let mut tried = failure.report.files.clone();
+            self.files.send_replace(watched(running.files.clone(), &mut tried));
+        }
+        self.resources.observed().counters.reloaded(if failure.is_some() { Reloaded::Failed } else { Reloaded::Done });
+        self.told.lock().failure = failure;
+    }
+
+    /// Where metrics are to be served from now on.
+    fn metrics(&self, running: &Running, config: &Config) -> Result<Metrics, Box<Fault>> {
+        let wanted = config.telemetry.metrics.as_ref().map(|metrics| metrics.bind);
+        if running.metrics.as_ref().map(|(bind, _)| *bind) == wanted {
+            return Ok(Metrics::AsBefore);
+        }
+        metrics_server(config, &self.resources, &self.current).map(Metrics::Elsewhere)
+    }
+}
+
+enum Metrics {
+    AsBefore,
+    Elsewhere(Option<(SocketAddr, MetricsServer)>),
+}
+
+fn metrics_server(
+    config: &Config,
+    resources: &Arc<Resources>,
+    current: &Arc<Current>,
+) -> Result<Option<(SocketAddr, MetricsServer)>, Box<Fault>> {
+    let Some(settings) = &config.telemetry.metrics else { return Ok(None) };
+    let (observed, current) = (resources.observed(), Arc::clone(current));
+    let page = Arc::new(move || telemetry::page(&observed, current.plan().generation));
+    let server = MetricsServer::start(settings.bind, page).map_err(|error| {
+        let message = format!("metrics cannot be served at {}: {error}", settings.bind);
+        Box::new(Fault::at(&settings.position, message).with_key("telemetry.metrics"))
+    })?;
+    Ok(Some((settings.bind, server)))
+}
+
+/// What a reload cannot change.
+fn restart_needed(running: &Running, config: &Config) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    // Keys that are absent now have no position of their own; the first listener's file is the one that is read.
+    let somewhere = config.listeners.values().next().map(|listener| &listener.position);
+    if running.admin.as_ref() != config.admin.as_ref().map(|admin| &admin.bind)
+        && let Some(position) = config.admin.as_ref().map(|admin| &admin.position).or(somewhere)
+    {
+        faults.push(Fault::at(position, "admin.bind has changed: it needs a restart").with_key("admin.bind"));
+    }
+    if running.workers != config.node.workers
+        && let Some(position) = somewhere
+    {
+        faults.push(Fault::at(position, "node.workers has changed: it needs a restart").with_key("node.workers"));
+    }
+    faults
+}
+
+fn watched(mut files: Vec<PathBuf>, more: &mut Vec<PathBuf>) -> Vec<PathBuf> {
+    files.append(more);
+    files.sort();
+    files.dedup_by(|a, b| Path::eq(a, b));
+    files
+}

@@ -1,0 +1,290 @@
+//! Which listeners there are: bound when the node starts, and again at every reload, which keeps the sockets of those that go on. Each
+//! worker serves all of them ([`attend`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use pingora::apps::{HttpServerApp, HttpServerOptions};
+use pingora::server::configuration::ServerConf;
+use selvedge_config::{Certificates, Config, Fault, Host, Listener, Protocol};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::listener::{self, Door, ListenerFacts};
+use crate::node::Current;
+use crate::plan::Resources;
+use crate::request::Edge;
+use crate::tcp::{self, TcpDoor};
+use crate::telemetry::AccessLogSink;
+use crate::tls::{self, CertificateStore, Renewed};
+
+/// A bound listener.
+pub struct Bound {
+    /// Tells it from others of this process, past ones too.
+    id: u64,
+    /// What requests see of it.
+    pub facts: Arc<ListenerFacts>,
+    /// The address it really has: the one asked for, with a real port in place of 0.
+    pub address: SocketAddr,
+    /// Set for TLS.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// As it was written.
+    setting: Listener,
+    socket: TcpListener,
+    /// One more handle of the socket for each worker, until the worker takes it.
+    for_workers: Vec<Mutex<Option<TcpListener>>>,
+    certificates: Option<Arc<CertificateStore>>,
+    /// Becomes true when it is no longer wanted: nothing more is accepted, and its connections end after the exchange they are in.
+    drain: watch::Sender<bool>,
+}
+
+static BOUND: AtomicU64 = AtomicU64::new(0);
+
+/// The listeners in force, and word to the workers when others are.
+pub(crate) struct Listening {
+    bound: ArcSwap<Vec<Arc<Bound>>>,
+    changed: watch::Sender<()>,
+}
+
+/// Listeners that are bound and checked, but not in force.
+pub(crate) struct Prepared {
+    bound: Vec<Arc<Bound>>,
+    renewed: Vec<(Arc<CertificateStore>, Renewed)>,
+    /// The files their certificates are in: a change should lead to a reload.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+impl Listening {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self { bound: ArcSwap::default(), changed: watch::Sender::new(()) }
+    }
+
+    /// Binds what is new in this configuration, and loads every certificate again. What is in force is not touched.
+    ///
+    /// # Errors
+    /// Every listener that cannot listen, each at its place.
+    pub(crate) fn prepare(&self, config: &Config, resources: &Resources) -> Result<Prepared, Vec<Fault>> {
+        let old = self.bound.load_full();
+        let names = development_names(config);
+        let mut faults = Vec::new();
+        let mut prepared = Prepared { bound: Vec::new(), renewed: Vec::new(), files: Vec::new() };
+        for (name, listener) in &config.listeners {
+            if let Some(Certificates::Files(pairs)) = listener.tls.as_ref().map(|tls| &tls.certificates) {
+                prepared.files.extend(pairs.iter().flat_map(|pair| [pair.cert.clone(), pair.key.clone()]));
+            }
+            if let Some(same) = old.iter().find(|old| old.facts.name == *name && goes_on(&old.setting, listener)) {
+                match same.renew(listener) {
+                    Ok(renewed) => prepared.renewed.extend(renewed),
+                    Err(message) => faults.push(Fault::at(&listener.position, message)),
+                }
+                prepared.bound.push(Arc::clone(same));
+                continue;
+            }
+            // Another listener may have had the address, or this one may have had other settings: its socket is kept, so that nobody who
+            // connects meanwhile is refused. With port 0 only the listener itself can mean the same port.
+            let predecessor = old.iter().find(|old| {
+                old.setting.bind == listener.bind && (listener.bind.port() != 0 || old.facts.name == *name)
+            });
+            match Bound::new(name, listener, &names, resources, predecessor.map(|old| &old.socket)) {
+                Ok(bound) => prepared.bound.push(Arc::new(bound)),
+                Err(message) => faults.push(Fault::at(&listener.position, message)),
+            }
+        }
+        if faults.is_empty() { Ok(prepared) } else { Err(faults) }
+    }
+
+    /// Puts them in force: the workers take them up, and drain those that are gone.
+    pub(crate) fn put_in_force(&self, prepared: Prepared) {
+        for (store, certificates) in prepared.renewed {
+            store.swap(certificates);
+        }
+        let old = self.bound.swap(Arc::new(prepared.bound));
+        let new = self.bound.load();
+        let is_in = |set: &[Arc<Bound>], bound: &Bound| set.iter().any(|other| other.id == bound.id);
+        for bound in new.iter().filter(|bound| !is_in(&old, bound)) {
+            info!(listener = %bound.facts.name, address = %bound.address, "listening");
+        }
+        for bound in old.iter().filter(|bound| !is_in(&new, bound)) {
+            info!(listener = %bound.facts.name, address = %bound.address, "no longer listening so; its connections end when they are done");
+            bound.drain.send_replace(true);
+        }
+        self.changed.send_replace(());
+    }
+
+    /// Nothing more is accepted, and connections end after the exchange they are in.
+    pub(crate) fn drain(&self) {
+        for bound in self.bound.swap(Arc::default()).iter() {
+            bound.drain.send_replace(true);
+        }
+    }
+
+    /// The address of each listener, by name.
+    pub(crate) fn addresses(&self) -> BTreeMap<String, SocketAddr> {
+        self.bound.load().iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect()
+    }
+}
+
+/// Whether a listener is served as before: all but its certificates and where TCP is forwarded to, which are looked up anew.
+fn goes_on(old: &Listener, new: &Listener) -> bool {
+    let mut new = new.clone();
+    new.position = old.position.clone();
+    if let (Some(old), Some(new)) = (&old.tls, &mut new.tls) {
+        new.certificates = old.certificates.clone();
+    }
+    if let (Some(old), Some(new)) = (&old.tcp, &mut new.tcp) {
+        *new = old.clone();
+    }
+    *old == new
+}
+
+impl Bound {
+    fn new(
+        name: &str,
+        listener: &Listener,
+        development_names: &[String],
+        resources: &Resources,
+        predecessor: Option<&TcpListener>,
+    ) -> Result<Self, String> {
+        // What is spoken is HTTP, or nobody's business: then no protocol is offered.
+        let protocols: &[Protocol] = if listener.tcp.is_some() { &[] } else { &listener.protocols };
+        let mut certificates = None;
+        let tls = match &listener.tls {
+            None => None,
+            Some(tls) => {
+                let store = CertificateStore::load(&tls.certificates, development_names)
+                    .map_err(|error| crate::error_chain(&error))?;
+                certificates = Some(Arc::clone(&store));
+                Some(tls::server_config(tls, protocols, store).map_err(|error| crate::error_chain(&error))?)
+            }
+        };
+        let cannot = |error: io::Error| format!("listener {name} cannot listen on {}: {error}", listener.bind);
+        let socket = match predecessor {
+            Some(socket) => socket.try_clone().map_err(cannot)?,
+            None => {
+                let socket = TcpListener::bind(listener.bind).map_err(cannot)?;
+                socket.set_nonblocking(true).map_err(cannot)?;
+                socket
+            }
+        };
+        let for_workers = (0..resources.workers()).map(|_| socket.try_clone().map(|socket| Mutex::new(Some(socket))));
+        let for_workers = for_workers.collect::<io::Result<_>>().map_err(cannot)?;
+        let address = socket.local_addr().map_err(cannot)?;
+        let facts = Arc::new(ListenerFacts {
+            index: resources.listener_index(name),
+            name: name.to_owned(),
+            tls: tls.is_some(),
+            http2: protocols.contains(&Protocol::H2),
+            http1: protocols.contains(&Protocol::H1),
+            tcp: listener.tcp.is_some(),
+            body_limit: listener.limits.body.bytes(),
+            header_timeout: listener.limits.header_timeout,
+            idle_timeout: listener.limits.idle_timeout,
+        });
+        Ok(Self {
+            id: BOUND.fetch_add(1, Ordering::Relaxed),
+            facts,
+            address,
+            tls,
+            setting: listener.clone(),
+            socket,
+            for_workers,
+            certificates,
+            drain: watch::Sender::new(false),
+        })
+    }
+
+    /// Its certificates, loaded again.
+    fn renew(&self, listener: &Listener) -> Result<Option<(Arc<CertificateStore>, Renewed)>, String> {
+        let (Some(store), Some(tls)) = (&self.certificates, &listener.tls) else { return Ok(None) };
+        let renewed = store.renew(&tls.certificates).map_err(|error| crate::error_chain(&error))?;
+        Ok(Some((Arc::clone(store), renewed)))
+    }
+}
+
+/// What a worker serves listeners with.
+pub(crate) struct Worker {
+    pub(crate) number: usize,
+    pub(crate) current: Arc<Current>,
+    pub(crate) listening: Arc<Listening>,
+    pub(crate) access_log: AccessLogSink,
+    pub(crate) conf: Arc<ServerConf>,
+}
+
+/// Serves the listeners in force on this worker until the node stops. Every connection holds a clone of `alive` to its end.
+pub(crate) async fn attend(worker: Worker, mut stop: watch::Receiver<bool>, alive: mpsc::Sender<()>) {
+    let mut changed = worker.listening.changed.subscribe();
+    let mut served: HashMap<u64, Option<Arc<Door>>> = HashMap::new();
+    loop {
+        changed.mark_unchanged();
+        let bound = worker.listening.bound.load_full();
+        let gone: Vec<u64> = served.keys().filter(|id| !bound.iter().any(|bound| bound.id == **id)).copied().collect();
+        for door in gone.iter().filter_map(|id| served.remove(id).flatten()) {
+            door.http_cleanup().await; // Its idle connections end now.
+        }
+        for new in bound.iter() {
+            served.entry(new.id).or_insert_with(|| worker.serve(new, &alive));
+        }
+        drop(bound); // With the last handle a socket closes, and who comes then is refused.
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            _ = changed.changed() => {}
+        }
+    }
+    for door in served.into_values().flatten() {
+        door.http_cleanup().await;
+    }
+}
+
+impl Worker {
+    /// Begins to accept. `None` = it does not speak HTTP.
+    fn serve(&self, bound: &Arc<Bound>, alive: &mpsc::Sender<()>) -> Option<Arc<Door>> {
+        let socket = bound.for_workers.get(self.number).and_then(|socket| socket.lock().take())?;
+        let socket = tokio::net::TcpListener::from_std(socket)
+            .inspect_err(|error| warn!(listener = %bound.facts.name, worker = self.number, %error, "cannot accept"))
+            .ok()?;
+        let drain = bound.drain.subscribe();
+        if bound.facts.tcp {
+            let door = TcpDoor::new(&self.current, bound, self.number, self.access_log.clone());
+            tokio::spawn(tcp::accept(socket, door, drain, alive.clone()));
+            return None;
+        }
+        let door = self.door(&bound.facts);
+        tokio::spawn(listener::accept(socket, Arc::clone(&door), bound.tls.clone(), drain, alive.clone()));
+        Some(door)
+    }
+
+    fn door(&self, facts: &Arc<ListenerFacts>) -> Arc<Door> {
+        let edge = Edge {
+            current: Arc::clone(&self.current),
+            listener: Arc::clone(facts),
+            worker: self.number,
+            access_log: self.access_log.clone(),
+        };
+        let mut proxy = pingora::proxy::http_proxy(&self.conf, edge);
+        let mut options = HttpServerOptions::default();
+        options.h2c = facts.http2 && !facts.tls;
+        options.h2_idle_timeout = Some(facts.idle_timeout);
+        proxy.server_options = Some(options.clone());
+        Arc::new(Door { proxy: Arc::new(proxy), facts: Arc::clone(facts), options })
+    }
+}
+
+/// What a development certificate is made out to: this machine, and the sites' own names.
+fn development_names(config: &Config) -> Vec<String> {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).to_vec();
+    for host in config.sites.iter().flat_map(|site| &site.hosts) {
+        match host {
+            Host::Exact(name) if !names.contains(name) => names.push(name.clone()),
+            Host::Wildcard(parent) => names.push(format!("*.{parent}")),
+            Host::Exact(_) | Host::Any => {}
+        }
+    }
+    names
+}
