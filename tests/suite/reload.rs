@@ -219,13 +219,12 @@ async fn fifty_reloads_start_no_vm_and_leave_no_memory_behind() {
     let mut setup = Setup::new("5");
     let folder = tempfile::TempDir::new().expect("a folder");
     let path = folder.path().join("config.yaml");
-    let metrics = free_port();
     let write = |setup: &Setup| {
         let guests = guest("census").parent().expect("a folder").display().to_string();
         let text = format!(
             "version: 1
 node: {{ name: edge, workers: 1, shutdown_grace: 1s, module_cache: off }}
-telemetry: {{ access_log: {{ output: off }}, metrics: {{ bind: \"{metrics}\" }} }}
+telemetry: {{ access_log: {{ output: off }}, metrics: {{ bind: \"127.0.0.1:0\" }} }}
 listeners: {{ web: {{ bind: \"127.0.0.1:0\" }} }}
 {}",
             setup.yaml().replace("${GUESTS}", &guests)
@@ -238,6 +237,14 @@ listeners: {{ web: {{ bind: \"127.0.0.1:0\" }} }}
     write(&setup);
     let process = Process::run(PROGRAM, folder.path(), &path, 1).await;
     let web = process.addresses()["web"];
+    let mut metrics = None;
+    until("metrics are served", || {
+        let log = process.log();
+        metrics = log.iter().find_map(|line| line.split_once("metrics address=")?.1.trim().parse().ok());
+        metrics.is_some()
+    })
+    .await;
+    let metrics: SocketAddr = metrics.expect("found");
 
     let mut early = (String::new(), 0);
     for round in 1..=60 {
@@ -260,10 +267,4 @@ async fn vm_starts(metrics: SocketAddr) -> String {
     let page = Client::get(metrics, "/metrics").await.text();
     let line = page.lines().find(|line| line.starts_with("selvedge_filter_vm_starts_total{filter=\"census\"}"));
     line.expect("the series").to_owned()
-}
-
-/// A port that nobody had a moment ago.
-fn free_port() -> SocketAddr {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket.local_addr().expect("bound")
 }
