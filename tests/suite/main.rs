@@ -6,6 +6,8 @@ mod first;
 
 mod http;
 
+mod hygiene;
+
 mod door;
 
 mod pause;

@@ -45,7 +45,7 @@ pub use geo::{Geo, GeoDatabase, Reload};
 pub use isolation::{Compat, Isolation, Snapshot, Tick};
 pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tcp, Tls, TlsVersion};
 pub use load::{Config, Loaded, Loader};
-pub use node::{ModuleCache, Node, Workers};
+pub use node::{EncodedSlashes, ModuleCache, Node, Paths, Workers};
 pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
 pub use sites::{CachePolicy, Host, Match, PathMatch, QueryKey, Respond, Route, Site, Target};

@@ -8,7 +8,7 @@ use std::{
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, NAME_HELP, beside, check_name, choice, duration_or_zero, parsed, whole},
+    decode::{At, Cx, Fields, NAME_HELP, beside, check_name, choice, duration_or_zero, parsed, truth, whole},
     tree::{Data, Kind},
     values::DurationText,
 };
@@ -37,6 +37,73 @@ pub struct Node {
     /// write to that directory can run code in the proxy. Default `auto`.
     #[schemars(with = "Option<String>", extend("default" = "auto"))]
     pub module_cache: ModuleCache,
+
+    /// How the paths of requests are read, before routes, filters and cache keys see them.
+    #[schemars(with = "Option<Paths>")]
+    pub paths: Paths,
+}
+
+/// How the paths of requests are read, before routes, filters and cache keys see them: what an origin would read as one path should be one
+/// here. Whatever is written here, a path with a control character (encoded or not) or a `%` without two hexadecimal digits is refused
+/// with 400.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Paths {
+    /// Whether `.` and `..` segments are resolved and percent-encoding has one form (RFC 3986, 6.2.2): `/a/%2e%2e/%62` is `/b`. A path
+    /// that leads out of the root, and a dot segment with a parameter (`/..;/`), is refused then. `false` sends paths on as they came,
+    /// for origins that check signatures over them; what a route or filter is to keep out can then be reached under other spellings.
+    /// Default `true`.
+    #[schemars(with = "Option<bool>", extend("default" = true))]
+    pub normalize: bool,
+
+    /// Whether several slashes are one: `/a//b` is `/a/b`. Needs `normalize`. Origins mostly read them so; `false` is for those that
+    /// have paths such as `/fetch/https://..`. Default `true`.
+    #[schemars(with = "Option<bool>", extend("default" = true))]
+    pub merge_slashes: bool,
+
+    /// What becomes of `%2F`: `keep` it as part of a segment; `decode` it to a slash before dot segments are resolved, for origins that
+    /// do that; or `reject` the request with 400. Default `keep`.
+    #[schemars(with = "Option<EncodedSlashes>", extend("default" = "keep"))]
+    pub encoded_slashes: EncodedSlashes,
+}
+
+/// What becomes of `%2F` in a path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum EncodedSlashes {
+    /// It is part of a segment.
+    #[default]
+    Keep,
+    /// It is a slash.
+    Decode,
+    /// The request is refused.
+    Reject,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self { normalize: true, merge_slashes: true, encoded_slashes: EncodedSlashes::Keep }
+    }
+}
+
+impl Paths {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        const SLASHES: [(&str, EncodedSlashes); 3] =
+            [("keep", EncodedSlashes::Keep), ("decode", EncodedSlashes::Decode), ("reject", EncodedSlashes::Reject)];
+        let mut fields = Fields::open(cx, at, "Paths")?;
+        let normalize = fields.read(cx, "normalize", truth).unwrap_or(true);
+        let merge_at = fields.get("merge_slashes");
+        let merge_slashes = merge_at.as_ref().and_then(|at| truth(cx, at));
+        let encoded_slashes = fields.read(cx, "encoded_slashes", |cx, at| choice(cx, at, &SLASHES)).unwrap_or_default();
+        if let (false, Some(true), Some(at)) = (normalize, merge_slashes, &merge_at) {
+            cx.report(
+                at.fault("slashes are only merged in paths that are normalised")
+                    .with_help("take `normalize: false` away"),
+            );
+        }
+        fields.close(cx);
+        Some(Self { normalize, merge_slashes: merge_slashes.unwrap_or(normalize), encoded_slashes })
+    }
 }
 
 /// How many threads serve requests.
@@ -93,6 +160,7 @@ impl Default for Node {
             workers: Workers::Auto,
             shutdown_grace: Duration::from_secs(10),
             module_cache: ModuleCache::Auto,
+            paths: Paths::default(),
         }
     }
 }
@@ -109,12 +177,14 @@ impl Node {
         let workers = fields.read(cx, "workers", read_workers);
         let shutdown_grace = fields.read(cx, "shutdown_grace", duration_or_zero);
         let module_cache = fields.read(cx, "module_cache", read_module_cache);
+        let paths = fields.read(cx, "paths", Paths::read);
         fields.close(cx);
         Some(Self {
             name: name.unwrap_or(default.name),
             workers: workers.unwrap_or(default.workers),
             shutdown_grace: shutdown_grace.unwrap_or(default.shutdown_grace),
             module_cache: module_cache.unwrap_or(default.module_cache),
+            paths: paths.unwrap_or(default.paths),
         })
     }
 }

@@ -131,7 +131,7 @@ mod tests {
     /// Every mapping of the grammar, at least once.
     const EVERY_SHAPE: &str = r#"
 version: 1
-node: {}
+node: { paths: {} }
 admin: { bind: 127.0.0.1:4 }
 telemetry: { access_log: {}, metrics: { bind: 127.0.0.1:3 }, trace: { header: x-trace, value: 0123456789abcdef } }
 listeners:
@@ -251,9 +251,10 @@ sites:
             let mut hashed = upstream.clone();
             hashed["balance"] = json!({ "consistent_hash": shape("ConsistentHash", json!({ "by": "path" })) });
             let filter_limits = shape("FilterLimits", json!({}));
+            let paths = shape("Paths", json!({}));
             let config = json!({
                 "version": 1,
-                "node": shape("Node", json!({})),
+                "node": shape("Node", json!({ "paths": paths })),
                 "telemetry": { "access_log": shape("AccessLog", json!({})) },
                 "listeners": { "web": shape("Listener", json!({ "bind": "127.0.0.1:1", "limits": limits, "tls": tls })) },
                 "geo": shape("Geo", json!({ "database": "builtin:test" })),

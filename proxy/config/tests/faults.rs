@@ -130,6 +130,14 @@ fn top_level() {
             "telemetry: { access_log: { format: jsn } }\ncache: {}",
             "2:36 telemetry.access_log.format: `jsn` is not one of `json`, `text` | did you mean `json`?",
         ),
+        (
+            "node: { paths: { encoded_slashes: merge } }\ncache: {}",
+            "2:35 node.paths.encoded_slashes: `merge` is not one of `keep`, `decode`, `reject`",
+        ),
+        (
+            "node: { paths: { normalize: false, merge_slashes: true } }\ncache: {}",
+            "2:51 node.paths.merge_slashes: slashes are only merged in paths that are normalised | take `normalize: false` away",
+        ),
         ("admin: {}\ncache: {}", "2:1 admin.bind: `bind` is missing"),
         (
             "admin: { bind: \":9901\" }\ncache: {}",
@@ -157,7 +165,7 @@ fn top_level() {
         ),
         (
             "admin: { bind: 127.0.0.1:1, token_file: /nowhere/token }\ncache: {}",
-            "2:41 admin.token_file: cannot read this file: it does not exist",
+            "2:41 admin.token_file: cannot read this file: there is no such file",
         ),
         ("telemetry: { metrics: {} }\ncache: {}", "2:14 telemetry.metrics.bind: `bind` is missing"),
         (

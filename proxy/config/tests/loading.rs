@@ -65,7 +65,8 @@ fn what_is_not_written_has_its_default() {
             name: "selvedge".into(),
             workers: Workers::Auto,
             shutdown_grace: Duration::from_secs(10),
-            module_cache: ModuleCache::Auto
+            module_cache: ModuleCache::Auto,
+            paths: selvedge_config::Paths::default(),
         }
     );
     assert_eq!(config.telemetry.access_log, AccessLog { format: LogFormat::Json, output: LogOutput::Stdout });
@@ -178,7 +179,8 @@ sites:
             name: "edge-9".into(),
             workers: Workers::Count(8),
             shutdown_grace: Duration::ZERO,
-            module_cache: ModuleCache::At("modules".into())
+            module_cache: ModuleCache::At("modules".into()),
+            paths: selvedge_config::Paths::default(),
         }
     );
     assert_eq!(config.telemetry.access_log, AccessLog { format: LogFormat::Text, output: LogOutput::Off });

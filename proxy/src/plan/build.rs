@@ -244,6 +244,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         plan: Plan {
             generation,
             node,
+            paths: config.node.paths,
             router,
             tcp,
             upstreams,

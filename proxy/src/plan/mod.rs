@@ -36,6 +36,8 @@ pub struct Plan {
     pub generation: u64,
     /// Who we are, for `Cache-Status`, `Via` and logs.
     pub node: Identity,
+    /// How paths are read.
+    pub(crate) paths: selvedge_config::Paths,
     /// Finds the route of a request.
     pub router: Router,
     /// What the connections of listeners for TCP get, by the listener's name.

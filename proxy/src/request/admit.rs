@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use std::borrow::Cow;
+
 use http::{HeaderValue, Method, Version, header};
 use pingora::http::RequestHeader;
-use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
+use pingora::protocols::http::authority::{RawTargetAuthority, is_http_family_scheme, raw_target_authority};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, OrErr, Result};
 
-use super::RequestCtx;
+use selvedge_config::Paths;
+
+use super::paths::BadPath;
+use super::{RequestCtx, hygiene, paths};
 use crate::listener::ListenerFacts;
 
 /// How long the rest of a request body is read after an answer that did not need it.
@@ -34,7 +39,9 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
         return Error::e_explain(ErrorType::HTTPStatus(413), "the announced body exceeds the listener's limit");
     }
 
+    let raw = session.downstream_session.as_http1().map(|session| session.get_headers_raw_bytes());
     let request = session.req_header_mut();
+    hygiene::check(request, raw.as_deref())?;
     to_origin_form(request)?;
     // HTTP/2 names the authority in the URI; filters, cache keys and HTTP/1 upstreams look for Host.
     if !request.headers.contains_key(header::HOST)
@@ -42,19 +49,56 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     {
         request.insert_header(header::HOST, authority)?;
     }
-    if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
-        return Error::e_explain(ErrorType::HTTPStatus(400), "HTTP/1.1 without Host (RFC 9112, 3.2)");
+    match request.headers.get(header::HOST) {
+        Some(host) if !hygiene::is_authority(host.as_bytes()) => {
+            return Error::e_explain(ErrorType::HTTPStatus(400), "Host is not a host and a port (RFC 9110, 7.2)");
+        }
+        None if request.version == Version::HTTP_11 => {
+            return Error::e_explain(ErrorType::HTTPStatus(400), "HTTP/1.1 without Host (RFC 9112, 3.2)");
+        }
+        _ => {}
     }
+    // After Host: an HTTP/2 target holds the authority too.
+    one_path(request, &ctx.plan.paths)?;
     Ok(())
+}
+
+/// Writes the path as everybody reads it; see [`paths`].
+fn one_path(request: &mut RequestHeader, policy: &Paths) -> Result<()> {
+    let target = request.raw_path();
+    if target == b"*" && request.method == Method::OPTIONS {
+        return Ok(()); // RFC 9112, 3.2.4
+    }
+    let refuse = |why| Error::e_explain(ErrorType::HTTPStatus(400), why);
+    if target.first() != Some(&b'/') {
+        return refuse("the target is neither a path nor a URI (RFC 9112, 3.2)");
+    }
+    let query = memchr::memchr(b'?', target).unwrap_or(target.len());
+    // Pingora encodes blanks in the target, the one before a second version too.
+    if memchr::memmem::find(target, b"%20HTTP/").is_some() {
+        return refuse("more than a target in the request line (RFC 9112, 3)");
+    }
+    match paths::normal(&target[..query], policy) {
+        Ok(Cow::Borrowed(_)) => Ok(()),
+        Ok(Cow::Owned(path)) if path == target[..query] => Ok(()),
+        Ok(Cow::Owned(mut path)) => {
+            path.extend(&target[query..]);
+            request.set_raw_path(&path)
+        }
+        Err(BadPath(why)) => refuse(why),
+    }
 }
 
 /// Makes an absolute-form target (RFC 9112, 3.2.2) what it means: an origin-form target, and the authority in Host. Routes, filters and
 /// cache keys then see one form only, and so does the origin. Pingora has refused a Host that says something else.
 fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
-    let RawTargetAuthority::Absolute { authority, path_and_query, .. } = raw_target_authority(request.raw_path())
+    let RawTargetAuthority::Absolute { scheme, authority, path_and_query } = raw_target_authority(request.raw_path())
     else {
         return Ok(());
     };
+    if !is_http_family_scheme(scheme) {
+        return Error::e_explain(ErrorType::HTTPStatus(400), "a URI of another scheme (RFC 9110, 7.4)");
+    }
     let authority =
         HeaderValue::from_bytes(authority).or_err(ErrorType::InvalidHTTPHeader, "the target's authority")?;
     let target = match path_and_query {

@@ -15,6 +15,10 @@
 
 pub(crate) mod admit;
 
+mod hygiene;
+
+mod paths;
+
 pub(crate) mod select;
 
 pub(crate) mod filter;
