@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap as Headers, HeaderName, HeaderValue, Method, Uri, Version};
@@ -59,7 +59,9 @@ pub(crate) struct ExchangeState {
     geo: Option<Arc<Geo>>,
     location: OnceCell<Option<Location>>,
     /// When the request header had been read.
-    pub(crate) start: SystemTime,
+    started: Instant,
+    /// The same by the clock on the wall, once somebody has asked.
+    start: OnceCell<SystemTime>,
 
     /// The request has been sent, or answered: its header is history, and so are wishes about its target and the cache.
     request_gone: bool,
@@ -91,6 +93,8 @@ pub(crate) struct ExchangeState {
     /// The error token (RFC 9209) of an exchange that failed.
     pub(crate) failure: Option<&'static str>,
     pub(crate) ended: Option<Ended>,
+    /// How long it took, once somebody has asked.
+    took: OnceCell<Duration>,
 }
 
 /// What kind of answer a client expects, as its request said before any filter changed it.
@@ -140,7 +144,8 @@ impl ExchangeState {
             asked: Asked::by(session.req_header()),
             geo: ctx.plan.geo.clone(),
             location: OnceCell::new(),
-            start: SystemTime::now(),
+            started: ctx.started,
+            start: OnceCell::new(),
             request_gone: false,
             request_body_gone: false,
             upstream: None,
@@ -159,6 +164,7 @@ impl ExchangeState {
             details: None,
             failure: None,
             ended: None,
+            took: OnceCell::new(),
             route,
         }
     }
@@ -190,7 +196,8 @@ impl ExchangeState {
         let header = self.response.take()?;
         self.response_gone = true;
         if self.keeps_sent {
-            self.sent = Some(header.clone());
+            // Without the names as they are written on the wire, which filters do not see.
+            self.sent = Some(Box::new(ResponseHeader::from(header.as_owned_parts())));
         }
         Some(header)
     }
@@ -207,6 +214,19 @@ impl ExchangeState {
     /// Where the client is, when a geo database is configured and knows. Looked up when it is first asked for.
     pub(crate) fn location(&self) -> Option<&Location> {
         self.location.get_or_init(|| self.geo.as_ref()?.lookup(self.client?.ip())).as_ref()
+    }
+
+    /// When the request header had been read. Always the same, though the clock may have been set since.
+    pub(crate) fn start(&self) -> SystemTime {
+        *self
+            .start
+            .get_or_init(|| SystemTime::now().checked_sub(self.started.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH))
+    }
+
+    /// How long it took; `None` before it has ended.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        self.ended.as_ref()?;
+        Some(*self.took.get_or_init(|| self.started.elapsed()))
     }
 
     /// `http` or `https`, as the client spoke to us.

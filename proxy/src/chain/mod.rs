@@ -84,7 +84,7 @@ impl Event {
 }
 
 /// Events that have passed the whole chain, in order.
-pub(crate) type Passed = SmallVec<[Event; 4]>;
+pub(crate) type Passed = SmallVec<[Event; 2]>;
 
 /// Events on their way, each with its position; the last one is next.
 type Queue = SmallVec<[(usize, Event); 4]>;
@@ -96,6 +96,14 @@ pub(crate) enum Passage {
     Through(Passed),
     /// A filter has answered.
     Reply(LocalReply),
+}
+
+/// How far an event has come at once.
+enum Advanced {
+    /// Through the whole chain.
+    Through(Event),
+    /// To the stage of this position, which did something else than to let it go on.
+    Stopped(usize, Taken),
 }
 
 /// Why an exchange cannot go on through its chain.
@@ -143,7 +151,7 @@ impl Chain {
     /// # Errors
     /// See [`ChainError`].
     pub(crate) async fn request(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
-        self.run(Direction::Request, io, smallvec![(0, event)]).await
+        self.pass(Direction::Request, io, event).await
     }
 
     /// Sends a response event through the chain. A reply by a stage replaces the response for the stages that have not seen it.
@@ -152,7 +160,7 @@ impl Chain {
     /// See [`ChainError`].
     pub(crate) async fn response(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
         self.response_headers_seen = true;
-        let passage = self.run(Direction::Response, io, smallvec![(0, event)]).await;
+        let passage = self.pass(Direction::Response, io, event).await;
         if let Ok(Passage::Through(passed)) = &passage {
             self.response_out |= passed.iter().any(|event| matches!(event, Event::Headers { .. }));
         }
@@ -202,7 +210,7 @@ impl Chain {
                 Caught::Reply(reply) => return Ok(Passage::Reply(*reply)),
             };
             let queue = released.into_iter().rev().map(|event| (position + 1, event)).collect();
-            match self.run(Direction::Request, io, queue).await? {
+            match Box::pin(self.run(Direction::Request, io, queue, None)).await? {
                 Passage::Through(passed) => through.extend(passed),
                 reply @ Passage::Reply(_) => return Ok(reply),
             }
@@ -230,39 +238,84 @@ impl Chain {
         }
     }
 
-    /// Moves events and whatever they release through the stages, depth first, so that order is kept.
-    async fn run(&mut self, direction: Direction, io: &mut HttpSession, queue: Queue) -> Result<Passage, ChainError> {
+    /// Sends one event through the chain. Nearly all go from stage to stage alone, without anything to wait for or to remember; the rest
+    /// is on the heap, so that the futures around a usual event stay small: each is moved several times.
+    async fn pass(&mut self, direction: Direction, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
+        match self.advance(direction, io, 0, event)? {
+            Advanced::Through(event) => Ok(Passage::Through(smallvec![event])),
+            Advanced::Stopped(_, Taken::Step(Step::Emit(released))) if released.is_empty() => {
+                Ok(Passage::Through(Passed::new()))
+            }
+            Advanced::Stopped(position, taken) => {
+                Box::pin(self.run(direction, io, Queue::new(), Some((position, taken)))).await
+            }
+        }
+    }
+
+    /// Takes an event from stage to stage as long as they let it go on alone.
+    fn advance(
+        &mut self,
+        direction: Direction,
+        io: &mut HttpSession,
+        from: usize,
+        mut event: Event,
+    ) -> Result<Advanced, ChainError> {
+        let count = self.stages.len();
+        for position in from..count {
+            let stage = &mut self.stages[direction.stage(position, count)];
+            match stage.take(direction, event, &mut self.state, io, self.worker)? {
+                Taken::Pass(same) => event = same,
+                taken => return Ok(Advanced::Stopped(position, taken)),
+            }
+        }
+        if direction == Direction::Request && event.is_end() {
+            self.state.request_body_goes();
+        }
+        Ok(Advanced::Through(event))
+    }
+
+    /// Moves events and whatever they release through the stages, depth first, so that order is kept. `begun` is an event that a stage
+    /// has taken already.
+    async fn run(
+        &mut self,
+        direction: Direction,
+        io: &mut HttpSession,
+        queue: Queue,
+        begun: Option<(usize, Taken)>,
+    ) -> Result<Passage, ChainError> {
         let count = self.stages.len();
         let mut passed = Passed::new();
         let mut next = queue;
+        let mut begun = begun;
 
-        while let Some((mut position, mut event)) = next.pop() {
+        loop {
+            let (position, mut taken) = match begun.take() {
+                Some(begun) => begun,
+                None => {
+                    let Some((position, event)) = next.pop() else { break };
+                    match self.advance(direction, io, position, event)? {
+                        Advanced::Stopped(position, taken) => (position, taken),
+                        Advanced::Through(event) => {
+                            passed.push(event);
+                            continue;
+                        }
+                    }
+                }
+            };
+            let stage = &mut self.stages[direction.stage(position, count)];
             let mut waited = Duration::ZERO;
-            let step = loop {
-                if position == count {
-                    if direction == Direction::Request && event.is_end() {
-                        self.state.request_body_goes();
-                    }
-                    passed.push(event);
-                    break Step::Emit(SmallVec::new());
+            while let Taken::Busy(event) = taken {
+                stage.rest(&mut waited).await?;
+                taken = stage.take(direction, event, &mut self.state, io, self.worker)?;
+            }
+            let step = match taken {
+                Taken::Pass(event) | Taken::Busy(event) => Step::Emit(smallvec![event]),
+                Taken::Step(step) => step,
+                Taken::Again { released, events } => {
+                    next.extend(events.into_iter().rev().map(|event| (position, event)));
+                    Step::Emit(released)
                 }
-                let stage = &mut self.stages[direction.stage(position, count)];
-                match stage.take(direction, event, &mut self.state, io, self.worker)? {
-                    Taken::Pass(same) => {
-                        event = same;
-                        position += 1;
-                    }
-                    Taken::Busy(same) => {
-                        event = same;
-                        stage.rest(&mut waited).await?;
-                    }
-                    Taken::Step(step) => break step,
-                    Taken::Again { released, events } => {
-                        next.extend(events.into_iter().rev().map(|event| (position, event)));
-                        break Step::Emit(released);
-                    }
-                    Taken::Called(called) => break stage.settle(direction, called, &mut self.state, io).await?,
-                }
+                Taken::Called(called) => stage.settle(direction, called, &mut self.state, io).await?,
             };
 
             match step {

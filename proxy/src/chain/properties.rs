@@ -100,8 +100,8 @@ fn request(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
         ["referer"] => joined(view, HeaderMap::Request, "referer"),
         ["useragent"] => joined(view, HeaderMap::Request, "user-agent"),
         ["id"] => joined(view, HeaderMap::Request, "x-request-id"),
-        ["time"] => since_epoch(state.start),
-        ["duration"] => nanos(state.ended.as_ref()?.duration),
+        ["time"] => since_epoch(state.start()),
+        ["duration"] => nanos(state.duration()?),
         ["size"] => Some(int(request_size(view))),
         ["total_size"] => {
             let maps = map_bytes(view, HeaderMap::Request) + map_bytes(view, HeaderMap::RequestTrailers);

@@ -163,8 +163,8 @@ impl FilteredSession {
 
     /// Puts the client's session back.
     pub(crate) fn restore(session: &mut Box<HttpSession>, slot: &Slot) {
-        // Dropping the filtered session fills the slot.
-        drop(std::mem::replace(&mut **session, HttpSession::new_custom(Box::new(()))));
+        // The filtered session is dropped by this, and fills the slot.
+        **session = HttpSession::new_custom(Box::new(()));
         if let Some(real) = slot.real.lock().take() {
             *session = real;
         }
@@ -199,7 +199,7 @@ impl FilteredSession {
 
         let out = match out {
             Ok(out) => out,
-            Err(error) => return self.answer_failure(error, &node, asked).await,
+            Err(error) => return Box::pin(self.answer_failure(error, &node, asked)).await,
         };
         if out.is_empty() {
             return Ok(self.response == Response::Ended);
@@ -478,7 +478,7 @@ impl CustomSession for FilteredSession {
             return Ok(());
         }
         if self.response == Response::Sent && !self.broken && !self.real().was_upgraded() {
-            self.process(vec![HttpTask::Done]).await?;
+            Box::pin(self.process(vec![HttpTask::Done])).await?;
         }
         self.real_mut().finish_body().await
     }

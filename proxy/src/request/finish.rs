@@ -16,7 +16,6 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
             let state = &mut chain.state;
             state.failure = ctx.failure.or(slot.failure());
             state.ended = Some(Ended {
-                duration: ctx.started.elapsed(),
                 request_bytes: ctx.body_received,
                 response_bytes: session.body_bytes_sent() as u64,
                 termination: error.filter(|error| *error.esource() == ErrorSource::Downstream).map(ToString::to_string),

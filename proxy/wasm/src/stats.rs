@@ -87,7 +87,7 @@ macro_rules! callbacks {
             const ALL: &[&'static str] = &[$($name),*];
 
             /// By its name. Compiles to a comparison of lengths and of the few names that have it.
-            fn of(name: &str) -> Self {
+            pub(crate) fn of(name: &str) -> Self {
                 match name {
                     $($name => Self::$variant,)*
                     _ => Self::Other,
@@ -156,8 +156,7 @@ impl Default for CallbackStats {
 
 impl PluginStats {
     /// Before a guest call; what it returns is to be given to [`PluginStats::call_ended`].
-    pub(crate) fn call_begins(&self, callback: &'static str) -> Counted {
-        let callback = Callback::of(callback);
+    pub(crate) fn call_begins(&self, callback: Callback) -> Counted {
         let calls = self.callbacks[callback as usize].calls.fetch_add(1, Relaxed);
         Counted { callback, since: calls.is_multiple_of(MEASURE_EVERY).then(Instant::now) }
     }
@@ -297,7 +296,7 @@ mod tests {
     fn calls_are_counted_by_how_they_end_and_one_in_sixteen_is_measured() {
         let stats = PluginStats::default();
         for _ in 0..17 {
-            stats.call_ended(stats.call_begins("proxy_on_tick"), None);
+            stats.call_ended(stats.call_begins(Callback::of("proxy_on_tick")), None);
         }
         let callback = "proxy_on_log";
         for error in [
@@ -308,7 +307,7 @@ mod tests {
             CallError::Memory { callback, limit: 0 },
             CallError::Hostcalls { callback, limit: 0 },
         ] {
-            stats.call_ended(stats.call_begins(callback), Some(&error));
+            stats.call_ended(stats.call_begins(Callback::of(callback)), Some(&error));
         }
         let snapshot = stats.snapshot();
         let [log, tick] = &snapshot.callbacks[..] else { panic!("{snapshot:?}") };

@@ -62,7 +62,6 @@ pub(crate) struct Cached {
 
 /// How it ended.
 pub(crate) struct Ended {
-    pub(crate) duration: Duration,
     pub(crate) request_bytes: u64,
     pub(crate) response_bytes: u64,
     /// The client's side broke off, because of this.

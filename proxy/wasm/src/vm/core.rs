@@ -10,6 +10,7 @@ use super::state::State;
 use crate::effects::Effects;
 use crate::exchange::Exchange;
 use crate::hostcalls;
+use crate::stats;
 use crate::turn::Overrun;
 
 /// What makes a guest call, apart from the callbacks so that both can be borrowed at once.
@@ -29,7 +30,8 @@ pub(crate) struct Callback<P, R = ()> {
 enum Lookup<P, R> {
     NotYet,
     Missing,
-    Found(TypedFunc<P, R>),
+    /// And the place of its counters.
+    Found(TypedFunc<P, R>, stats::Callback),
 }
 
 impl<P: WasmParams, R: WasmResults> Callback<P, R> {
@@ -73,9 +75,9 @@ impl Core {
             return Err(CallError::Poisoned);
         }
         let name = callback.export;
-        let Some(function) = self.find(callback) else { return Ok(None) };
+        let Some((function, counters)) = self.find(callback) else { return Ok(None) };
         let state = self.store.data();
-        let counted = state.facts.stats.call_begins(name);
+        let counted = state.facts.stats.call_begins(counters);
         let traced =
             state.trace.clone().map(|trace| (trace.callback_begins(&state.facts.name, state.owner, name), trace));
 
@@ -91,13 +93,14 @@ impl Core {
     fn find<'c, P: WasmParams, R: WasmResults>(
         &mut self,
         callback: &'c mut Callback<P, R>,
-    ) -> Option<&'c TypedFunc<P, R>> {
+    ) -> Option<(&'c TypedFunc<P, R>, stats::Callback)> {
         if let Lookup::NotYet = callback.function {
             let found = self.instance?.get_typed_func(&mut self.store, callback.export);
-            callback.function = found.map_or(Lookup::Missing, Lookup::Found);
+            let counters = stats::Callback::of(callback.export);
+            callback.function = found.map_or(Lookup::Missing, |function| Lookup::Found(function, counters));
         }
         match &callback.function {
-            Lookup::Found(function) => Some(function),
+            Lookup::Found(function, counters) => Some((function, *counters)),
             Lookup::NotYet | Lookup::Missing => None,
         }
     }

@@ -127,6 +127,34 @@ fn a_panic_of_a_rust_guest_is_explained_by_demangled_functions() {
 }
 
 #[test]
+fn a_trap_names_functions_and_where_in_their_source_when_the_module_says() {
+    let source = r#"(module
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) i32.const 1024)
+  (func $too_far (param i32)
+    local.get 0
+    i32.load offset=65536
+    drop)
+  (func $check_token (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    i32.const 0
+    call $too_far
+    i32.const 0))"#;
+    let trap = |wasm: &[u8]| {
+        let rig = try_start(wasm, options("")).unwrap();
+        rig.stream().on_request_headers(&mut FakeExchange::get("/"), true).unwrap_err().to_string()
+    };
+    let mut parser = wat::Parser::new();
+    let with = parser.generate_dwarf(wat::GenerateDwarf::Full).parse_str(Some("filter.wat".as_ref()), source).unwrap();
+    let told = trap(&with);
+    // Innermost first, each with its line.
+    assert!(told.contains("in too_far (./filter.wat:7) < check_token (./filter.wat:11)"), "{told}");
+
+    let bare = trap(&wat::parse_str(source).unwrap());
+    assert!(bare.contains("in too_far < check_token") && !bare.contains("filter.wat"), "{bare}");
+}
+
+#[test]
 fn callbacks_are_counted_by_how_they_end() {
     let rig = guest("trap", "response_headers");
     let (mut stream, mut x) = (rig.stream(), FakeExchange::get("/"));
