@@ -63,7 +63,15 @@ pub(super) fn write(guest: &mut Guest<'_>, fd: u32, iovecs: u32, count: u32, out
 }
 
 /// At the end of a guest call: what it left unfinished is a line now, because nobody knows when the next call comes.
+#[inline]
 pub(crate) fn flush(state: &mut State) {
+    if state.unfinished.0.iter().any(|rest| !rest.is_empty()) {
+        flush_lines(state);
+    }
+}
+
+#[cold]
+fn flush_lines(state: &mut State) {
     for level in [LogLevel::Info, LogLevel::Error] {
         let rest = std::mem::take(unfinished(state, level));
         if !rest.is_empty() {
