@@ -329,7 +329,7 @@ fn metrics_server(
 ) -> Result<Option<(SocketAddr, MetricsServer)>, Box<Fault>> {
     let Some(settings) = &config.telemetry.metrics else { return Ok(None) };
     let (observed, current) = (resources.observed(), Arc::clone(current));
-    let page = Arc::new(move || telemetry::page(&observed, current.plan().generation));
+    let page = Arc::new(move || telemetry::page(&observed, &current.plan()));
     let server = MetricsServer::start(settings.bind, page).map_err(|error| {
         let message = format!("metrics cannot be served at {}: {error}", settings.bind);
         Box::new(Fault::at(&settings.position, message).with_key("telemetry.metrics"))

@@ -32,6 +32,7 @@ pub struct Current {
 
 impl Current {
     pub(crate) fn new(plan: Plan) -> Self {
+        plan.enact();
         Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new() }
     }
 
@@ -185,6 +186,7 @@ impl Node {
                 warn!("a worker panicked");
             }
         }
+        self.control.resources().keeper().stop();
         self.access_log.finish();
     }
 

@@ -40,6 +40,8 @@ mod tcp;
 
 mod upstreams;
 
+mod upstream_health;
+
 mod reload;
 
 mod misbehave;

@@ -51,7 +51,8 @@ pub use schema::{include_schema, schema};
 pub use sites::{CachePolicy, Host, Match, PathMatch, QueryKey, Respond, Route, Site, Target};
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use upstreams::{
-    Balance, Builtin, ConsistentHash, Endpoint, EndpointAddr, FailureRate, HashAlgorithm, HashBy, Outlier, Servers,
-    Sticky, Timeouts, Upstream, UpstreamProtocol, UpstreamTls,
+    Balance, Builtin, ConsistentHash, Dns, Endpoint, EndpointAddr, FailureRate, GrpcProbe, HashAlgorithm, HashBy,
+    HealthCheck, HttpProbe, InitialHealth, Outlier, Probe, Servers, Sticky, TcpProbe, Timeouts, Upstream,
+    UpstreamProtocol, UpstreamTls,
 };
 pub use values::{ByteSize, Percent, Rate, ValueError, parse_duration};

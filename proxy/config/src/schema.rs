@@ -146,7 +146,11 @@ upstreams:
     timeouts: {}
     balance: { consistent_hash: { by: path } }
     sticky: { cookie: c }
+    dns: {}
+    health_check: { http: {} }
     outlier: { failure_rate: { above: 50% } }
+  b: { endpoints: [a:1], health_check: { tcp: {} } }
+  c: { endpoints: [a:1], protocol: h2, health_check: { grpc: {} } }
 filters:
   f: { wasm: file:f.wasm, limits: {}, isolation: { pool: 2 }, request_body: { peek: 1KiB } }
 sites:
@@ -248,7 +252,12 @@ sites:
             upstream["tls"] = shape("UpstreamTls", json!({}));
             upstream["timeouts"] = shape("Timeouts", json!({}));
             upstream["outlier"] = shape("Outlier", json!({ "failure_rate": failure_rate }));
+            upstream["dns"] = shape("Dns", json!({}));
+            let http_probe = shape("HttpProbe", json!({}));
+            upstream["health_check"] = shape("HealthCheck", json!({ "http": http_probe }));
             let mut hashed = upstream.clone();
+            hashed["protocol"] = json!("h2");
+            hashed["health_check"] = json!({ "grpc": shape("GrpcProbe", json!({})) });
             hashed["balance"] = json!({ "consistent_hash": shape("ConsistentHash", json!({ "by": "path" })) });
             let filter_limits = shape("FilterLimits", json!({}));
             let paths = shape("Paths", json!({}));

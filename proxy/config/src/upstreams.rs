@@ -1,6 +1,8 @@
 //! `upstreams`: named groups of servers that requests are forwarded to.
 
 mod balance;
+mod dns;
+mod health;
 mod outlier;
 
 use std::{
@@ -15,6 +17,8 @@ use schemars::JsonSchema;
 
 use self::balance::BalanceForm;
 pub use self::balance::{Balance, ConsistentHash, HashAlgorithm, HashBy, Sticky};
+pub use self::dns::Dns;
+pub use self::health::{GrpcProbe, HealthCheck, HttpProbe, InitialHealth, Probe, TcpProbe};
 pub use self::outlier::{FailureRate, Outlier};
 use crate::{
     decode::{
@@ -53,6 +57,13 @@ pub struct Upstream {
     /// Keeps a client at the endpoint that served it first, as long as that endpoint may be sent requests. Absent: no.
     pub sticky: Option<Sticky>,
 
+    /// How the names of endpoints become addresses.
+    #[schemars(with = "Option<Dns>")]
+    pub dns: Dns,
+
+    /// Asks every endpoint again and again how it is. Absent: all are taken to be well.
+    pub health_check: Option<HealthCheck>,
+
     /// Leaves out endpoints that fail requests. Absent: none is left out, whatever it answers.
     pub outlier: Option<Outlier>,
 
@@ -82,7 +93,7 @@ pub struct Upstream {
 pub enum Servers {
     /// A server that comes with the node, inside the same process.
     Builtin(Builtin),
-    /// Servers elsewhere: `IP:port` or `host:port` (resolved at start), or `{ addr, weight }`. At least one.
+    /// Servers elsewhere: `IP:port`, `host:port` (see `dns`) or `unix:/path`, or `{ addr, weight }`. At least one.
     Endpoints(#[schemars(length(min = 1))] Vec<Endpoint>),
 }
 
@@ -120,7 +131,7 @@ enum EndpointForm {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "describes the grammar; never made")]
 struct WeightedEndpoint {
-    /// `IP:port` or `host:port`. Required.
+    /// `IP:port`, `host:port` or `unix:/path`. Required.
     addr: String,
     /// Its share of requests against the other endpoints' weights, 1 to 1000. Default 1.
     #[schemars(with = "Option<u16>", range(min = 1, max = 1000), extend("default" = 1))]
@@ -132,7 +143,9 @@ struct WeightedEndpoint {
 pub enum EndpointAddr {
     /// An address; IPv6 is written `"[::1]:9000"`.
     Ip(SocketAddr),
-    /// A host name, resolved at start.
+    /// A Unix socket, by its path.
+    Unix(PathBuf),
+    /// A host name; each of its addresses is an endpoint.
     Host {
         /// The name, in lower case.
         host: String,
@@ -145,6 +158,7 @@ impl fmt::Display for EndpointAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Host { host, port } => write!(f, "{host}:{port}"),
         }
     }
@@ -160,6 +174,13 @@ pub struct UpstreamTls {
 
     /// PEM file of the authorities that are trusted, instead of the system's.
     pub ca: Option<PathBuf>,
+
+    /// PEM file of the certificate that is shown to endpoints that ask for one, with its intermediates. With `key`. It is read again
+    /// when it changes.
+    pub cert: Option<PathBuf>,
+
+    /// PEM file of that certificate's private key.
+    pub key: Option<PathBuf>,
 
     /// Whether the certificate is checked. `false` encrypts but lets anyone on the path pose as the origin. Default `true`.
     #[schemars(with = "Option<bool>", extend("default" = true))]
@@ -223,6 +244,8 @@ struct Settings {
     timeouts: Option<Timeouts>,
     balance: Option<Balance>,
     sticky: Option<Sticky>,
+    dns: Option<Dns>,
+    health_check: Option<HealthCheck>,
     outlier: Option<Outlier>,
     panic: Option<Percent>,
     slow_start: Option<Duration>,
@@ -237,6 +260,8 @@ impl Settings {
             timeouts: self.timeouts.or(other.timeouts),
             balance: self.balance.or_else(|| other.balance.clone()),
             sticky: self.sticky.or_else(|| other.sticky.clone()),
+            dns: self.dns.or_else(|| other.dns.clone()),
+            health_check: self.health_check.or_else(|| other.health_check.clone()),
             outlier: self.outlier.or(other.outlier),
             panic: self.panic.or(other.panic),
             slow_start: self.slow_start.or(other.slow_start),
@@ -274,10 +299,13 @@ impl Draft {
         let timeouts = fields.read(cx, "timeouts", Timeouts::read);
         let balance = fields.read(cx, "balance", Balance::read);
         let sticky = fields.read(cx, "sticky", Sticky::read);
+        let dns = fields.read(cx, "dns", Dns::read);
+        let health_check = fields.read(cx, "health_check", HealthCheck::read);
         let outlier = fields.read(cx, "outlier", Outlier::read);
         let panic = fields.read(cx, "panic", percent);
         let slow_start = fields.read(cx, "slow_start", duration_or_zero);
-        let settings = Settings { tls, protocol, timeouts, balance, sticky, outlier, panic, slow_start };
+        let settings =
+            Settings { tls, protocol, timeouts, balance, sticky, dns, health_check, outlier, panic, slow_start };
         let like = like_at.and_then(|at| {
             let name = reference(cx, &at, "upstream", names)?;
             Some((name, at.fault("`like` goes in a circle")))
@@ -318,6 +346,11 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             next = like.like.as_ref();
         }
         let Some(servers) = draft.servers.clone() else { continue };
+        let checks_grpc = settings.health_check.as_ref().is_some_and(|check| matches!(check.probe, Probe::Grpc(_)));
+        if checks_grpc && settings.protocol != Some(UpstreamProtocol::H2) {
+            let fault = Fault::at(&draft.position, "`health_check.grpc` needs `protocol: h2`");
+            cx.report(fault.with_key(format!("upstreams.{name}")));
+        }
         if matches!(settings.balance, Some(Balance::ConsistentHash(_)))
             && settings.slow_start.is_some_and(|time| !time.is_zero())
         {
@@ -331,6 +364,8 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             timeouts: settings.timeouts.unwrap_or_default(),
             balance: settings.balance.unwrap_or_default(),
             sticky: settings.sticky,
+            dns: settings.dns.unwrap_or_default(),
+            health_check: settings.health_check,
             outlier: settings.outlier,
             panic: settings.panic.unwrap_or(Percent::HALF),
             slow_start: settings.slow_start.unwrap_or_default(),
@@ -374,6 +409,17 @@ fn read_addr(cx: &mut Cx<'_>, at: &At<'_>) -> Option<EndpointAddr> {
         if let Ok(addr) = text.parse::<SocketAddr>() {
             return if addr.port() == 0 { Err(("has port 0".into(), None)) } else { Ok(EndpointAddr::Ip(addr)) };
         }
+        if let Some(path) = text.strip_prefix("unix:") {
+            // 107 bytes are what a Unix socket's address holds (unix(7)).
+            return if path.starts_with('/') && path.len() <= 107 && !path.contains('\0') {
+                Ok(EndpointAddr::Unix(path.into()))
+            } else {
+                Err((
+                    "is not a Unix socket".into(),
+                    Some("write `unix:/path`, absolute and of at most 107 bytes".into()),
+                ))
+            };
+        }
         if text.contains("://") {
             return Err((
                 "is not an endpoint".into(),
@@ -400,6 +446,15 @@ impl UpstreamTls {
         let sni = fields.read(cx, "sni", |cx, at| parsed(cx, at, "a host name", host_name));
         let ca_at = fields.get("ca");
         let ca = ca_at.as_ref().and_then(|at| path(cx, at));
+        let (cert_at, key_at) = (fields.get("cert"), fields.get("key"));
+        let cert = cert_at.as_ref().and_then(|at| path(cx, at));
+        let key = key_at.as_ref().and_then(|at| path(cx, at));
+        for (present, absent, name) in [(&cert_at, &key_at, "key"), (&key_at, &cert_at, "cert")] {
+            if let (Some(at), None) = (present, absent) {
+                let fault = Fault::at(at.name_position(), format!("`{name}` is missing beside it"));
+                cx.report(fault.with_key(at.path.clone()));
+            }
+        }
         let verify = fields.read(cx, "verify", truth).unwrap_or(true);
         if let Some(ca) = ca_at.filter(|_| !verify) {
             let fault =
@@ -407,7 +462,7 @@ impl UpstreamTls {
             cx.report(fault.with_help("remove one of them"));
         }
         fields.close(cx);
-        Some(Self { sni, ca, verify })
+        Some(Self { sni, ca, cert, key, verify })
     }
 }
 

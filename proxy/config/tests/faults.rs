@@ -387,6 +387,50 @@ fn upstreams() {
             "6:36 upstreams.demo.panic: `50` has no unit | a share is a number from 0 to 100 and `%`: `10%`, `0.25%`",
         ),
         (
+            "demo: { endpoints: [unix:a.sock] }",
+            "6:23 upstreams.demo.endpoints[0]: `unix:a.sock` is not a Unix socket | write `unix:/path`, absolute and of at most 107 bytes",
+        ),
+        (
+            "demo: { endpoints: [a:1], dns: { ttl_min: 1m, ttl_max: 30s } }",
+            "6:58 upstreams.demo.dns.ttl_max: `ttl_max` is below `ttl_min`",
+        ),
+        (
+            "demo: { endpoints: [a:1], dns: { resolver: [localhost] } }",
+            "6:47 upstreams.demo.dns.resolver[0]: `localhost` is not the address of a server | expected `IP` or `IP:port`",
+        ),
+        (
+            "demo: { endpoints: [a:1], health_check: {} }",
+            "6:29 upstreams.demo.health_check: one of `http`, `tcp` and `grpc` is required | write `http: {}`",
+        ),
+        (
+            "demo: { endpoints: [a:1], health_check: { http: {}, tcp: {} } }",
+            "6:55 upstreams.demo.health_check.tcp: more than one of `http`, `tcp` and `grpc` is written",
+        ),
+        (
+            "demo: { endpoints: [a:1], health_check: { http: { path: healthz } } }",
+            "6:59 upstreams.demo.health_check.http.path: `healthz` is not a path | expected a path that begins with `/`",
+        ),
+        (
+            "demo: { endpoints: [a:1], health_check: { http: { status: [100] } } }",
+            "6:62 upstreams.demo.health_check.http.status[0]: this is no status from 200 to 599, and no range of them | write `200-299`",
+        ),
+        (
+            "demo: { endpoints: [a:1], health_check: { http: { host: a b } } }",
+            "6:59 upstreams.demo.health_check.http.host: `a b` is not a host name | a host name is made of labels of letters, digits and `-`, with dots between them",
+        ),
+        (
+            "demo: { endpoints: [a:1], health_check: { tcp: {}, healthy: 0 } }",
+            "6:63 upstreams.demo.health_check.healthy: `0` is not a number from 1 to 100",
+        ),
+        (
+            "demo: { endpoints: [a:1], health_check: { grpc: {} } }",
+            "6:3 upstreams.demo: `health_check.grpc` needs `protocol: h2`",
+        ),
+        (
+            "demo: { endpoints: [a:1], tls: { cert: a.pem } }",
+            "6:36 upstreams.demo.tls.cert: `key` is missing beside it",
+        ),
+        (
             "demo: { endpoints: [a:1], like: dmo }",
             "6:35 upstreams.demo.like: there is no upstream `dmo` | did you mean `demo`?",
         ),

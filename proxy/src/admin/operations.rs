@@ -242,7 +242,7 @@ async fn roll_back(state: &State, call: Call<'_>) -> Result<Response<Full<Bytes>
 }
 
 fn metrics(state: &State) -> String {
-    telemetry::page(&state.control.resources().observed(), state.control.current().plan().generation)
+    telemetry::page(&state.control.resources().observed(), &state.control.current().plan())
 }
 
 /// Something to ask, answered with JSON.

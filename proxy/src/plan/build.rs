@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -13,14 +13,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
-use pingora::protocols::tls::CaType;
-use pingora::utils::tls::{WrappedX509, parse_x509};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use selvedge_cache::{Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
 use selvedge_config::{
-    CachePolicy, Config, EndpointAddr, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, Servers,
-    Target as TargetConfig, UpstreamProtocol, WasmSource,
+    CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, Target as TargetConfig,
+    WasmSource,
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
@@ -40,7 +36,7 @@ use crate::bundled;
 use crate::error_chain;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
-use crate::upstream::{Address, PeerTls, Rules, Speech, State, Upstream, Upstreams};
+use crate::upstream::{self, Keeper, Upstreams};
 
 /// What is made once per process and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
 /// the cache, the demo origin.
@@ -54,8 +50,8 @@ pub struct Resources {
     queues: Arc<SharedQueues>,
     counters: Arc<Counters>,
     troubles: Mutex<HashMap<String, Arc<Trouble>>>,
-    /// What is known of endpoints, by upstream and address; what no plan names any more is forgotten.
-    endpoints: Mutex<HashMap<(String, Address), Weak<State>>>,
+    /// Looks after the upstreams of the plan in force.
+    keeper: Arc<Keeper>,
     demo: Mutex<Option<Demo>>,
     /// The number of every listener's name that was ever configured.
     listeners: Mutex<HashMap<String, usize>>,
@@ -86,7 +82,7 @@ impl Resources {
             queues: Arc::default(),
             counters: Arc::default(),
             troubles: Mutex::default(),
-            endpoints: Mutex::default(),
+            keeper: Arc::default(),
             demo: Mutex::new(None),
             listeners: Mutex::default(),
             workers,
@@ -102,6 +98,11 @@ impl Resources {
             shared: Arc::clone(&self.shared),
             queues: Arc::clone(&self.queues),
         }
+    }
+
+    /// What looks after the upstreams.
+    pub(crate) fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
     }
 
     /// How many workers the node has.
@@ -136,19 +137,6 @@ impl Resources {
         Arc::clone(self.troubles.lock().entry(filter.to_owned()).or_default())
     }
 
-    /// Outlives the plans, as long as one has this endpoint.
-    fn endpoint(&self, upstream: &str, address: &Address) -> Arc<State> {
-        let mut endpoints = self.endpoints.lock();
-        let key = (upstream.to_owned(), address.clone());
-        if let Some(state) = endpoints.get(&key).and_then(Weak::upgrade) {
-            return state;
-        }
-        let state = Arc::default();
-        endpoints.retain(|_, state| state.strong_count() > 0);
-        endpoints.insert(key, Arc::downgrade(&state));
-        state
-    }
-
     fn demo_address(&self) -> std::io::Result<SocketAddr> {
         let mut demo = self.demo.lock();
         if let Some(demo) = demo.as_ref() {
@@ -179,7 +167,13 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
 
     let geo = geo(&config, &mut files, &mut faults);
     let cache = cache(&config);
-    let upstreams = Arc::new(upstreams(&config, resources, &mut files, &mut faults));
+    let upstreams = Arc::new(upstream::build::all(
+        &config,
+        &resources.keeper,
+        || resources.demo_address(),
+        &mut files,
+        &mut faults,
+    ));
     let modules = modules(&config, resources, &mut files, &mut faults);
 
     let view = Arc::new(View { upstreams: Arc::clone(&upstreams), geo: geo.clone() });
@@ -248,6 +242,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
             router,
             tcp,
             upstreams,
+            keeper: Arc::clone(&resources.keeper),
             cache,
             geo,
             access_log,
@@ -330,105 +325,6 @@ fn cache(config: &Config) -> Option<&'static Cache> {
             ..CacheOptions::default()
         })
     })
-}
-
-fn upstreams(config: &Config, resources: &Resources, files: &mut Vec<PathBuf>, faults: &mut Vec<Fault>) -> Upstreams {
-    let mut resolved = Upstreams::default();
-    for (name, upstream) in &config.upstreams {
-        let mut endpoints = Vec::new();
-        match &upstream.servers {
-            Servers::Builtin(selvedge_config::Builtin::Demo) => match resources.demo_address() {
-                Ok(address) => endpoints.push((Address::Inet(address), 1)),
-                Err(error) => {
-                    faults.push(Fault::at(&upstream.position, format!("the demo origin does not start: {error}")));
-                }
-            },
-            Servers::Endpoints(written) => {
-                for endpoint in written {
-                    match resolve(&endpoint.addr) {
-                        Ok(addresses) => endpoints
-                            .extend(addresses.into_iter().map(|address| (Address::Inet(address), endpoint.weight))),
-                        Err(message) => faults.push(Fault::at(&endpoint.position, message)),
-                    }
-                }
-            }
-        }
-
-        let tls = match &upstream.tls {
-            None => None,
-            Some(tls) => match peer_tls(upstream, tls, files) {
-                Ok(tls) => Some(tls),
-                Err(message) => {
-                    faults.push(Fault::at(&upstream.position, message));
-                    continue;
-                }
-            },
-        };
-        if endpoints.is_empty() {
-            continue;
-        }
-        let speech = Speech { tls, http2: upstream.protocol == UpstreamProtocol::H2, timeouts: upstream.timeouts };
-        let endpoints = endpoints.into_iter().map(|(address, weight)| {
-            let state = resources.endpoint(name, &address);
-            (address, weight, state)
-        });
-        resolved.insert(Upstream::new(Rules::of(name, upstream), &speech, endpoints.collect()));
-    }
-    resolved
-}
-
-/// Addresses of an endpoint. Names are looked up once, now.
-fn resolve(address: &EndpointAddr) -> Result<Vec<SocketAddr>, String> {
-    match address {
-        EndpointAddr::Ip(address) => Ok(vec![*address]),
-        EndpointAddr::Host { host, port } => {
-            let found: Vec<SocketAddr> = (host.as_str(), *port)
-                .to_socket_addrs()
-                .map_err(|error| format!("{host} does not resolve: {error}"))?
-                .collect();
-            if found.is_empty() {
-                return Err(format!("{host} resolves to no address"));
-            }
-            Ok(found)
-        }
-    }
-}
-
-fn peer_tls(
-    upstream: &selvedge_config::Upstream,
-    tls: &selvedge_config::UpstreamTls,
-    files: &mut Vec<PathBuf>,
-) -> Result<PeerTls, String> {
-    let sni = tls.sni.clone().or_else(|| match &upstream.servers {
-        Servers::Endpoints(endpoints) => endpoints.iter().find_map(|endpoint| match &endpoint.addr {
-            EndpointAddr::Host { host, .. } => Some(host.clone()),
-            EndpointAddr::Ip(_) => None,
-        }),
-        Servers::Builtin(_) => None,
-    });
-    let sni = sni.ok_or("tls towards IP addresses needs `sni`, the name to verify")?;
-    let ca = tls.ca.as_deref().map(|path| certificate_authorities(path, files)).transpose()?;
-    Ok(PeerTls { sni, ca, verify: tls.verify })
-}
-
-fn certificate_authorities(path: &Path, files: &mut Vec<PathBuf>) -> Result<Arc<CaType>, String> {
-    files.push(path.to_owned());
-    let mut certificates = Vec::new();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| format!("{}: {error}", path.display()))? {
-        let certificate = certificate.map_err(|error| format!("{}: {error}", path.display()))?;
-        // Checked here because the wrapper parses without a way to fail.
-        webpki_parses(&certificate).map_err(|error| format!("{}: {error}", path.display()))?;
-        certificates.push(WrappedX509::new(certificate.to_vec(), parse_x509));
-    }
-    if certificates.is_empty() {
-        return Err(format!("{} holds no certificate", path.display()));
-    }
-    Ok(certificates.into())
-}
-
-fn webpki_parses(certificate: &CertificateDer<'_>) -> Result<(), rustls::Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate.clone())
 }
 
 /// Compiles every module that is used, in parallel; `None` for a faulty one.

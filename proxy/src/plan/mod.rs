@@ -28,7 +28,7 @@ pub use self::router::{Router, Selected};
 pub use self::trouble::Trouble;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
-use crate::upstream::{Upstream, Upstreams};
+use crate::upstream::{Keeper, Upstream, Upstreams};
 
 /// Everything a request needs to know, resolved.
 pub struct Plan {
@@ -44,6 +44,8 @@ pub struct Plan {
     pub(crate) tcp: HashMap<String, Arc<TcpRoute>>,
     /// Where requests may be sent.
     pub upstreams: Arc<Upstreams>,
+    /// Looks after them.
+    keeper: Arc<Keeper>,
     /// The cache, when one is configured.
     pub cache: Option<&'static Cache>,
     /// The geo database, when one is configured.
@@ -166,11 +168,17 @@ impl Route {
 
 impl Plan {
     /// This plan is about to be in force: plugins it has kept from the one before look at its upstreams and databases from now on, for
-    /// exchanges of older plans too.
+    /// exchanges of older plans too, and its upstreams are looked after.
     pub(crate) fn enact(&self) {
         for live in &self.plugins {
             live.host.look_at(&self.view);
         }
+        self.keeper.keep(&self.upstreams);
+    }
+
+    /// How many look-ups of endpoints' names have failed.
+    pub(crate) fn failed_lookups(&self) -> u64 {
+        self.keeper.failed_lookups()
     }
 
     /// What a connection gets that arrived on this listener; `None` = the listener speaks HTTP.

@@ -4,13 +4,14 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use pingora::connectors::TransportConnector;
 use pingora::protocols::ALPN;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::upstreams::peer::{HttpPeer, Peer, PeerOptions};
 use smallvec::SmallVec;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tracing::debug;
 
 use super::Io;
@@ -73,17 +74,20 @@ async fn attempt(lease: &Lease) -> Result<(Box<dyn Io>, Option<SocketAddr>), Fai
         let stream = connector().new_stream(&AnyProtocol(peer)).await?;
         return Ok((Box::new(stream), None));
     }
-    let Address::Inet(endpoint) = lease.endpoint().address();
-    let connecting = TcpStream::connect(endpoint);
-    let stream = match peer.options.connection_timeout {
-        Some(timeout) => {
-            tokio::time::timeout(timeout, connecting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??
+    let limit = peer.options.connection_timeout.unwrap_or(Duration::MAX);
+    let too_late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    match lease.endpoint().address() {
+        Address::Inet(endpoint) => {
+            let stream = tokio::time::timeout(limit, TcpStream::connect(endpoint)).await.map_err(too_late)??;
+            stream.set_nodelay(true)?;
+            let local = stream.local_addr().ok();
+            Ok((Box::new(stream), local))
         }
-        None => connecting.await?,
-    };
-    stream.set_nodelay(true)?;
-    let local = stream.local_addr().ok();
-    Ok((Box::new(stream), local))
+        Address::Unix(path) => {
+            let stream = tokio::time::timeout(limit, UnixStream::connect(&**path)).await.map_err(too_late)??;
+            Ok((Box::new(stream), None))
+        }
+    }
 }
 
 /// Reads the system's certificates when it is made, and keeps no connections.

@@ -3,6 +3,8 @@
 //! What filters define themselves comes as `selvedge_filter_custom_NAME`; letters that Prometheus does not allow in a name become `_`, and
 //! then the label `metric` holds the name as the filter wrote it. (Envoy puts `wasmcustom.` before it.)
 
+mod upstreams;
+
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -10,11 +12,13 @@ use std::time::Duration;
 use selvedge_wasm::{Metric, MetricValue, StatsSnapshot};
 
 use super::counters::Observed;
+use crate::plan::Plan;
 
 /// Everything there is to know now.
-pub(crate) fn page(observed: &Observed, generation: u64) -> String {
+pub(crate) fn page(observed: &Observed, plan: &Plan) -> String {
     let mut page = Page::default();
-    node(&mut page, observed, generation);
+    node(&mut page, observed, plan.generation);
+    upstreams::write(&mut page, plan);
     filters(&mut page, observed);
     shared(&mut page, observed);
     custom(&mut page, observed.metrics.snapshot());

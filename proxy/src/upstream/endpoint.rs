@@ -13,6 +13,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 
 use super::balance::latency::{self, Latency};
+use super::health::{Checks, Health};
 use super::outlier::{Met, Record};
 use super::{Rules, Upstream, clock, sticky};
 
@@ -21,6 +22,8 @@ use super::{Rules, Upstream, clock, sticky};
 pub enum Address {
     /// An address and port.
     Inet(SocketAddr),
+    /// A Unix socket.
+    Unix(Arc<str>),
 }
 
 impl Address {
@@ -29,12 +32,15 @@ impl Address {
     pub fn as_inet(&self) -> Option<SocketAddr> {
         match self {
             Self::Inet(address) => Some(*address),
+            Self::Unix(_) => None,
         }
     }
 
-    pub(super) fn peer(&self, tls: bool, sni: String) -> HttpPeer {
+    /// `None` for a path that no socket can have.
+    pub(super) fn peer(&self, tls: bool, sni: String) -> Option<HttpPeer> {
         match self {
-            Self::Inet(address) => HttpPeer::new(*address, tls, sni),
+            Self::Inet(address) => Some(HttpPeer::new(*address, tls, sni)),
+            Self::Unix(path) => HttpPeer::new_uds(path, tls, sni).ok(),
         }
     }
 }
@@ -43,6 +49,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Inet(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{path}"),
         }
     }
 }
@@ -81,6 +88,8 @@ pub(crate) struct Endpoint {
     id: EndpointId,
     address: Address,
     weight: u16,
+    /// What it is called in a `Host` header of our own.
+    authority: Arc<str>,
     peer: HttpPeer,
     state: Arc<State>,
     rules: Arc<Rules>,
@@ -96,6 +105,7 @@ pub(crate) struct State {
     draining: AtomicBool,
     pub(super) record: Record,
     pub(super) latency: Latency,
+    pub(super) checks: Checks,
     /// Since when it is of use, for its slow start; 0 = since ever.
     risen: AtomicU64,
     /// The newest upstream that has it: requests of an older plan tell it what they met, too.
@@ -116,6 +126,14 @@ pub struct EndpointStatus {
     pub in_use: bool,
     /// Whether it is sent no new requests because somebody said so.
     pub draining: bool,
+    /// Whether checks find it well; `None` = it is not checked, or has not been yet.
+    pub healthy: Option<bool>,
+    /// How many checks there were.
+    pub checks: u64,
+    /// How many of them failed.
+    pub failed_checks: u64,
+    /// What the last check failed of, if it failed.
+    pub failure: Option<String>,
     /// Whether it is left out for what requests met there.
     pub ejected: bool,
     /// How often it has been left out for that.
@@ -133,6 +151,8 @@ pub struct EndpointStatus {
 pub(super) enum Standing {
     /// It may; its slow start, if there is one, counts from this time on, 0 for none.
     In { since: u64 },
+    /// Checks say it is not well.
+    Unhealthy,
     /// It failed too many; it is back at this time.
     Ejected { until: u64 },
     /// Somebody said so.
@@ -145,12 +165,12 @@ impl Endpoint {
         upstream: &Weak<Upstream>,
         address: Address,
         weight: u16,
+        authority: Arc<str>,
         state: Arc<State>,
         peer: HttpPeer,
     ) -> Self {
-        *state.home.lock() = Weak::clone(upstream);
         let id = EndpointId::new(&rules.name, &address);
-        Self { id, address, weight, peer, state, rules: Arc::clone(rules), upstream: Weak::clone(upstream) }
+        Self { id, address, weight, authority, peer, state, rules: Arc::clone(rules), upstream: Weak::clone(upstream) }
     }
 
     pub(crate) fn id(&self) -> EndpointId {
@@ -165,6 +185,25 @@ impl Endpoint {
         self.weight
     }
 
+    /// What it is called in a `Host` header of our own.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// It, as Pingora connects to it.
+    pub(super) fn peer(&self) -> HttpPeer {
+        self.peer.clone()
+    }
+
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What it meets concerns this upstream now, requests of older plans included.
+    pub(super) fn come_home(&self, upstream: &Arc<Upstream>) {
+        *self.state.home.lock() = Arc::downgrade(upstream);
+    }
+
     pub(super) fn state(&self) -> &State {
         &self.state
     }
@@ -173,6 +212,9 @@ impl Endpoint {
         let state = &self.state;
         if state.draining.load(Relaxed) {
             return Standing::Draining;
+        }
+        if self.rules.health.as_ref().is_some_and(|rule| !state.checks.is_well(rule)) {
+            return Standing::Unhealthy;
         }
         if let Some(until) = state.record.ejected_until(now) {
             return Standing::Ejected { until };
@@ -187,12 +229,20 @@ impl Endpoint {
 
     pub(super) fn status(&self, in_use: bool, now: u64) -> EndpointStatus {
         let state = &self.state;
+        let (checks, failed_checks) = state.checks.counts();
         EndpointStatus {
             id: self.id,
             address: self.address.clone(),
             weight: self.weight,
             in_use,
             draining: state.draining.load(Relaxed),
+            healthy: match (&self.rules.health, state.checks.health()) {
+                (None, _) | (_, Health::Unknown) => None,
+                (_, health) => Some(health == Health::Healthy),
+            },
+            checks,
+            failed_checks,
+            failure: state.checks.failure(),
             ejected: state.record.ejected_until(now).is_some(),
             ejections: state.record.ejections(),
             in_flight: self.in_flight(),
@@ -213,6 +263,11 @@ impl Endpoint {
 }
 
 impl State {
+    /// From now on it is of use: its slow start begins.
+    pub(super) fn rise(&self, now: u64) {
+        self.risen.store(now, Relaxed);
+    }
+
     pub(super) fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Relaxed);
     }
@@ -267,7 +322,7 @@ impl Lease {
 
     /// The endpoint, as Pingora connects to it.
     pub(crate) fn peer(&self) -> HttpPeer {
-        self.endpoint.peer.clone()
+        self.endpoint.peer()
     }
 
     /// The endpoint's response has begun. For connections of TCP: it has been connected to, which counts as 200.

@@ -64,6 +64,8 @@ impl Members {
             let whole = u32::from(endpoint.weight()) * STEPS;
             weights.push(match *standing {
                 Standing::Draining => 0,
+                Standing::Unhealthy if panicking => whole,
+                Standing::Unhealthy => 0,
                 Standing::Ejected { until } => {
                     look_again(until);
                     if panicking { whole } else { 0 }
@@ -180,10 +182,10 @@ mod tests {
     use std::net::SocketAddr;
     use std::time::Duration;
 
-    use selvedge_config::{Outlier, Percent};
+    use selvedge_config::{EndpointAddr, Outlier, Percent};
 
-    use super::super::endpoint::{Address, Failure, Lease};
-    use super::super::{PeerTls, Speech, Upstream};
+    use super::super::endpoint::{Failure, Lease};
+    use super::super::{Keeper, Source, Speech, Upstream};
     use super::*;
 
     fn rules(balance: Balance) -> Rules {
@@ -191,6 +193,7 @@ mod tests {
             name: "app".into(),
             balance,
             sticky: None,
+            health: None,
             outlier: None,
             panic: Percent::HALF,
             slow_start: Duration::ZERO,
@@ -198,11 +201,11 @@ mod tests {
     }
 
     fn upstream(rules: Rules, weights: &[u16]) -> Arc<Upstream> {
-        let tls: Option<PeerTls> = None;
-        let speech = Speech { tls, http2: false, timeouts: selvedge_config::Timeouts::default() };
-        let address = |port: usize| Address::Inet(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port + 1).unwrap())));
-        let endpoints = weights.iter().enumerate().map(|(index, weight)| (address(index), *weight, Arc::default()));
-        Upstream::new(rules, &speech, endpoints.collect())
+        let speech = Speech { tls: None, http2: false, timeouts: selvedge_config::Timeouts::default() };
+        let address =
+            |port: usize| EndpointAddr::Ip(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port + 1).unwrap())));
+        let source = |(index, weight): (usize, &u16)| Source { written: address(index), weight: *weight, name: None };
+        Upstream::new(rules, speech, weights.iter().enumerate().map(source).collect(), &Keeper::default())
     }
 
     fn index(lease: &Lease) -> usize {

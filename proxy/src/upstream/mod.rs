@@ -15,13 +15,22 @@ mod sticky;
 
 mod outlier;
 
+mod health;
+mod probe;
+
+mod names;
+
+mod keeper;
+
+pub(crate) mod build;
+
 mod clock;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -30,13 +39,17 @@ use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
-use selvedge_config::{Balance, Outlier, Percent, Sticky};
+use pingora::utils::tls::CertKey;
+use selvedge_config::{Balance, EndpointAddr, HealthCheck, Outlier, Percent, Sticky};
 use selvedge_geoip::Geo;
-use tracing::{info, warn};
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
 
 pub use self::endpoint::{Address, EndpointId, EndpointStatus};
 pub(crate) use self::endpoint::{Endpoint, Failure, Lease, State};
+pub(crate) use self::keeper::Keeper;
 use self::members::Members;
+use self::names::Name;
 
 /// Every upstream of a plan, by name.
 #[derive(Default)]
@@ -47,6 +60,10 @@ pub struct Upstreams {
 impl Upstreams {
     pub(crate) fn insert(&mut self, upstream: Arc<Upstream>) {
         self.by_name.insert(upstream.name.to_string(), upstream);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.by_name.values()
     }
 
     /// The upstream of this name.
@@ -64,6 +81,22 @@ pub struct Upstream {
     /// Taken to replace `members`, never to read it.
     replacing: Mutex<()>,
     next: AtomicUsize,
+    speech: Speech,
+    sources: Vec<Source>,
+    /// Rings when there are other endpoints.
+    changed: Arc<Notify>,
+    this: Weak<Self>,
+}
+
+/// The most endpoints an upstream has: what a name resolves to is somebody else's to say.
+const ENDPOINTS_MAX: usize = 4096;
+
+/// An endpoint as it is written; a name stands for any number of them.
+pub(crate) struct Source {
+    written: EndpointAddr,
+    weight: u16,
+    /// Where it is a name.
+    name: Option<Name>,
 }
 
 /// How an upstream's endpoints are chosen and judged.
@@ -71,6 +104,7 @@ pub(crate) struct Rules {
     pub(crate) name: Arc<str>,
     pub(crate) balance: Balance,
     pub(crate) sticky: Option<Sticky>,
+    pub(crate) health: Option<Arc<HealthCheck>>,
     pub(crate) outlier: Option<Outlier>,
     pub(crate) panic: Percent,
     pub(crate) slow_start: Duration,
@@ -82,6 +116,7 @@ impl Rules {
             name: name.into(),
             balance: written.balance.clone(),
             sticky: written.sticky.clone(),
+            health: written.health_check.clone().map(Arc::new),
             outlier: written.outlier,
             panic: written.panic,
             slow_start: written.slow_start,
@@ -103,10 +138,14 @@ pub(crate) struct Speech {
 
 /// How a TLS upstream is verified.
 pub(crate) struct PeerTls {
-    /// The name sent and verified.
-    pub(crate) sni: String,
+    /// The name sent and verified; `None` = the endpoint's own, or its address.
+    pub(crate) sni: Option<String>,
     /// The authorities trusted; `None` = the system's.
     pub(crate) ca: Option<Arc<CaType>>,
+    /// The certificate shown to who asks for one.
+    pub(crate) client: Option<Arc<CertKey>>,
+    /// Stands for `ca`: connections made with other authorities are not used.
+    pub(crate) trust: u64,
     /// Whether certificate and name are verified.
     pub(crate) verify: bool,
 }
@@ -151,23 +190,112 @@ impl fmt::Display for NoEndpoint {
 }
 
 impl Upstream {
-    /// `endpoints` are addresses with their weights, each at least 1.
-    pub(crate) fn new(rules: Rules, speech: &Speech, endpoints: Vec<(Address, u16, Arc<State>)>) -> Arc<Self> {
+    /// The endpoints that are written, and what they are known to resolve to.
+    pub(crate) fn new(rules: Rules, speech: Speech, sources: Vec<Source>, keeper: &Keeper) -> Arc<Self> {
         let rules = Arc::new(rules);
         Arc::new_cyclic(|upstream| {
-            let endpoints = endpoints.into_iter().map(|(address, weight, state)| {
-                let peer = speech.peer(&address);
-                Arc::new(Endpoint::new(&rules, upstream, address, weight, state, peer))
-            });
-            let members = Members::new(&rules, endpoints.collect(), clock::now());
-            Self {
+            let mut made = Self {
                 name: Arc::clone(&rules.name),
-                members: ArcSwap::from_pointee(members),
+                members: ArcSwap::from_pointee(Members::new(&rules, Vec::new(), clock::now())),
                 replacing: Mutex::default(),
                 next: AtomicUsize::new(0),
                 rules,
-            }
+                speech,
+                sources,
+                changed: Arc::default(),
+                this: Weak::clone(upstream),
+            };
+            let endpoints = made.endpoints_of(keeper, &[], None);
+            made.members = ArcSwap::from_pointee(Members::new(&made.rules, endpoints, clock::now()));
+            made
         })
+    }
+
+    /// The endpoints that the sources stand for now. Those that are in `old` already stay what they are; `risen` is when the others are
+    /// to begin their slow start, if they have one.
+    fn endpoints_of(&self, keeper: &Keeper, old: &[Arc<Endpoint>], risen: Option<u64>) -> Vec<Arc<Endpoint>> {
+        let old: HashMap<&Address, &Arc<Endpoint>> =
+            old.iter().map(|endpoint| (endpoint.address(), endpoint)).collect();
+        let mut seen = HashSet::new();
+        let mut endpoints = Vec::new();
+        for source in &self.sources {
+            for address in source.addresses(keeper) {
+                if !seen.insert(address.clone()) {
+                    continue; // Written by address and by name, or two names for one.
+                }
+                if endpoints.len() == ENDPOINTS_MAX {
+                    warn!(upstream = %self.name, most = ENDPOINTS_MAX, "more endpoints than can be used");
+                    return endpoints;
+                }
+                if let Some(known) = old.get(&address).filter(|known| known.weight() == source.weight) {
+                    endpoints.push(Arc::clone(known));
+                    continue;
+                }
+                let Some(peer) = self.speech.peer(&address, source) else { continue };
+                let (state, new) = keeper.state(&self.name, &address);
+                if let Some(now) = risen.filter(|_| new) {
+                    state.rise(now);
+                }
+                let authority = self.speech.authority(source);
+                let endpoint = Endpoint::new(&self.rules, &self.this, address, source.weight, authority, state, peer);
+                endpoints.push(Arc::new(endpoint));
+            }
+        }
+        endpoints
+    }
+
+    /// The names it is made of.
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        self.sources.iter().filter_map(|source| source.name.as_ref())
+    }
+
+    /// Whether its endpoints are asked how they are.
+    fn is_checked(&self) -> bool {
+        self.rules.health.is_some()
+    }
+
+    /// Its plan is in force from now on: it learns what was learnt for others meanwhile.
+    fn come_into_force(self: &Arc<Self>, keeper: &Keeper) {
+        self.readdress(keeper);
+        self.members.load().all().iter().for_each(|endpoint| endpoint.come_home(self));
+        self.refresh();
+    }
+
+    /// Names stand for other addresses than before.
+    fn readdress(self: &Arc<Self>, keeper: &Keeper) {
+        let _replacing = self.replacing.lock();
+        let now = clock::now();
+        let members = self.members.load();
+        let endpoints = self.endpoints_of(keeper, members.all(), Some(now));
+        let same = endpoints.len() == members.all().len()
+            && endpoints.iter().zip(members.all()).all(|(new, old)| Arc::ptr_eq(new, old));
+        if same {
+            return;
+        }
+        info!(upstream = %self.name, endpoints = endpoints.len(), before = members.all().len(), "other endpoints");
+        endpoints.iter().for_each(|endpoint| endpoint.come_home(self));
+        self.members.store(Arc::new(Members::new(&self.rules, endpoints, now)));
+        self.changed.notify_waiters();
+    }
+
+    /// An endpoint has been asked how it is.
+    fn checked(&self, endpoint: &Endpoint, rule: &HealthCheck, outcome: &Result<(), String>) {
+        let now = clock::now();
+        let address = endpoint.address();
+        if let Err(why) = outcome {
+            debug!(upstream = %self.name, endpoint = %address, %why, "a check failed");
+        }
+        if !endpoint.state().checks.note(rule, outcome, now) {
+            return;
+        }
+        match outcome {
+            Ok(()) => {
+                endpoint.state().rise(now);
+                info!(upstream = %self.name, endpoint = %address, "healthy");
+            }
+            Err(why) => warn!(upstream = %self.name, endpoint = %address, %why, "unhealthy"),
+        }
+        self.refresh();
     }
 
     /// What a request wants of this upstream's balancing. `client` is who asks.
@@ -269,9 +397,9 @@ impl Upstream {
 
 impl Speech {
     /// An endpoint as Pingora connects to it.
-    fn peer(&self, address: &Address) -> HttpPeer {
-        let sni = self.tls.as_ref().map(|tls| tls.sni.clone()).unwrap_or_default();
-        let mut peer = address.peer(self.tls.is_some(), sni);
+    fn peer(&self, address: &Address, source: &Source) -> Option<HttpPeer> {
+        let sni = self.tls.as_ref().map(|tls| tls.sni.clone().unwrap_or_else(|| source.host())).unwrap_or_default();
+        let mut peer = address.peer(self.tls.is_some(), sni)?;
         peer.options.connection_timeout = Some(self.timeouts.connect);
         peer.options.total_connection_timeout = Some(self.timeouts.connect);
         peer.options.read_timeout = Some(self.timeouts.read);
@@ -281,11 +409,52 @@ impl Speech {
             peer.options.verify_cert = tls.verify;
             peer.options.verify_hostname = tls.verify;
             peer.options.ca.clone_from(&tls.ca);
+            peer.client_cert_key.clone_from(&tls.client);
+            peer.group_key = tls.trust;
         }
         if self.http2 {
             peer.options.alpn = ALPN::H2;
             peer.options.max_h2_streams = 100;
         }
-        peer
+        Some(peer)
+    }
+
+    /// What an endpoint is called in a `Host` header of our own.
+    fn authority(&self, source: &Source) -> Arc<str> {
+        match self.tls.as_ref().and_then(|tls| tls.sni.as_deref()) {
+            Some(name) => name.into(),
+            None => source.authority(),
+        }
+    }
+}
+
+impl Source {
+    /// The addresses it stands for now.
+    fn addresses(&self, keeper: &Keeper) -> Vec<Address> {
+        match &self.written {
+            EndpointAddr::Ip(address) => vec![Address::Inet(*address)],
+            EndpointAddr::Unix(path) => path.to_str().map(|path| Address::Unix(path.into())).into_iter().collect(),
+            EndpointAddr::Host { port, .. } => {
+                let answer = self.name.as_ref().and_then(|name| keeper.answer(name));
+                let addresses = answer.map(|answer| answer.addresses).unwrap_or_default();
+                addresses.into_iter().map(|address| Address::Inet((address, *port).into())).collect()
+            }
+        }
+    }
+
+    /// The name or address that a certificate must be for.
+    fn host(&self) -> String {
+        match &self.written {
+            EndpointAddr::Ip(address) => address.ip().to_string(),
+            EndpointAddr::Host { host, .. } => host.clone(),
+            EndpointAddr::Unix(_) => "localhost".into(),
+        }
+    }
+
+    fn authority(&self) -> Arc<str> {
+        match &self.written {
+            EndpointAddr::Unix(_) => "localhost".into(),
+            written => written.to_string().into(),
+        }
     }
 }
