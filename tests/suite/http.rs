@@ -779,10 +779,10 @@ async fn the_most_specific_route_wins() {
     routes:
       - { name: all, respond: { status: 200, body: all } }
       - { name: a, match: { path: /a/* }, respond: { status: 200, body: a } }
-      - { name: a-post, match: { path: /a/*, method: [POST, PUT] }, respond: { status: 200, body: a-post } }
-      - { name: a-beta, match: { path: /a/*, header: { x-beta: \"1\" } }, respond: { status: 200, body: a-beta } }
-      - { name: a-both, match: { path: /a/*, method: [POST], header: { x-beta: \"1\" } }, respond: { status: 200, body: a-both } }
-      - { name: a-two, match: { path: /a/*, header: { x-beta: \"1\", x-more: \"2\" } }, respond: { status: 200, body: a-two } }
+      - { name: a-post, match: { path: /a/*, method: [PUT] }, respond: { status: 200, body: a-post } }
+      - { name: a-beta, match: { path: /a/*, method: [GET, POST], header: { x-beta: \"1\" } }, respond: { status: 200, body: a-beta } }
+      - { name: a-both, match: { path: /a/*, method: [POST], header: { x-beta: \"1\" }, query: { q: { present: true } } }, respond: { status: 200, body: a-both } }
+      - { name: a-two, match: { path: /a/*, method: [GET], header: { x-beta: \"1\", x-more: \"2\" } }, respond: { status: 200, body: a-two } }
       - { name: ab, match: { path: /a/b/* }, respond: { status: 200, body: ab } }
       - { name: ab-exact, match: { path: /a/b }, respond: { status: 200, body: ab-exact } }
       - { name: ab-exact-get, match: { path: /a/b, method: [GET] }, respond: { status: 200, body: ab-exact-get } }
@@ -803,7 +803,8 @@ async fn the_most_specific_route_wins() {
         ("GET /a/x test", "X-BETA:   1  \r\n", "a-beta"),
         ("GET /a/x test", "x-beta: 10\r\n", "a"),
         ("GET /a/x test", "x-beta: 0\r\nx-beta: 1\r\n", "a-beta"),
-        ("POST /a/x test", "x-beta: 1\r\n", "a-both"),
+        ("POST /a/x test", "x-beta: 1\r\n", "a-beta"),
+        ("POST /a/x?q test", "x-beta: 1\r\n", "a-both"),
         ("GET /a/x test", "x-beta: 1\r\nx-more: 2\r\n", "a-two"),
         ("GET /a/b/c test", "x-beta: 1\r\n", "ab"),
         ("DELETE /a/b test", "x-beta: 1\r\n", "ab-exact"),

@@ -24,6 +24,8 @@ pub(crate) struct Cx<'l> {
     /// Every file that was opened.
     pub(crate) files: Vec<PathBuf>,
     pub(crate) builtin_filters: &'l [String],
+    /// Whether there is a database that says where clients are.
+    pub(crate) has_geo: bool,
     /// How a secret file is read.
     pub(crate) read_secret: fn(&Path) -> Result<String, String>,
     /// Whether a file could not be read: then a name that is not declared may be declared there, and nothing is said.

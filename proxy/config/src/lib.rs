@@ -29,6 +29,7 @@ mod geo;
 mod isolation;
 mod listeners;
 mod load;
+mod matching;
 mod node;
 mod report;
 mod schema;
@@ -45,10 +46,11 @@ pub use geo::{Geo, GeoDatabase, Reload};
 pub use isolation::{Compat, Isolation, Snapshot, Tick};
 pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tcp, Tls, TlsVersion};
 pub use load::{Config, Loaded, Loader};
+pub use matching::{GeoMatch, Match, PathMatch, REGEX_SIZE, ValueMatch, matches_pattern};
 pub use node::{EncodedSlashes, ModuleCache, Node, Paths, Workers};
 pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
-pub use sites::{CachePolicy, Host, Match, PathMatch, QueryKey, Respond, Route, Site, Target};
+pub use sites::{CachePolicy, Host, QueryKey, Respond, Route, Site, Target};
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use upstreams::{
     Balance, Builtin, ConsistentHash, Dns, Endpoint, EndpointAddr, FailureRate, GrpcProbe, HashAlgorithm, HashBy,

@@ -174,6 +174,7 @@ impl Loader {
             faults: Vec::new(),
             files: vec![file.to_path_buf()],
             builtin_filters: &self.builtin_filters,
+            has_geo: false,
             read_secret: |path| regular_file(path).and_then(|()| read_text(path)).map_err(|unreadable| unreadable.why),
             incomplete: false,
             secret_bytes_left: MAX_TOTAL_BYTES,
@@ -427,6 +428,7 @@ impl<'t> Sections<'t> {
         let telemetry = self.telemetry.as_ref().and_then(|at| Telemetry::read(cx, at)).unwrap_or_default();
         let admin = self.admin.as_ref().and_then(|at| Admin::read(cx, at));
         let geo = self.geo.as_ref().and_then(|at| Geo::read(cx, at));
+        cx.has_geo = self.geo.is_some();
         let cache = self.cache.as_ref().and_then(|at| Cache::read(cx, at));
 
         let upstream_names: BTreeSet<&str> = self.upstreams.keys().copied().collect();

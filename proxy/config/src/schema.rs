@@ -156,7 +156,7 @@ filters:
 sites:
 - hosts: ["*"]
   routes:
-  - { match: { path: /a }, cache: {}, to: a }
+  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: {}, to: a }
   - { respond: { status: 200 } }
 "#;
 

@@ -11,10 +11,11 @@ use schemars::JsonSchema;
 
 use crate::{
     decode::{
-        At, Cx, Fields, NAME_HELP, check_name, choice, duration, filled_list, headers, host_name, is_token, list,
-        parsed, reference, text, truth, whole,
+        At, Cx, Fields, NAME_HELP, check_name, choice, duration, filled_list, headers, host_name, list, parsed,
+        reference, text, truth, whole,
     },
     filters::{Declared, FilterUse},
+    matching::{Match, Ties},
     report::{Fault, Position},
     tree::Data,
     values::DurationText,
@@ -122,61 +123,6 @@ pub enum Target {
     Respond(Respond),
 }
 
-/// Which requests a route is for: all that is written must hold. Two equal ones in a site are a fault.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Match {
-    /// An exact path (`/x`), or `/x/*` for `/x` and everything below it. Default `/*`, which is every path.
-    #[schemars(with = "Option<String>", regex(pattern = r"^/|\$\{"), extend("default" = "/*"))]
-    pub path: PathMatch,
-
-    /// One of these methods; they are case-sensitive (RFC 9110, 9.1). Default: any.
-    #[schemars(rename = "method", with = "Option<Vec<String>>", length(min = 1))]
-    pub methods: Vec<String>,
-
-    /// All these header fields, with exactly these values. Here sorted by name, names in lower case.
-    #[schemars(rename = "header", with = "Option<BTreeMap<String, String>>")]
-    pub headers: Vec<(String, String)>,
-}
-
-/// Which paths a route is for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PathMatch {
-    /// Exactly this path.
-    Exact(String),
-    /// This path, which has no slash at its end, and everything below it. Empty for every path.
-    Prefix(String),
-}
-
-impl PathMatch {
-    /// Whether it holds for a request's path (without the query).
-    #[must_use]
-    pub fn matches(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(exact) => path == exact,
-            Self::Prefix(prefix) => {
-                prefix.is_empty()
-                    || path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }
-        }
-    }
-}
-
-impl fmt::Display for PathMatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exact(path) => f.write_str(path),
-            Self::Prefix(path) => write!(f, "{path}/*"),
-        }
-    }
-}
-
-impl Default for Match {
-    fn default() -> Self {
-        Self { path: PathMatch::Prefix(String::new()), methods: Vec::new(), headers: Vec::new() }
-    }
-}
-
 /// Which responses of a route are kept, and how long (RFC 9111, RFC 5861). What the origin says wins unless `override`.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -252,16 +198,6 @@ pub struct Respond {
     /// writes. Here sorted by name, names in lower case.
     #[schemars(with = "Option<BTreeMap<String, String>>")]
     pub headers: Vec<(String, String)>,
-}
-
-impl fmt::Debug for Match {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Match")
-            .field("path", &self.path)
-            .field("methods", &self.methods)
-            .field("headers", &names(&self.headers))
-            .finish()
-    }
 }
 
 impl fmt::Debug for Respond {
@@ -384,7 +320,7 @@ fn read_filters(cx: &mut Cx<'_>, at: &At<'_>, declared: &Declared) -> Option<Vec
 fn read_routes(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>, site_filters: &[FilterUse]) -> Option<Vec<Route>> {
     let mut index = 0;
     let mut seen_names: BTreeMap<String, Position> = BTreeMap::new();
-    let mut seen_matches: BTreeMap<Match, Position> = BTreeMap::new();
+    let mut ties = Ties::default();
     filled_list(cx, at, |cx, at| {
         let number = index;
         index += 1;
@@ -401,13 +337,7 @@ fn read_routes(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>, site_filters: &[
             }
         }
         if let Some((when, position)) = &draft.when {
-            if let Some(first) = seen_matches.get(when) {
-                let message = "another route of this site matches the same requests";
-                let fault = Fault::at(position, message).with_key(format!("{}.match", at.path));
-                cx.report(fault.with_related("first here", first));
-            } else {
-                seen_matches.insert(when.clone(), position.clone());
-            }
+            ties.check(cx, when, position, &at.path);
         }
         cx.spend_copies(at, site_filters.iter().map(FilterUse::weight).sum())?;
         Some(Route {
@@ -483,83 +413,6 @@ impl RouteDraft {
         fields.close(cx);
         Some(Self { name, when, filters, cache, target })
     }
-}
-
-impl Match {
-    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
-        let mut fields = Fields::open(cx, at, "Match")?;
-        // A part that is wrong makes no match at all: it must not look equal to another.
-        let path = fields.get("path").map(|at| parsed(cx, &at, "`/path` or `/path/*`", parse_path));
-        let methods = fields.get("method").map(|at| read_methods(cx, &at));
-        let headers = fields.get("header").map(|at| headers(cx, &at));
-        fields.close(cx);
-        Some(Self {
-            path: path.unwrap_or_else(|| Some(Self::default().path))?,
-            methods: methods.unwrap_or_else(|| Some(Vec::new()))?,
-            headers: headers.unwrap_or_else(|| Some(Vec::new()))?,
-        })
-    }
-}
-
-fn parse_path(text: &str) -> Result<PathMatch, (String, Option<String>)> {
-    let wrong = |why: &str, help: String| Err((why.to_owned(), Some(help)));
-    if !text.starts_with('/') {
-        return wrong("does not begin with `/`", format!("did you mean `/{text}`?"));
-    }
-    if let Some(bad) =
-        text.chars().find(|c| matches!(c, '?' | '#') || c.is_whitespace() || c.is_control() || !c.is_ascii())
-    {
-        let help = match bad {
-            '?' | '#' => "a path ends before `?` and `#`; use `match` for the path alone".into(),
-            _ => "write other characters percent-encoded, as they stand in a request".into(),
-        };
-        return wrong("is not a path", help);
-    }
-    if text.split('/').any(|segment| matches!(segment, "." | "..")) {
-        return wrong(
-            "has a dot segment",
-            "requests are matched after `.` and `..` are resolved (RFC 3986, 5.2.4)".into(),
-        );
-    }
-    let prefix = text.strip_suffix("/*");
-    if prefix.unwrap_or(text).contains('*') {
-        return wrong(
-            "has a wildcard inside",
-            "only the end may be a wildcard: `/x/*` is `/x` and everything below".into(),
-        );
-    }
-    Ok(prefix.map_or_else(|| PathMatch::Exact(text.into()), |prefix| PathMatch::Prefix(prefix.into())))
-}
-
-/// The methods, sorted, so that two lists of the same are equal.
-fn read_methods(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<String>> {
-    const USUAL: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"];
-    let mut seen = BTreeSet::new();
-    let mut whole = true;
-    let methods = filled_list(cx, at, |cx, at| {
-        let method = parsed(cx, at, "a method", |text| {
-            let upper = text.to_ascii_uppercase();
-            if text != upper && USUAL.contains(&upper.as_str()) {
-                return Err((
-                    "is not a method".into(),
-                    Some(format!("did you mean `{upper}`? methods are case-sensitive")),
-                ));
-            }
-            if is_token(text) { Ok(text.to_owned()) } else { Err(("is not a method".into(), None)) }
-        });
-        whole &= method.is_some();
-        let method = method?;
-        if seen.insert(method.clone()) {
-            Some(method)
-        } else {
-            whole = false;
-            cx.refuse(at.fault("this method is written twice"))
-        }
-    });
-    methods.filter(|_| whole).map(|mut methods| {
-        methods.sort();
-        methods
-    })
 }
 
 impl CachePolicy {

@@ -617,7 +617,43 @@ fn routes() {
         ),
         (
             "to: demo\n    match: { path: /a*/b }",
-            "13:20 sites[0].routes[0].match.path: `/a*/b` has a wildcard inside | only the end may be a wildcard: `/x/*` is `/x` and everything below",
+            "13:20 sites[0].routes[0].match.path: `/a*/b` has a wildcard inside a segment | `*` stands for a whole segment: `/x/*/y`",
+        ),
+        (
+            "to: demo\n    match: { path: \"~[a\" }",
+            "13:20 sites[0].routes[0].match.path: `~[a` is not a regular expression | unclosed character class",
+        ),
+        (
+            "to: demo\n    match: { client: [10.0.0.1/8] }",
+            "13:23 sites[0].routes[0].match.client[0]: `10.0.0.1/8` has bits beyond its length | did you mean `10.0.0.0/8`?",
+        ),
+        (
+            "to: demo\n    match: { client: [ten] }",
+            "13:23 sites[0].routes[0].match.client[0]: `ten` is not a range of addresses | write `10.0.0.0/8` or `2001:db8::/32`",
+        ),
+        (
+            "to: demo\n    match: { geo: { country: [DE] } }",
+            "13:19 sites[0].routes[0].match.geo: there is no database that says where clients are | declare one: `geo: { database: FILE.mmdb }` at the top level",
+        ),
+        (
+            "to: demo\n    match: { query: { a: {} } }",
+            "13:26 sites[0].routes[0].match.query.a: nothing is said about the value | write one of `prefix`, `regex` and `present`",
+        ),
+        (
+            "to: demo\n    match: { cookie: { a: { prefix: x, present: true } } }",
+            "13:27 sites[0].routes[0].match.cookie.a: only one of `prefix`, `regex` and `present` can be written",
+        ),
+        (
+            "to: demo\n    match: { cookie: { \"a b\": x } }",
+            "13:24 sites[0].routes[0].match.cookie.a b: `a b` is not a cookie name",
+        ),
+        (
+            "{ name: a, to: demo, match: { path: /a/*/c } }\n  - { to: demo, match: { path: /*/b/c } }",
+            "13:17 sites[0].routes[1].match: another route of this site can match the same request, and neither is more specific",
+        ),
+        (
+            "{ name: a, to: demo, match: { method: [GET] } }\n  - { to: demo, match: { header: { x: y } } }",
+            "13:17 sites[0].routes[1].match: another route of this site can match the same request, and neither is more specific",
         ),
         (
             "to: demo\n    match: { path: /a/../b }",

@@ -15,8 +15,8 @@ use selvedge_config::{
     AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Compat, Config, EndpointAddr,
     FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
     Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report,
-    Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamProtocol, ValueError, WasmSource, Workers,
-    parse_duration,
+    Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamProtocol, ValueError, ValueMatch, WasmSource,
+    Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -241,7 +241,8 @@ sites:
         Match {
             path: PathMatch::Prefix("/api".into()),
             methods: vec!["GET".into(), "POST".into()],
-            headers: vec![("x-a".into(), "1".into()), ("x-b".into(), "2".into())],
+            headers: vec![("x-a".into(), ValueMatch::Exact("1".into())), ("x-b".into(), ValueMatch::Exact("2".into())),],
+            ..Match::default()
         }
     );
     let policy = api.cache.as_ref().unwrap();

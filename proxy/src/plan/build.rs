@@ -10,7 +10,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method};
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use selvedge_cache::{Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
@@ -219,7 +218,10 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 target,
                 upstreams: Arc::clone(&upstreams),
             };
-            router.add_route(index, rule(route, &mut faults), Arc::new(resolved));
+            match Rule::of(&route.when) {
+                Ok(rule) => router.add_route(index, rule, Arc::new(resolved)),
+                Err(what) => faults.push(Fault::at(&route.position, format!("{what} cannot be matched"))),
+            }
         }
     }
 
@@ -534,25 +536,6 @@ fn redact(used: &FilterUse, value: &serde_json::Value, pointer: &str, message: &
         }
         _ => {}
     }
-}
-
-fn rule(route: &selvedge_config::Route, faults: &mut Vec<Fault>) -> Rule {
-    let mut fault = |what: &str| faults.push(Fault::at(&route.position, format!("{what} cannot be matched")));
-    let mut methods = Vec::new();
-    for name in &route.when.methods {
-        match Method::from_bytes(name.as_bytes()) {
-            Ok(method) => methods.push(method),
-            Err(_) => fault(name),
-        }
-    }
-    let mut headers = Vec::new();
-    for (name, value) in &route.when.headers {
-        match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
-            (Ok(name), Ok(value)) => headers.push((name, value)),
-            _ => fault(name),
-        }
-    }
-    Rule { path: route.when.path.clone(), methods, headers }
 }
 
 fn fixed_response(respond: &selvedge_config::Respond) -> Result<(Box<ResponseHeader>, Bytes), String> {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 use selvedge_cache::{Cache, KeyScope, RoutePolicy};
 pub use selvedge_config::{BodyMode, HeaderEncoding, OnFailure, OnPause};
 use selvedge_geoip::Geo;
@@ -24,7 +24,7 @@ pub use self::build::{Built, Resources, build};
 use self::host::{NodeHost, View};
 pub use self::identity::Identity;
 pub(crate) use self::live::Live;
-pub use self::router::{Router, Selected};
+pub use self::router::{Asker, Router, Selected};
 pub use self::trouble::Trouble;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
@@ -197,9 +197,9 @@ impl Plan {
         self.troubles.iter().map(|(name, trouble)| (name.as_str(), trouble))
     }
 
-    /// The route for a request that arrived on a listener (its index), and its host without port; `None` = nobody serves it.
+    /// The route of a request, by its host without port; `None` = nobody serves it.
     #[must_use]
-    pub fn select(&self, listener: usize, request: &RequestHeader) -> Option<Selected<'_>> {
-        self.router.select(listener, request)
+    pub fn select(&self, asker: &Asker<'_>) -> Option<Selected<'_>> {
+        self.router.select(asker)
     }
 }

@@ -11,6 +11,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use selvedge_cache::{Cache, Scheme};
 
+use super::select::asker;
 use super::{RequestCtx, respond, step};
 use crate::chain::exchange::facts::Cached;
 use crate::listener::ListenerFacts;
@@ -35,7 +36,7 @@ fn route_of_get(request: &RequestHeader, ctx: &RequestCtx, listener: &ListenerFa
     }
     let mut get = request.clone();
     get.set_method(Method::GET);
-    match ctx.plan.select(listener.index, &get)? {
+    match ctx.plan.select(&asker(&get, ctx, listener))? {
         Selected::Route(route) => Some(Arc::clone(route)),
         Selected::NoRoute => None,
     }
@@ -88,7 +89,7 @@ fn can_be_repeated(request: &RequestHeader, ctx: &RequestCtx, listener: &Listene
     route.filters.is_empty()
         || ctx.upstream.is_none()
             && !ctx.cache.has_wishes()
-            && matches!(ctx.plan.select(listener.index, request), Some(Selected::Route(again)) if Arc::ptr_eq(again, route))
+            && matches!(ctx.plan.select(&asker(request, ctx, listener)), Some(Selected::Route(again)) if Arc::ptr_eq(again, route))
 }
 
 /// The request is about to go forward, unless it must not (`only-if-cached`); false when it was answered here.

@@ -3,16 +3,28 @@
 use std::sync::Arc;
 
 use pingora::Result;
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::{Edge, RequestCtx, respond};
-use crate::plan::{Route, Selected};
+use crate::listener::ListenerFacts;
+use crate::plan::{Asker, Route, Selected};
 
 /// The route of the request; `None` = nobody serves it.
 pub(crate) fn route(edge: &Edge, session: &Session, ctx: &RequestCtx) -> Option<Arc<Route>> {
-    match ctx.plan.select(edge.listener.index, session.req_header())? {
+    match ctx.plan.select(&asker(session.req_header(), ctx, &edge.listener))? {
         Selected::Route(route) => Some(Arc::clone(route)),
         Selected::NoRoute => None,
+    }
+}
+
+/// What the router may know of a request.
+pub(crate) fn asker<'r>(request: &'r RequestHeader, ctx: &'r RequestCtx, listener: &ListenerFacts) -> Asker<'r> {
+    Asker {
+        tls: listener.tls,
+        client: ctx.client.map(|client| client.ip()),
+        geo: ctx.plan.geo.as_deref(),
+        ..Asker::new(listener.index, request)
     }
 }
 

@@ -1,0 +1,190 @@
+//! What a route asks of a request beside its path.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::net::IpAddr;
+
+use http::{HeaderName, Method, header};
+use ipnet::IpNet;
+use percent_encoding::percent_decode;
+use pingora::http::RequestHeader;
+use regex::bytes::{Regex, RegexBuilder};
+use selvedge_config::{Match, REGEX_SIZE, ValueMatch};
+use selvedge_geoip::{Geo, Location};
+
+/// Who asks for what, as far as routes may ask about it.
+pub struct Asker<'r> {
+    /// The number of the listener.
+    pub listener: usize,
+    /// Whether it came over TLS.
+    pub tls: bool,
+    /// The request's header, in origin form.
+    pub request: &'r RequestHeader,
+    /// The client's address; `None` = unknown: no range holds it.
+    pub client: Option<IpAddr>,
+    /// Where clients are; looked at only when a route asks.
+    pub geo: Option<&'r Geo>,
+    pub(crate) location: OnceCell<Option<Location>>,
+}
+
+impl<'r> Asker<'r> {
+    /// A request that arrived on a listener (its number), without TLS, from nobody knows where.
+    #[must_use]
+    pub fn new(listener: usize, request: &'r RequestHeader) -> Self {
+        Self { listener, tls: false, request, client: None, geo: None, location: OnceCell::new() }
+    }
+
+    fn location(&self) -> Option<&Location> {
+        self.location.get_or_init(|| self.geo?.lookup(self.client?)).as_ref()
+    }
+}
+
+/// All of these must hold.
+#[derive(Default)]
+pub(super) struct Conditions {
+    methods: Vec<Method>,
+    headers: Vec<(HeaderName, Value)>,
+    query: Vec<(String, Value)>,
+    cookies: Vec<(String, Value)>,
+    clients: Vec<IpNet>,
+    countries: Vec<String>,
+    continents: Vec<String>,
+    tls: Option<bool>,
+}
+
+/// What a value has to be.
+enum Value {
+    Exact(Vec<u8>),
+    Prefix(Vec<u8>),
+    Regex(Regex),
+    Present,
+    Absent,
+}
+
+/// What cannot be matched, by its name in the configuration.
+#[derive(Debug)]
+pub(super) struct Unmatched(pub(super) String);
+
+impl Conditions {
+    pub(super) fn of(when: &Match) -> Result<Self, Unmatched> {
+        let method = |name: &String| Method::from_bytes(name.as_bytes()).map_err(|_| Unmatched(name.clone()));
+        let header = |(name, value): &(String, ValueMatch)| {
+            let known = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Unmatched(name.clone()))?;
+            Ok((known, Value::of(name, value)?))
+        };
+        let named = |(name, value): &(String, ValueMatch)| Ok((name.clone(), Value::of(name, value)?));
+        Ok(Self {
+            methods: when.methods.iter().map(method).collect::<Result<_, _>>()?,
+            headers: when.headers.iter().map(header).collect::<Result<_, _>>()?,
+            query: when.query.iter().map(named).collect::<Result<_, _>>()?,
+            cookies: when.cookies.iter().map(named).collect::<Result<_, _>>()?,
+            clients: when.clients.clone(),
+            countries: when.geo.countries.clone(),
+            continents: when.geo.continents.clone(),
+            tls: when.tls,
+        })
+    }
+
+    /// Whether a request fulfils all of them.
+    pub(super) fn hold(&self, asker: &Asker<'_>) -> bool {
+        self.failing(asker).is_none()
+    }
+
+    /// The first that does not hold, named as in the configuration.
+    pub(super) fn failing(&self, asker: &Asker<'_>) -> Option<&'static str> {
+        let request = asker.request;
+        if !self.methods.is_empty() && !self.methods.contains(&request.method) {
+            return Some("method");
+        }
+        if self.tls.is_some_and(|tls| tls != asker.tls) {
+            return Some("tls");
+        }
+        let field = |(name, value): &(HeaderName, Value)| {
+            value.matches(request.headers.get_all(name).iter().map(|value| Cow::Borrowed(value.as_bytes())))
+        };
+        if !self.headers.iter().all(field) {
+            return Some("header");
+        }
+        if !self.cookies.iter().all(|(name, value)| value.matches(cookies(request, name))) {
+            return Some("cookie");
+        }
+        if !self.query.iter().all(|(name, value)| value.matches(parameters(request, name))) {
+            return Some("query");
+        }
+        if !self.clients.is_empty() {
+            // An IPv4 client of an IPv6 socket is meant by ranges of IPv4.
+            let client = asker.client.map(|client| client.to_canonical());
+            if !client.is_some_and(|client| self.clients.iter().any(|range| range.contains(&client))) {
+                return Some("client");
+            }
+        }
+        let is_in =
+            |codes: &[String], code: Option<&str>| code.is_some_and(|code| codes.iter().any(|known| known == code));
+        if !self.countries.is_empty() {
+            let country = asker.location().and_then(|location| location.country);
+            if !is_in(&self.countries, country.as_ref().map(|country| country.as_str())) {
+                return Some("geo.country");
+            }
+        }
+        if !self.continents.is_empty() {
+            let continent = asker.location().and_then(|location| location.continent);
+            if !is_in(&self.continents, continent.as_ref().map(|continent| continent.as_str())) {
+                return Some("geo.continent");
+            }
+        }
+        None
+    }
+}
+
+impl Value {
+    fn of(name: &str, value: &ValueMatch) -> Result<Self, Unmatched> {
+        Ok(match value {
+            ValueMatch::Exact(text) => Self::Exact(text.clone().into_bytes()),
+            ValueMatch::Prefix(text) => Self::Prefix(text.clone().into_bytes()),
+            ValueMatch::Regex(regex) => {
+                let built = RegexBuilder::new(regex).size_limit(REGEX_SIZE).build();
+                Self::Regex(built.map_err(|_| Unmatched(name.to_owned()))?)
+            }
+            ValueMatch::Present(true) => Self::Present,
+            ValueMatch::Present(false) => Self::Absent,
+        })
+    }
+
+    /// Whether one of the values is as it has to be.
+    fn matches<'v>(&self, mut given: impl Iterator<Item = Cow<'v, [u8]>>) -> bool {
+        match self {
+            Self::Exact(wanted) => given.any(|value| *value == **wanted),
+            Self::Prefix(wanted) => given.any(|value| value.starts_with(wanted)),
+            Self::Regex(regex) => given.any(|value| regex.is_match(&value)),
+            Self::Present => given.next().is_some(),
+            Self::Absent => given.next().is_none(),
+        }
+    }
+}
+
+/// The values of a cookie (RFC 6265, 4.2.1).
+fn cookies<'r>(request: &'r RequestHeader, name: &'r str) -> impl Iterator<Item = Cow<'r, [u8]>> {
+    let pairs =
+        request.headers.get_all(header::COOKIE).iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
+    pairs.filter_map(move |pair| {
+        let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        Some(Cow::Borrowed(value))
+    })
+}
+
+/// The values of a query parameter, decoded as forms are (`+` is a blank).
+fn parameters<'r>(request: &'r RequestHeader, name: &'r str) -> impl Iterator<Item = Cow<'r, [u8]>> {
+    let pairs = request.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pairs.filter_map(move |pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (*decoded(key) == *name.as_bytes()).then(|| decoded(value))
+    })
+}
+
+fn decoded(text: &str) -> Cow<'_, [u8]> {
+    if text.contains('+') {
+        let blanks = text.replace('+', " ");
+        return Cow::Owned(percent_decode(blanks.as_bytes()).collect());
+    }
+    percent_decode(text.as_bytes()).into()
+}
