@@ -208,3 +208,49 @@ async fn an_endpoint_that_is_killed_is_ejected_at_once_and_nobody_notices() {
     let known = endpoints(&edge);
     assert!(known[0].ejected && known[0].requests < 5, "{known:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preferred_zone_is_used_until_it_is_full_or_gone() {
+    let (sender, receiver) = tokio::sync::watch::channel(false);
+    let near = Origin::start_async(move |request| {
+        let mut go = receiver.clone();
+        Box::pin(async move {
+            if request.target == "/slow" {
+                let _ = go.wait_for(|go| *go).await;
+            }
+            Origin::reply(200, &[], "near")
+        })
+    })
+    .await;
+    let far = Origin::start(|_| Origin::reply(200, &[], "far")).await;
+    let edge = Edge::start(
+        &yaml(
+            "{ endpoints: [{ addr: \"127.0.0.1:${PORT_a}\", zone: here }, { addr: \"127.0.0.1:${PORT_b}\", zone: there }],
+            prefer: { by: \"zone:here\", load_limit: 1 } }",
+        ),
+        &[("a", near.address()), ("b", far.address())],
+    );
+    for _ in 0..5 {
+        assert_eq!(Client::get(edge.web(), "/").await.text(), "near");
+        selvedge_tests::until("nothing is under way", || endpoints(&edge)[0].in_flight == 0).await;
+    }
+    let mut slow = Client::connect(edge.web()).await;
+    slow.send(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    selvedge_tests::until("it is full", || endpoints(&edge)[0].in_flight == 1).await;
+    assert_eq!(Client::get(edge.web(), "/").await.text(), "far");
+    sender.send(true).expect("somebody waits");
+    assert_eq!(slow.response("GET").await.text(), "near");
+    selvedge_tests::until("there is room", || endpoints(&edge)[0].in_flight == 0).await;
+    assert_eq!(Client::get(edge.web(), "/").await.text(), "near");
+    assert!(edge.plan().upstreams.get("app").expect("configured").drain(endpoints(&edge)[0].id, true));
+    assert_eq!(Client::get(edge.web(), "/").await.text(), "far");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nearest_needs_a_geo_database() {
+    let app = yaml("{ endpoints: [\"127.0.0.1:1\"], prefer: { by: nearest } }");
+    let report = Edge::try_start(&app, &[]).err().expect("at fault").to_string();
+    assert!(report.contains("`prefer: { by: nearest }` needs `geo`"), "{report}");
+    let edge = Edge::start(&format!("geo: {{ database: \"builtin:test\" }}\n{app}"), &[]);
+    assert_eq!(endpoints(&edge).len(), 1);
+}

@@ -149,7 +149,7 @@ upstreams:
     dns: {}
     health_check: { http: {} }
     outlier: { failure_rate: { above: 50% } }
-  b: { endpoints: [a:1], health_check: { tcp: {} } }
+  b: { endpoints: [a:1], health_check: { tcp: {} }, prefer: { by: nearest } }
   c: { endpoints: [a:1], protocol: h2, health_check: { grpc: {} } }
 filters:
   f: { wasm: file:f.wasm, limits: {}, isolation: { pool: 2 }, request_body: { peek: 1KiB } }
@@ -216,6 +216,7 @@ sites:
             ("MetricsEndpoint", json!(["bind"])),
             ("Peek", json!(["peek"])),
             ("Pool", json!(["pool"])),
+            ("Prefer", json!(["by"])),
             ("Respond", json!(["status"])),
             ("Site", json!(["hosts", "routes"])),
             ("Sticky", json!(["cookie"])),
@@ -256,6 +257,7 @@ sites:
             let http_probe = shape("HttpProbe", json!({}));
             upstream["health_check"] = shape("HealthCheck", json!({ "http": http_probe }));
             let mut hashed = upstream.clone();
+            upstream["prefer"] = shape("Prefer", json!({ "by": "nearest" }));
             hashed["protocol"] = json!("h2");
             hashed["health_check"] = json!({ "grpc": shape("GrpcProbe", json!({})) });
             hashed["balance"] = json!({ "consistent_hash": shape("ConsistentHash", json!({ "by": "path" })) });

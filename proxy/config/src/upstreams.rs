@@ -4,6 +4,7 @@ mod balance;
 mod dns;
 mod health;
 mod outlier;
+mod prefer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +21,7 @@ pub use self::balance::{Balance, ConsistentHash, HashAlgorithm, HashBy, Sticky};
 pub use self::dns::Dns;
 pub use self::health::{GrpcProbe, HealthCheck, HttpProbe, InitialHealth, Probe, TcpProbe};
 pub use self::outlier::{FailureRate, Outlier};
+pub use self::prefer::{Place, Prefer, PreferBy};
 use crate::{
     decode::{
         At, Cx, Fields, choice, duration, duration_or_zero, filled_list, host_name, parsed, path, percent, reference,
@@ -56,6 +58,9 @@ pub struct Upstream {
 
     /// Keeps a client at the endpoint that served it first, as long as that endpoint may be sent requests. Absent: no.
     pub sticky: Option<Sticky>,
+
+    /// Sends requests to near endpoints, as long as they can take them. Not with `consistent_hash`. Absent: all are equally near.
+    pub prefer: Option<Prefer>,
 
     /// How the names of endpoints become addresses.
     #[schemars(with = "Option<Dns>")]
@@ -113,6 +118,8 @@ pub struct Endpoint {
     pub addr: EndpointAddr,
     /// Its share of requests against the other endpoints' weights, 1 to 1000. Default 1.
     pub weight: u16,
+    /// Where it stands.
+    pub place: Place,
     /// Where it is written.
     pub position: Position,
 }
@@ -136,6 +143,13 @@ struct WeightedEndpoint {
     /// Its share of requests against the other endpoints' weights, 1 to 1000. Default 1.
     #[schemars(with = "Option<u16>", range(min = 1, max = 1000), extend("default" = 1))]
     weight: u16,
+    /// The zone it stands in, for `prefer`. A name of your own. Absent: in none.
+    zone: Option<String>,
+    /// The country it stands in, two letters (ISO 3166-1), for `prefer`. Absent: unknown.
+    #[schemars(regex(pattern = r"^[A-Za-z]{2}$|\$\{"))]
+    country: Option<String>,
+    /// Where it stands, `LATITUDE,LONGITUDE` in degrees, for `prefer`. Absent: farther than all others.
+    at: Option<String>,
 }
 
 /// Where an endpoint is.
@@ -244,6 +258,7 @@ struct Settings {
     timeouts: Option<Timeouts>,
     balance: Option<Balance>,
     sticky: Option<Sticky>,
+    prefer: Option<Prefer>,
     dns: Option<Dns>,
     health_check: Option<HealthCheck>,
     outlier: Option<Outlier>,
@@ -260,6 +275,7 @@ impl Settings {
             timeouts: self.timeouts.or(other.timeouts),
             balance: self.balance.or_else(|| other.balance.clone()),
             sticky: self.sticky.or_else(|| other.sticky.clone()),
+            prefer: self.prefer.or_else(|| other.prefer.clone()),
             dns: self.dns.or_else(|| other.dns.clone()),
             health_check: self.health_check.or_else(|| other.health_check.clone()),
             outlier: self.outlier.or(other.outlier),
@@ -299,13 +315,25 @@ impl Draft {
         let timeouts = fields.read(cx, "timeouts", Timeouts::read);
         let balance = fields.read(cx, "balance", Balance::read);
         let sticky = fields.read(cx, "sticky", Sticky::read);
+        let prefer = fields.read(cx, "prefer", Prefer::read);
         let dns = fields.read(cx, "dns", Dns::read);
         let health_check = fields.read(cx, "health_check", HealthCheck::read);
         let outlier = fields.read(cx, "outlier", Outlier::read);
         let panic = fields.read(cx, "panic", percent);
         let slow_start = fields.read(cx, "slow_start", duration_or_zero);
-        let settings =
-            Settings { tls, protocol, timeouts, balance, sticky, dns, health_check, outlier, panic, slow_start };
+        let settings = Settings {
+            tls,
+            protocol,
+            timeouts,
+            balance,
+            sticky,
+            prefer,
+            dns,
+            health_check,
+            outlier,
+            panic,
+            slow_start,
+        };
         let like = like_at.and_then(|at| {
             let name = reference(cx, &at, "upstream", names)?;
             Some((name, at.fault("`like` goes in a circle")))
@@ -351,6 +379,10 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             let fault = Fault::at(&draft.position, "`health_check.grpc` needs `protocol: h2`");
             cx.report(fault.with_key(format!("upstreams.{name}")));
         }
+        if matches!(settings.balance, Some(Balance::ConsistentHash(_))) && settings.prefer.is_some() {
+            let fault = Fault::at(&draft.position, "`prefer` does nothing with `consistent_hash`");
+            cx.report(fault.with_key(format!("upstreams.{name}")).with_help("remove one of them"));
+        }
         if matches!(settings.balance, Some(Balance::ConsistentHash(_)))
             && settings.slow_start.is_some_and(|time| !time.is_zero())
         {
@@ -364,6 +396,7 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             timeouts: settings.timeouts.unwrap_or_default(),
             balance: settings.balance.unwrap_or_default(),
             sticky: settings.sticky,
+            prefer: settings.prefer,
             dns: settings.dns.unwrap_or_default(),
             health_check: settings.health_check,
             outlier: settings.outlier,
@@ -393,14 +426,20 @@ fn read_endpoints(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<Endpoint>> {
 impl Endpoint {
     fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         if !matches!(at.node.data, Data::Map(_)) {
-            return Some(Self { addr: read_addr(cx, at)?, weight: 1, position: at.node.position.clone() });
+            return Some(Self {
+                addr: read_addr(cx, at)?,
+                weight: 1,
+                place: Place::default(),
+                position: at.node.position.clone(),
+            });
         }
         let mut fields = Fields::open(cx, at, "WeightedEndpoint")?;
         let addr = fields.need(cx, "addr", |cx, at| Some((read_addr(cx, at)?, at.node.position.clone())));
         let weight = fields.read(cx, "weight", |cx, at| whole(cx, at, 1, 1000));
+        let place = Place::read(cx, &mut fields);
         fields.close(cx);
         let (addr, position) = addr?;
-        Some(Self { addr, weight: weight.unwrap_or(1), position })
+        Some(Self { addr, weight: weight.unwrap_or(1), place, position })
     }
 }
 

@@ -431,6 +431,26 @@ fn upstreams() {
             "6:36 upstreams.demo.tls.cert: `key` is missing beside it",
         ),
         (
+            "demo: { endpoints: [a:1], prefer: { by: near } }",
+            "6:43 upstreams.demo.prefer.by: `near` is nothing to prefer by | expected `nearest` or `zone:NAME`",
+        ),
+        (
+            "demo: { endpoints: [a:1], prefer: { by: \"zone:a b\" } }",
+            "6:43 upstreams.demo.prefer.by: `zone:a b` is not a name | expected `nearest` or `zone:NAME`",
+        ),
+        (
+            "demo: { endpoints: [a:1], prefer: { by: nearest }, balance: { consistent_hash: { by: path } } }",
+            "6:3 upstreams.demo: `prefer` does nothing with `consistent_hash` | remove one of them",
+        ),
+        (
+            "demo: { endpoints: [{ addr: a:1, at: \"91,0\" }] }",
+            "6:40 upstreams.demo.endpoints[0].at: `91,0` is no place on Earth | write `\"52.52,13.40\"`",
+        ),
+        (
+            "demo: { endpoints: [{ addr: a:1, country: Germany }] }",
+            "6:45 upstreams.demo.endpoints[0].country: `Germany` is no country code | expected the two letters of a country",
+        ),
+        (
             "demo: { endpoints: [a:1], like: dmo }",
             "6:35 upstreams.demo.like: there is no upstream `dmo` | did you mean `demo`?",
         ),

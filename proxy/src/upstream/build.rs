@@ -9,7 +9,7 @@ use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use selvedge_config::{Config, Dns, EndpointAddr, Fault, Servers, UpstreamProtocol};
+use selvedge_config::{Config, Dns, EndpointAddr, Fault, PreferBy, Servers, UpstreamProtocol};
 use tracing::warn;
 
 use super::names::{Name, Unresolved};
@@ -38,6 +38,10 @@ pub(crate) fn all(
                 continue;
             }
         };
+        let nearest = upstream.prefer.as_ref().is_some_and(|prefer| prefer.by == PreferBy::Nearest);
+        if nearest && config.geo.is_none() {
+            faults.push(Fault::at(&upstream.position, "`prefer: { by: nearest }` needs `geo`, which is not written"));
+        }
         match speech(upstream, files) {
             Ok(speech) => drafts.push((name, upstream, speech, sources)),
             Err(message) => faults.push(Fault::at(&upstream.position, message)),
@@ -83,13 +87,14 @@ fn sources(
 ) -> std::io::Result<Vec<Source>> {
     match &upstream.servers {
         Servers::Builtin(selvedge_config::Builtin::Demo) => {
-            Ok(vec![Source { written: EndpointAddr::Ip(demo()?), weight: 1, name: None }])
+            Ok(vec![Source { written: EndpointAddr::Ip(demo()?), weight: 1, place: Arc::default(), name: None }])
         }
         Servers::Endpoints(endpoints) => Ok(endpoints
             .iter()
             .map(|endpoint| Source {
                 written: endpoint.addr.clone(),
                 weight: endpoint.weight,
+                place: Arc::new(endpoint.place.clone()),
                 name: match &endpoint.addr {
                     EndpointAddr::Host { host, .. } => Some(Name { host: host.as_str().into(), dns: Arc::clone(dns) }),
                     EndpointAddr::Ip(_) | EndpointAddr::Unix(_) => None,

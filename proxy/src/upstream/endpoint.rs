@@ -11,11 +11,12 @@ use http::header;
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
+use selvedge_config::Place;
 
 use super::balance::latency::{self, Latency};
 use super::health::{Checks, Health};
 use super::outlier::{Met, Record};
-use super::{Rules, Upstream, clock, sticky};
+use super::{Rules, Source, Upstream, clock, sticky};
 
 /// Where an endpoint is, resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +89,7 @@ pub(crate) struct Endpoint {
     id: EndpointId,
     address: Address,
     weight: u16,
+    place: Arc<Place>,
     /// What it is called in a `Host` header of our own.
     authority: Arc<str>,
     peer: HttpPeer,
@@ -164,13 +166,15 @@ impl Endpoint {
         rules: &Arc<Rules>,
         upstream: &Weak<Upstream>,
         address: Address,
-        weight: u16,
+        source: &Source,
         authority: Arc<str>,
         state: Arc<State>,
         peer: HttpPeer,
     ) -> Self {
         let id = EndpointId::new(&rules.name, &address);
-        Self { id, address, weight, authority, peer, state, rules: Arc::clone(rules), upstream: Weak::clone(upstream) }
+        let (rules, upstream) = (Arc::clone(rules), Weak::clone(upstream));
+        let (weight, place) = (source.weight, Arc::clone(&source.place));
+        Self { id, address, weight, place, authority, peer, state, rules, upstream }
     }
 
     pub(crate) fn id(&self) -> EndpointId {
@@ -202,6 +206,11 @@ impl Endpoint {
     /// What it meets concerns this upstream now, requests of older plans included.
     pub(super) fn come_home(&self, upstream: &Arc<Upstream>) {
         *self.state.home.lock() = Arc::downgrade(upstream);
+    }
+
+    /// Where it stands.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
     }
 
     pub(super) fn state(&self) -> &State {

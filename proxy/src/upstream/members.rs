@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use selvedge_config::Balance;
+use selvedge_config::{Balance, Prefer};
 
 use super::balance::Table;
 use super::clock::millis;
 use super::endpoint::{Endpoint, EndpointId, Standing};
+use super::near::Nearby;
 use super::schedule::interleave;
 use super::{Ask, NoEndpoint, Rules};
 
@@ -18,6 +19,8 @@ pub(super) struct Members {
     /// The turns of those, by their place in `all`: one of weight 3 has three.
     turns: Vec<u16>,
     table: Option<Arc<Table>>,
+    /// The turns at each place, where some are preferred to others.
+    nearby: Nearby,
     /// Where in `all` an id is, in order of ids; empty where nobody asks.
     ids: Arc<[(EndpointId, usize)]>,
     /// Whether too few are well, so that all are used.
@@ -80,8 +83,9 @@ impl Members {
                 },
             });
         }
+        let nearby = Nearby::new(rules.prefer.as_ref(), &all, &weights);
         let in_use = weights.iter().map(|weight| *weight > 0).collect();
-        Self { turns: interleave(&weights), all, in_use, table, ids, panicking, due }
+        Self { turns: interleave(&weights), all, in_use, nearby, table, ids, panicking, due }
     }
 
     /// Every endpoint, whether it may be sent requests or not.
@@ -121,6 +125,11 @@ impl Members {
         {
             return Ok(&self.all[self.ids[found].1]);
         }
+        if let Some(prefer) = &rules.prefer
+            && let Some(found) = self.near(rules, prefer, ask, &now)
+        {
+            return Ok(found);
+        }
         match (&rules.balance, &self.table, ask.key) {
             (Balance::RoundRobin, ..) => self.from(turn(), ask),
             (Balance::ConsistentHash(_), Some(table), Some(key)) => {
@@ -128,41 +137,68 @@ impl Members {
             }
             (Balance::Ewma, ..) => {
                 let now = now();
-                let cost = |endpoint: &Endpoint| {
-                    endpoint.state().latency.cost(endpoint.in_flight(), now) / f64::from(endpoint.weight())
-                };
-                self.better(ask, |one, other| cost(one) <= cost(other))
+                self.better(&self.turns, not_avoided(ask), |one, other| cost(one, now) <= cost(other, now))
             }
             // Without a key to hash, any will do.
             (Balance::LeastRequest | Balance::ConsistentHash(_), ..) => {
-                let load = |one: &Endpoint, other: &Endpoint| u64::from(one.in_flight()) * u64::from(other.weight());
-                self.better(ask, |one, other| load(one, other) <= load(other, one))
+                self.better(&self.turns, not_avoided(ask), |one, other| load(one, other) <= load(other, one))
             }
         }
     }
 
+    /// The best endpoint of the nearest place that has one with room.
+    fn near(&self, rules: &Rules, prefer: &Prefer, ask: &Ask<'_>, now: &impl Fn() -> u64) -> Option<&Arc<Endpoint>> {
+        let limit = match u32::from(prefer.load_limit) {
+            0 => u32::MAX,
+            limit => limit,
+        };
+        let acceptable = |endpoint: &Endpoint| {
+            endpoint.in_flight() < limit.saturating_mul(u32::from(endpoint.weight())) && not_avoided(ask)(endpoint)
+        };
+        let now = if rules.balance == Balance::Ewma { Some(now()) } else { None };
+        self.nearby.find(&prefer.by, ask.location.as_ref(), |turns| match now {
+            Some(now) => self.better(turns, acceptable, |one, other| cost(one, now) <= cost(other, now)).ok(),
+            None => self.better(turns, acceptable, |one, other| load(one, other) <= load(other, one)).ok(),
+        })
+    }
+
     /// Whose turn it is, or the next that is not to be avoided.
     fn from(&self, turn: usize, ask: &Ask<'_>) -> Result<&Arc<Endpoint>, NoEndpoint> {
-        let turns = (0..self.turns.len()).map(|more| self.at(turn.wrapping_add(more)));
-        turns.into_iter().find(|endpoint| !ask.avoid.contains(&endpoint.id())).ok_or(NoEndpoint::AllAvoided)
+        self.next(&self.turns, turn, not_avoided(ask)).ok_or(NoEndpoint::AllAvoided)
+    }
+
+    /// The first acceptable one from a turn on.
+    fn next(&self, turns: &[u16], turn: usize, acceptable: impl Fn(&Endpoint) -> bool) -> Option<&Arc<Endpoint>> {
+        let at = |turn: usize| &self.all[usize::from(turns[turn % turns.len()])];
+        (0..turns.len()).map(|more| at(turn.wrapping_add(more))).find(|endpoint| acceptable(endpoint))
     }
 
     /// Of two drawn by weight, the first unless the second is better: the power of two choices.
     fn better(
         &self,
-        ask: &Ask<'_>,
+        turns: &[u16],
+        acceptable: impl Fn(&Endpoint) -> bool,
         not_worse: impl Fn(&Endpoint, &Endpoint) -> bool,
     ) -> Result<&Arc<Endpoint>, NoEndpoint> {
-        let one = self.from(fastrand::usize(..self.turns.len()), ask)?;
-        let second = fastrand::usize(..self.turns.len());
-        let mut others = (0..self.turns.len()).map(|more| self.at(second.wrapping_add(more)));
-        let other = others.find(|other| !Arc::ptr_eq(one, other) && !ask.avoid.contains(&other.id()));
+        let draw = || fastrand::usize(..turns.len());
+        let one = self.next(turns, draw(), &acceptable).ok_or(NoEndpoint::AllAvoided)?;
+        let other = self.next(turns, draw(), |other| !std::ptr::eq(other, Arc::as_ptr(one)) && acceptable(other));
         Ok(other.filter(|other| !not_worse(one, other)).unwrap_or(one))
     }
+}
 
-    fn at(&self, turn: usize) -> &Arc<Endpoint> {
-        &self.all[usize::from(self.turns[turn % self.turns.len()])]
-    }
+fn not_avoided(ask: &Ask<'_>) -> impl Fn(&Endpoint) -> bool {
+    |endpoint| !ask.avoid.contains(&endpoint.id())
+}
+
+/// What a request would take at an endpoint, for its weight.
+fn cost(endpoint: &Endpoint, now: u64) -> f64 {
+    endpoint.state().latency.cost(endpoint.in_flight(), now) / f64::from(endpoint.weight())
+}
+
+/// What is under way at one, to be compared with the same of the other.
+fn load(one: &Endpoint, other: &Endpoint) -> u64 {
+    u64::from(one.in_flight()) * u64::from(other.weight())
 }
 
 /// How far an endpoint is that rose at `since` (0: long ago), in steps, and when the next step comes; `None` = all the way.
@@ -193,6 +229,7 @@ mod tests {
             name: "app".into(),
             balance,
             sticky: None,
+            prefer: None,
             health: None,
             outlier: None,
             panic: Percent::HALF,
@@ -204,7 +241,12 @@ mod tests {
         let speech = Speech { tls: None, http2: false, timeouts: selvedge_config::Timeouts::default() };
         let address =
             |port: usize| EndpointAddr::Ip(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port + 1).unwrap())));
-        let source = |(index, weight): (usize, &u16)| Source { written: address(index), weight: *weight, name: None };
+        let source = |(index, weight): (usize, &u16)| Source {
+            written: address(index),
+            weight: *weight,
+            place: Arc::default(),
+            name: None,
+        };
         Upstream::new(rules, speech, weights.iter().enumerate().map(source).collect(), &Keeper::default())
     }
 

@@ -11,6 +11,8 @@ mod members;
 mod balance;
 mod schedule;
 
+mod near;
+
 mod sticky;
 
 mod outlier;
@@ -40,7 +42,7 @@ use pingora::protocols::ALPN;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::CertKey;
-use selvedge_config::{Balance, EndpointAddr, HealthCheck, Outlier, Percent, Sticky};
+use selvedge_config::{Balance, EndpointAddr, HealthCheck, Outlier, Percent, Place, Prefer, PreferBy, Sticky};
 use selvedge_geoip::Geo;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
@@ -50,6 +52,7 @@ pub(crate) use self::endpoint::{Endpoint, Failure, Lease, State};
 pub(crate) use self::keeper::Keeper;
 use self::members::Members;
 use self::names::Name;
+use self::near::Spot;
 
 /// Every upstream of a plan, by name.
 #[derive(Default)]
@@ -95,6 +98,7 @@ const ENDPOINTS_MAX: usize = 4096;
 pub(crate) struct Source {
     written: EndpointAddr,
     weight: u16,
+    place: Arc<Place>,
     /// Where it is a name.
     name: Option<Name>,
 }
@@ -104,6 +108,7 @@ pub(crate) struct Rules {
     pub(crate) name: Arc<str>,
     pub(crate) balance: Balance,
     pub(crate) sticky: Option<Sticky>,
+    pub(crate) prefer: Option<Prefer>,
     pub(crate) health: Option<Arc<HealthCheck>>,
     pub(crate) outlier: Option<Outlier>,
     pub(crate) panic: Percent,
@@ -116,6 +121,7 @@ impl Rules {
             name: name.into(),
             balance: written.balance.clone(),
             sticky: written.sticky.clone(),
+            prefer: written.prefer.clone(),
             health: written.health_check.clone().map(Arc::new),
             outlier: written.outlier,
             panic: written.panic,
@@ -159,6 +165,8 @@ pub(crate) struct Ask<'a> {
     key: Option<u64>,
     /// The endpoint the client is to stay at.
     sticky: Option<EndpointId>,
+    /// Where the client is, when that matters.
+    location: Option<Spot>,
 }
 
 impl Ask<'_> {
@@ -227,7 +235,9 @@ impl Upstream {
                     warn!(upstream = %self.name, most = ENDPOINTS_MAX, "more endpoints than can be used");
                     return endpoints;
                 }
-                if let Some(known) = old.get(&address).filter(|known| known.weight() == source.weight) {
+                if let Some(known) =
+                    old.get(&address).filter(|known| known.weight() == source.weight && *known.place() == *source.place)
+                {
                     endpoints.push(Arc::clone(known));
                     continue;
                 }
@@ -237,7 +247,7 @@ impl Upstream {
                     state.rise(now);
                 }
                 let authority = self.speech.authority(source);
-                let endpoint = Endpoint::new(&self.rules, &self.this, address, source.weight, authority, state, peer);
+                let endpoint = Endpoint::new(&self.rules, &self.this, address, source, authority, state, peer);
                 endpoints.push(Arc::new(endpoint));
             }
         }
@@ -299,13 +309,16 @@ impl Upstream {
     }
 
     /// What a request wants of this upstream's balancing. `client` is who asks.
-    pub(crate) fn ask(&self, request: &RequestHeader, client: Option<IpAddr>, _geo: Option<&Geo>) -> Ask<'static> {
+    pub(crate) fn ask(&self, request: &RequestHeader, client: Option<IpAddr>, geo: Option<&Geo>) -> Ask<'static> {
         let mut ask = Ask::default();
         if let Balance::ConsistentHash(hash) = &self.rules.balance {
             ask.key = balance::key::of(&hash.by, request, client);
         }
         if let Some(rule) = &self.rules.sticky {
             ask.sticky = sticky::asked(rule, request);
+        }
+        if self.rules.prefer.as_ref().is_some_and(|prefer| prefer.by == PreferBy::Nearest) {
+            ask.location = client.and_then(|client| geo?.lookup(client)).map(|location| Spot::of(&location));
         }
         ask
     }
