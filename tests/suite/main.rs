@@ -8,6 +8,8 @@ mod http;
 
 mod hygiene;
 
+mod actions;
+
 mod door;
 
 mod pause;

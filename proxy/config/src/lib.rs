@@ -21,6 +21,7 @@
 //! environment variables, are in no fault; faults quote what is *written*. `Debug` of a filter's config, of a fixed
 //! response and of header matches prints no values.
 
+mod actions;
 mod admin;
 mod cache;
 mod decode;
@@ -39,6 +40,7 @@ mod tree;
 mod upstreams;
 mod values;
 
+pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath, Template};
 pub use admin::{Admin, AdminBind};
 pub use cache::{Cache, CacheMemory, Collapse};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};

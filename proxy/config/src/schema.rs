@@ -156,7 +156,8 @@ filters:
 sites:
 - hosts: ["*"]
   routes:
-  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: {}, to: a }
+  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: {}, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
+  - { match: { path: /b }, redirect: { to: /c } }
   - { respond: { status: 200 } }
 "#;
 
@@ -217,7 +218,9 @@ sites:
             ("Peek", json!(["peek"])),
             ("Pool", json!(["pool"])),
             ("Prefer", json!(["by"])),
+            ("Redirect", json!(["to"])),
             ("Respond", json!(["status"])),
+            ("RewritePath", json!(["regex", "with"])),
             ("Site", json!(["hosts", "routes"])),
             ("Sticky", json!(["cookie"])),
             ("Tcp", json!(["upstream"])),
@@ -272,9 +275,13 @@ sites:
                 "cache": { "memory": shape("CacheMemory", json!({})), "collapse": shape("Collapse", json!({})) },
                 "upstreams": { "a": upstream, "b": hashed },
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
-                "sites": [{ "hosts": ["*"], "routes": [{
-                    "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",
-                }] }],
+                "sites": [{ "hosts": ["*"], "routes": [
+                    {
+                        "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",
+                        "rewrite": shape("Rewrite", json!({ "host": "a" })),
+                    },
+                    { "match": { "path": "/r" }, "redirect": shape("Redirect", json!({ "to": "/" })) },
+                ] }],
             });
             let loaded =
                 Loader::new().load_str("a.yaml", &config.to_string()).map(|loaded| format!("{:#?}", loaded.config));

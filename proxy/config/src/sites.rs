@@ -10,12 +10,13 @@ use std::{
 use schemars::JsonSchema;
 
 use crate::{
+    actions::{HeaderRules, Redirect, Rewrite},
     decode::{
         At, Cx, Fields, NAME_HELP, check_name, choice, duration, filled_list, headers, host_name, list, parsed,
         reference, text, truth, whole,
     },
     filters::{Declared, FilterUse},
-    matching::{Match, Ties},
+    matching::{Match, PathMatch, Ties},
     report::{Fault, Position},
     tree::Data,
     values::DurationText,
@@ -38,6 +39,10 @@ pub struct Site {
     /// The filters that every route of the site runs before its own, in order. Already in each [`Route::filters`].
     #[schemars(with = "Option<Vec<FilterUse>>")]
     pub filters: Vec<FilterUse>,
+
+    /// Header fields that every route of the site sets, adds and removes, before its own. Already in each [`Route::headers`].
+    #[schemars(with = "Option<HeaderRules>")]
+    pub headers: HeaderRules,
 
     /// The routes; the most specific match wins, whatever the order. At least one. Required.
     #[schemars(length(min = 1))]
@@ -83,7 +88,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// What is done with some of a site's requests. Exactly one of `to` and `respond` is required.
+/// What is done with some of a site's requests. Exactly one of `to`, `respond` and `redirect` is required.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Route {
@@ -99,6 +104,13 @@ pub struct Route {
     /// declared configuration. Here with the site's in front.
     #[schemars(with = "Option<Vec<FilterUse>>")]
     pub filters: Vec<FilterUse>,
+
+    /// Header fields that are set, added and removed, on the request and on the response. Here with the site's in front.
+    #[schemars(with = "Option<HeaderRules>")]
+    pub headers: HeaderRules,
+
+    /// The target as the upstream gets it. Absent: as the client sent it. Needs `to`.
+    pub rewrite: Option<Rewrite>,
 
     /// Which responses are kept. Absent: none. Needs the top-level `cache`.
     pub cache: Option<CachePolicy>,
@@ -121,6 +133,9 @@ pub enum Target {
     /// The node itself.
     #[schemars(rename = "respond")]
     Respond(Respond),
+    /// The node itself, which sends the client elsewhere.
+    #[schemars(rename = "redirect")]
+    Redirect(Redirect),
 }
 
 /// Which responses of a route are kept, and how long (RFC 9111, RFC 5861). What the origin says wins unless `override`.
@@ -262,7 +277,8 @@ impl Site {
             })
         });
         let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
-        let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, &filters));
+        let headers = fields.read(cx, "headers", HeaderRules::read).unwrap_or_default();
+        let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, &filters, &headers));
         fields.close(cx);
         let http: Vec<&str> = names.listeners.difference(&names.tcp_listeners).copied().collect();
         if http.is_empty() && !names.listeners.is_empty() && !cx.incomplete {
@@ -274,6 +290,7 @@ impl Site {
             hosts: own_hosts?,
             listeners: listeners.unwrap_or_else(|| http.into_iter().map(String::from).collect()),
             filters,
+            headers,
             routes: routes?,
             position: at.node.position.clone(),
         })
@@ -317,7 +334,13 @@ fn read_filters(cx: &mut Cx<'_>, at: &At<'_>, declared: &Declared) -> Option<Vec
     list(cx, at, |cx, at| FilterUse::read(cx, at, declared))
 }
 
-fn read_routes(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>, site_filters: &[FilterUse]) -> Option<Vec<Route>> {
+fn read_routes(
+    cx: &mut Cx<'_>,
+    at: &At<'_>,
+    names: &Names<'_>,
+    site_filters: &[FilterUse],
+    site_headers: &HeaderRules,
+) -> Option<Vec<Route>> {
     let mut index = 0;
     let mut seen_names: BTreeMap<String, Position> = BTreeMap::new();
     let mut ties = Ties::default();
@@ -344,6 +367,8 @@ fn read_routes(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>, site_filters: &[
             name: draft.name?.0,
             when: draft.when?.0,
             filters: site_filters.iter().chain(&draft.filters).cloned().collect(),
+            headers: site_headers.then(&draft.headers),
+            rewrite: draft.rewrite,
             cache: draft.cache,
             target: draft.target?,
             position: at.node.position.clone(),
@@ -356,6 +381,8 @@ struct RouteDraft {
     name: Option<(String, Position)>,
     when: Option<(Match, Position)>,
     filters: Vec<FilterUse>,
+    headers: HeaderRules,
+    rewrite: Option<Rewrite>,
     cache: Option<CachePolicy>,
     target: Option<Target>,
 }
@@ -376,31 +403,54 @@ impl RouteDraft {
             Some(at) => Match::read(cx, &at).map(|when| (when, at.name_position().clone())),
         };
         let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
+        let headers = fields.read(cx, "headers", HeaderRules::read).unwrap_or_default();
         let to_at = fields.get("to");
         let respond_at = fields.get("respond");
+        let redirect_at = fields.get("redirect");
+        let rewrite_at = fields.get("rewrite");
         let cache_at = fields.get("cache");
 
-        let to = to_at.as_ref().and_then(|at| reference(cx, at, "upstream", &names.upstreams));
-        let respond = respond_at.as_ref().and_then(|at| Respond::read(cx, at));
-        let target = match (&to_at, &respond_at) {
-            (Some(to_at), Some(respond_at)) => {
-                let fault = Fault::at(respond_at.name_position(), "`to` and `respond` are both written");
-                let fault =
-                    fault.with_key(respond_at.path.clone()).with_related("the other one", to_at.name_position());
+        let to = to_at.as_ref().and_then(|at| reference(cx, at, "upstream", &names.upstreams)).map(Target::Upstream);
+        let respond = respond_at.as_ref().and_then(|at| Respond::read(cx, at)).map(Target::Respond);
+        let redirect = redirect_at.as_ref().and_then(|at| Redirect::read(cx, at)).map(Target::Redirect);
+        let written: Vec<&At<'_>> = [&to_at, &respond_at, &redirect_at].into_iter().flatten().collect();
+        let target = match &written[..] {
+            [_] => to.or(respond).or(redirect),
+            [] => {
+                let fault = fields.missing("`to` is missing");
+                cx.refuse(fault.with_help("write `to: UPSTREAM`, `respond: { status: .. }`, or `redirect: { to: .. }`"))
+            }
+            [first, .., last] => {
+                let word = |at: &At<'_>| at.path.rsplit('.').next().unwrap_or_default().to_owned();
+                let message = format!("`{}` and `{}` are both written", word(first), word(last));
+                let fault = Fault::at(last.name_position(), message);
+                let fault = fault.with_key(last.path.clone()).with_related("the other one", first.name_position());
                 cx.refuse(fault.with_help("a route has one of them"))
             }
-            (None, None) => {
-                let fault = fields.missing("`to` is missing");
-                cx.refuse(fault.with_help("write `to: UPSTREAM`, or `respond: { status: .. }`"))
-            }
-            _ => to.map(Target::Upstream).or(respond.map(Target::Respond)),
         };
+        let rewrite = rewrite_at.and_then(|at| {
+            let rewrite = Rewrite::read(cx, &at)?;
+            let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
+            if to_at.is_none() && !written.is_empty() {
+                cx.report(
+                    fault("`rewrite` does nothing without `to`").with_help("remove it: nothing is asked for elsewhere"),
+                );
+            }
+            let path = when.as_ref().map(|(when, _)| &when.path);
+            if rewrite.prefix.is_some() && !matches!(path, None | Some(PathMatch::Exact(_) | PathMatch::Prefix(_))) {
+                cx.report(
+                    fault("`prefix` needs a `match.path` that is exact or a prefix")
+                        .with_help("use `path: { regex, with }`"),
+                );
+            }
+            Some(rewrite)
+        });
         let cache = cache_at.and_then(|at| {
             let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
-            if respond_at.is_some() && to_at.is_none() {
+            if to_at.is_none() && !written.is_empty() {
                 cx.report(
-                    fault("`cache` does nothing with `respond`")
-                        .with_help("a fixed response is never fetched: remove `cache`"),
+                    fault("`cache` does nothing without `to`")
+                        .with_help("what the node answers itself is never fetched: remove `cache`"),
                 );
             } else if !names.cache {
                 cx.report(
@@ -411,7 +461,7 @@ impl RouteDraft {
             CachePolicy::read(cx, &at)
         });
         fields.close(cx);
-        Some(Self { name, when, filters, cache, target })
+        Some(Self { name, when, filters, headers, rewrite, cache, target })
     }
 }
 

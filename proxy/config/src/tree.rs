@@ -19,7 +19,7 @@ const MAX_DEPTH: usize = 64;
 
 /// How many nodes all files of a configuration may make, aliases expanded: a few lines of aliases of aliases would
 /// otherwise fill the memory ("billion laughs").
-pub(crate) const MAX_NODES: usize = 500_000;
+pub(crate) const MAX_NODES: usize = 2_000_000;
 
 /// Where a value of a filter's configuration is written, and whether it may be shown.
 #[derive(Clone, PartialEq)]

@@ -594,7 +594,10 @@ fn sites() {
 #[test]
 fn routes() {
     let cases = [
-        ("name: x", "12:5 sites[0].routes[0]: `to` is missing | write `to: UPSTREAM`, or `respond: { status: .. }`"),
+        (
+            "name: x",
+            "12:5 sites[0].routes[0]: `to` is missing | write `to: UPSTREAM`, `respond: { status: .. }`, or `redirect: { to: .. }`",
+        ),
         ("to: dem", "12:9 sites[0].routes[0].to: there is no upstream `dem` | did you mean `demo`?"),
         ("to: { split: [] }", "12:9 sites[0].routes[0].to: expected the name of an upstream, found a mapping"),
         (
@@ -629,7 +632,7 @@ fn routes() {
         ),
         (
             "respond: { status: 200 }\n    cache: {}",
-            "13:5 sites[0].routes[0].cache: `cache` does nothing with `respond` | a fixed response is never fetched: remove `cache`",
+            "13:5 sites[0].routes[0].cache: `cache` does nothing without `to` | what the node answers itself is never fetched: remove `cache`",
         ),
         (
             "to: demo\n    match: { path: api }",
@@ -674,6 +677,38 @@ fn routes() {
         (
             "{ name: a, to: demo, match: { method: [GET] } }\n  - { to: demo, match: { header: { x: y } } }",
             "13:17 sites[0].routes[1].match: another route of this site can match the same request, and neither is more specific",
+        ),
+        (
+            "redirect: { to: \"https://${hst}/\" }",
+            "12:21 sites[0].routes[0].redirect.to: `https://${hst}/` has `${hst}`, which is no request variable | there are client.ip, client.port, scheme, host, authority, method, path, query, uri, route, site, node, status, geo.country, geo.continent, header.NAME, cookie.NAME, param.NAME",
+        ),
+        (
+            "redirect: { to: /a, status: 304 }",
+            "12:33 sites[0].routes[0].redirect.status: 304 is no redirect | one of 301, 302, 303, 307 and 308",
+        ),
+        (
+            "redirect: { to: /a }\n    rewrite: { host: a }",
+            "13:5 sites[0].routes[0].rewrite: `rewrite` does nothing without `to` | remove it: nothing is asked for elsewhere",
+        ),
+        (
+            "to: demo\n    match: { path: \"~^/a\" }\n    rewrite: { prefix: /b }",
+            "14:5 sites[0].routes[0].rewrite: `prefix` needs a `match.path` that is exact or a prefix | use `path: { regex, with }`",
+        ),
+        (
+            "to: demo\n    headers: { request: { set: { Host: a } } }",
+            "13:34 sites[0].routes[0].headers.request.set.Host: the header `host` is the node's to write",
+        ),
+        (
+            "to: demo\n    headers: { response: { remove: [transfer-encoding] } }",
+            "13:37 sites[0].routes[0].headers.response.remove[0]: the header `transfer-encoding` is the node's to write",
+        ),
+        (
+            "to: demo\n    headers: { response: { add: { a: \"x\\ny\" } } }",
+            "13:38 sites[0].routes[0].headers.response.add.a: `x y` is not a header value | a header value has visible ASCII characters, with blanks only between them (RFC 9110, 5.5)",
+        ),
+        (
+            "to: demo\n    headers: { request: { add: { a: \"${geo.country}\" } } }",
+            "13:37 sites[0].routes[0].headers.request.add.a: there is no database that says where clients are | declare one: `geo: { database: FILE.mmdb }` at the top level",
         ),
         (
             "to: demo\n    match: { path: /a/../b }",

@@ -33,6 +33,7 @@ use super::router::{Router, Rule};
 use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Target, TcpRoute, Trouble};
 use crate::bundled;
 use crate::error_chain;
+use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
 use crate::upstream::{self, Keeper, Upstreams};
@@ -205,8 +206,18 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                         continue;
                     }
                 },
+                TargetConfig::Redirect(redirect) => Target::Redirect(Redirect::of(redirect)),
             };
+            let mut refused =
+                |what: String| faults.push(Fault::at(&route.position, format!("{what} cannot be written")));
+            let request_fields = Fields::of(&route.headers.request).map_err(&mut refused).ok().flatten();
+            let response_fields = Fields::of(&route.headers.response).map_err(&mut refused).ok().flatten();
+            let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::of(rewrite, &route.when.path));
+            let rewrite = rewrite.transpose().map_err(&mut refused).ok().flatten().map(Box::new);
             let resolved = Route {
+                request_fields,
+                response_fields,
+                rewrite,
                 name: route.name.as_str().into(),
                 site: Arc::clone(&label),
                 node: Arc::clone(&node.name),

@@ -24,8 +24,10 @@ pub use self::build::{Built, Resources, build};
 use self::host::{NodeHost, View};
 pub use self::identity::Identity;
 pub(crate) use self::live::Live;
+pub(crate) use self::router::without_port;
 pub use self::router::{Asker, Router, Selected};
 pub use self::trouble::Trouble;
+use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
 use crate::upstream::{Keeper, Upstream, Upstreams};
@@ -73,6 +75,11 @@ pub struct Route {
     pub(crate) filters: Vec<Arc<ChainFilter>>,
     /// What is kept of its responses; `None` = nothing.
     pub(crate) cache: Option<CacheRule>,
+    /// What is done to the header fields of requests, and of responses.
+    pub(crate) request_fields: Option<Box<Fields>>,
+    pub(crate) response_fields: Option<Box<Fields>>,
+    /// What else the upstream is asked for.
+    pub(crate) rewrite: Option<Box<Rewrite>>,
     /// Who answers.
     pub(crate) target: Target,
     upstreams: Arc<Upstreams>,
@@ -102,6 +109,8 @@ pub(crate) enum Target {
     Upstream(Arc<Upstream>),
     /// The node itself, with a fixed response.
     Respond { header: Box<ResponseHeader>, body: Bytes },
+    /// The node itself, which sends the client elsewhere.
+    Redirect(Redirect),
 }
 
 /// A filter in a chain: the plugin with this place's configuration, and how the host treats it.
@@ -147,7 +156,7 @@ impl Route {
     pub(crate) fn upstream_name(&self) -> Option<&str> {
         match &self.target {
             Target::Upstream(upstream) => Some(&upstream.name),
-            Target::Respond { .. } => None,
+            Target::Respond { .. } | Target::Redirect(_) => None,
         }
     }
 
@@ -161,7 +170,7 @@ impl Route {
         match (chosen, &self.target) {
             (Some(name), _) => self.upstreams.get(name),
             (None, Target::Upstream(upstream)) => Some(upstream),
-            (None, Target::Respond { .. }) => None,
+            (None, Target::Respond { .. } | Target::Redirect(_)) => None,
         }
     }
 }

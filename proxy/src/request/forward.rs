@@ -10,8 +10,8 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
-use super::RequestCtx;
 use super::filter::BodyFlow;
+use super::{RequestCtx, actions};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
 use crate::listener::ListenerFacts;
@@ -86,7 +86,7 @@ pub(crate) fn request(
         request.insert_header(X_FORWARDED_HOST, host)?;
     }
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
-    Ok(())
+    actions::on_request(session, request, ctx, listener)
 }
 
 /// There is a connection: the filters may know to whom.

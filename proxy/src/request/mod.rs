@@ -29,6 +29,8 @@ pub(crate) mod forward;
 
 pub(crate) mod store;
 
+pub(crate) mod actions;
+
 pub(crate) mod respond;
 
 pub(crate) mod fail;
@@ -174,7 +176,7 @@ impl ProxyHttp for Edge {
                 return Ok(true);
             }
         }
-        respond::fixed(session, &route, ctx).await
+        respond::fixed(session, &route, ctx, &self.listener).await
     }
 
     async fn request_body_filter(
@@ -297,6 +299,7 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         step!(ctx, "respond", status = response.status.as_u16());
         forward::stick(session, response, ctx, &self.listener)?;
+        actions::on_response(session.req_header(), response, ctx, &self.listener)?;
         respond::header(session, response, ctx)
     }
 

@@ -8,8 +8,9 @@ use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::proxy::Session;
 
-use super::{RequestCtx, lookup};
+use super::{RequestCtx, actions, lookup};
 use crate::grpc::reply;
+use crate::listener::ListenerFacts;
 use crate::plan::{Route, Target};
 
 /// Marks a response that came from an upstream or the cache.
@@ -41,13 +42,26 @@ pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
     });
 }
 
-/// The fixed response of a route that has one; true when it was written.
-pub(crate) async fn fixed(session: &mut Session, route: &Route, ctx: &RequestCtx) -> Result<bool> {
-    let Target::Respond { header, body } = &route.target else { return Ok(false) };
+/// The answer of a route that has one of its own, fixed or a redirect; true when it was written.
+pub(crate) async fn fixed(
+    session: &mut Session,
+    route: &Route,
+    ctx: &RequestCtx,
+    listener: &ListenerFacts,
+) -> Result<bool> {
+    let (mut header, body) = match &route.target {
+        Target::Upstream(_) => return Ok(false),
+        Target::Respond { header, body } => (header.clone(), body.clone()),
+        Target::Redirect(redirect) => {
+            let facts = actions::Facts { request: session.req_header(), ctx, listener, status: None };
+            (redirect.answer(&facts)?, Bytes::new())
+        }
+    };
+    actions::on_response(session.req_header(), &mut header, ctx, listener)?;
     ctx.note(|state| state.details = Some("direct_response".into()));
-    session.write_response_header(header.clone(), body.is_empty()).await?;
+    session.write_response_header(header, body.is_empty()).await?;
     if !body.is_empty() {
-        session.write_response_body(Some(body.clone()), true).await?;
+        session.write_response_body(Some(body), true).await?;
     }
     Ok(true)
 }

@@ -202,7 +202,7 @@ impl Candidate {
 }
 
 /// `example.com:8080` -> `example.com`, `[::1]:8080` -> `[::1]`.
-fn without_port(authority: &str) -> &str {
+pub(crate) fn without_port(authority: &str) -> &str {
     if let Some(end) = authority.find(']') {
         return &authority[..=end];
     }
