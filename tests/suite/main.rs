@@ -44,6 +44,8 @@ mod upstreams;
 
 mod upstream_health;
 
+mod resilience;
+
 mod reload;
 
 mod misbehave;

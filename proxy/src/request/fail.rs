@@ -26,6 +26,11 @@ const FILTER_CLOSED: ErrorType = ErrorType::Custom("FilterClosedStream");
 /// A filter answered while the request was being forwarded: the answer waits in the slot.
 const FILTER_REPLY: ErrorType = ErrorType::Custom("FilterReply");
 
+/// The upstream has no endpoint that may be sent requests.
+pub(super) const NO_ENDPOINT: ErrorType = ErrorType::Custom("NoEndpoint");
+/// The request was to be sent on, and nobody is named to send it to.
+pub(super) const NO_UPSTREAM: ErrorType = ErrorType::Custom("NoUpstream");
+
 /// Our own token, for access logs: RFC 9209 has none for an end without an answer.
 const CLOSED_BY_FILTER: &str = "closed_by_filter";
 
@@ -131,6 +136,8 @@ fn judge(error: &Error) -> Verdict {
         (_, kind) if *kind == FILTER_BODY_REQUEST => (413, Some("http_request_denied")),
         (_, kind) if *kind == FILTER_BODY_RESPONSE => (502, Some("http_response_incomplete")),
         (_, kind) if *kind == FILTER_CLOSED => (0, Some(CLOSED_BY_FILTER)),
+        (_, kind) if *kind == NO_ENDPOINT => (503, Some("destination_unavailable")),
+        (_, kind) if *kind == NO_UPSTREAM => (503, Some("destination_not_found")),
         (_, ErrorType::HTTPStatus(413)) => (413, Some("http_request_error")),
         (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),
         (Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => (504, Some("connection_timeout")),

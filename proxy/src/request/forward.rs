@@ -8,10 +8,10 @@ use pingora::protocols::Digest;
 use pingora::protocols::http::authority::validate_request_authority;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, Result};
 
 use super::filter::BodyFlow;
-use super::{RequestCtx, actions};
+use super::{RequestCtx, actions, fail};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
 use crate::listener::ListenerFacts;
@@ -30,17 +30,19 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 /// A filter sent a request of a fixed-response route to no upstream, or no endpoint may be sent requests.
 pub(crate) fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     ctx.attempts += 1;
+    ctx.lease = None; // What becomes of this attempt says nothing about the endpoint of the last one.
     if ctx.body == BodyFlow::Untouched {
         ctx.body_received = 0; // Pingora sends what it has read once more, through the same hook.
     }
     let route = ctx.route()?;
     let upstream = route
         .upstream(ctx.upstream.as_deref())
-        .ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "the route has no upstream"))?;
+        .ok_or_else(|| Error::explain(fail::NO_UPSTREAM, "the route has no upstream"))?;
     let ask = upstream.ask(session.req_header(), ctx.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
     let lease = upstream.choose(&ask).map_err(|why| {
         let why = format!("upstream {}: {why}", upstream.name);
-        Error::explain(ErrorType::HTTPStatus(503), why)
+        // As good as a failing connection: the cache may answer in its stead (RFC 9111, 4.2.4).
+        Error::explain(fail::NO_ENDPOINT, why).into_up()
     })?;
     let peer = lease.peer();
     ctx.lease = Some(lease);

@@ -83,11 +83,13 @@ pub(crate) fn flag(token: &str) -> i64 {
         "connection_read_timeout" | "connection_write_timeout" => UPSTREAM_REQUEST_TIMEOUT,
         "http_response_incomplete" => UPSTREAM_CONNECTION_TERMINATION,
         "http_protocol_error" => UPSTREAM_PROTOCOL_ERROR,
+        "destination_unavailable" => NO_HEALTHY_UPSTREAM,
         "http_request_error" => DOWNSTREAM_PROTOCOL_ERROR,
         _ => 0,
     }
 }
 
+const NO_HEALTHY_UPSTREAM: i64 = 0x2;
 const UPSTREAM_REQUEST_TIMEOUT: i64 = 0x4;
 const UPSTREAM_CONNECTION_FAILURE: i64 = 0x20;
 const UPSTREAM_CONNECTION_TERMINATION: i64 = 0x40;
