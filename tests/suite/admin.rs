@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
-use selvedge_tests::{Client, Edge, Process, Response};
+use selvedge_tests::{Client, Edge, Origin, Process, Response};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -192,4 +192,38 @@ async fn what_is_logged_can_be_changed_while_the_node_runs() {
     assert_eq!(Client::get(process.addresses()["web"], "/").await.status, 200);
     selvedge_tests::until("the request is told", || process.log().iter().any(|line| line.contains("selvedge::story")))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_are_shown_and_drained() {
+    let origin = Origin::start(|_| Origin::reply(200, &[], "fine")).await;
+    let yaml = config(OPEN).replace("respond: { status: 200 }", "to: app").replace(
+        "listeners:",
+        "upstreams: { app: { endpoints: [{ addr: \"127.0.0.1:${PORT_app}\", weight: 3 }] } }\nlisteners:",
+    );
+    let mut edge = Edge::start(&yaml, &[("app", origin.address())]);
+    assert_eq!(Client::get(edge.web(), "/").await.status, 200);
+    let shown = ask(&edge, "GET", "/v1/upstreams", LOCAL, "").await.json();
+    let endpoint = &shown["upstreams"][0]["endpoints"][0];
+    assert_eq!((&shown["upstreams"][0]["name"], &endpoint["weight"]), (&json!("app"), &json!(3)));
+    let address = origin.address().to_string();
+    assert_eq!(
+        (&endpoint["address"], &endpoint["requests"], &endpoint["in_use"]),
+        (&json!(address), &json!(1), &json!(true))
+    );
+
+    let sent_as_json = format!("{LOCAL}content-type: application/json\r\n");
+    let id = endpoint["id"].as_str().unwrap();
+    for (name, draining, status) in [(id, true, 503), (address.as_str(), false, 200)] {
+        let path = format!("/v1/upstreams/app/endpoints/{name}");
+        let body = json!({ "draining": draining });
+        let told = ask(&edge, "PUT", &path, &sent_as_json, &body.to_string()).await;
+        assert_eq!((told.status, told.json()), (200, body), "{name}");
+        // What was told outlives a reload.
+        edge.reload(&yaml).unwrap();
+        assert_eq!(Client::get(edge.web(), "/").await.status, status);
+    }
+    for path in ["/v1/upstreams/none/endpoints/x", "/v1/upstreams/app/endpoints/x"] {
+        assert_eq!(ask(&edge, "PUT", path, &sent_as_json, "{\"draining\":true}").await.status, 404);
+    }
 }

@@ -135,6 +135,7 @@ impl Told {
         let path = folder.path().join("config.yaml");
         std::fs::write(&path, config).unwrap();
         let process = Process::run(PROGRAM, folder.path(), &path, 1).await;
+        until("the admin API is told", || process.log().iter().any(|line| line.contains("admin API"))).await;
         let line = process.log().into_iter().find(|line| line.contains("admin API")).expect("the admin API is told");
         let admin = line.split("address=").nth(1).unwrap().trim().parse().unwrap();
         let web = process.addresses()["web"];

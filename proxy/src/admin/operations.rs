@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
-use super::views::{Filters, Generations, InForce, LogFilter, NodeView, Readiness, Ready};
+use super::views::{Draining, Filters, Generations, InForce, LogFilter, NodeView, Readiness, Ready, Upstreams};
 use super::{State, openapi};
 use crate::control::RollBackError;
 use crate::telemetry;
@@ -113,6 +113,18 @@ pub(crate) const TABLE: &[Operation] = &[
         "Reads the configuration again, and puts it in force if it is in order.",
         |state, _| Box::pin(reload(state)),
     ),
+    ask::<Upstreams>("/v1/upstreams", "The upstreams, and how their endpoints are.", |state, _| {
+        Box::pin(async { json(&Upstreams::of(state)) })
+    }),
+    Operation {
+        request: Some(SchemaGenerator::subschema_for::<Draining>),
+        ..tell::<Draining>(
+            Verb::Put,
+            "/v1/upstreams/{upstream}/endpoints/{endpoint}",
+            "Says whether an endpoint, by its id or its address, gets new requests; those under way go on.",
+            |state, call| Box::pin(async move { drain(state, &call) }),
+        )
+    },
     ask::<Filters>("/v1/filters", "The filters in use, and their failures.", |state, _| {
         Box::pin(async { json(&Filters::of(state)) })
     }),
@@ -216,6 +228,18 @@ fn set_ready(state: &State, call: &Call<'_>) -> Result<Response<Full<Bytes>>, Pr
     let wanted: Ready = call.json()?;
     state.control.set_ready(wanted.ready);
     json(&wanted)
+}
+
+fn drain(state: &State, call: &Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
+    let unknown = |what: &'static str| Problem::new(StatusCode::NOT_FOUND, what).detail("see /v1/upstreams");
+    let [upstream, endpoint] = &call.names[..] else { return Err(unknown("There is no such path")) };
+    let wanted: Draining = call.json()?;
+    let plan = state.control.current().plan();
+    let upstream = plan.upstreams.get(upstream).ok_or_else(|| unknown("There is no such upstream"))?;
+    let endpoints = upstream.endpoints();
+    let known = endpoints.iter().find(|one| one.id.to_string() == *endpoint || one.address.to_string() == *endpoint);
+    let done = known.is_some_and(|known| upstream.drain(known.id, wanted.draining));
+    if done { json(&wanted) } else { Err(unknown("There is no such endpoint")) }
 }
 
 async fn reload(state: &State) -> Result<Response<Full<Bytes>>, Problem> {

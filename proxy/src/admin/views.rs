@@ -10,6 +10,7 @@ use super::State;
 use super::problem::{FaultView, Problem};
 use crate::control::{Generation, Origin};
 use crate::telemetry;
+use crate::upstream::EndpointStatus;
 
 /// How the node is.
 #[derive(Serialize, JsonSchema)]
@@ -146,6 +147,88 @@ impl Generations {
 
 fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// The upstreams, and how their endpoints are.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Upstreams {
+    /// In order of their names.
+    upstreams: Vec<UpstreamView>,
+}
+
+/// An upstream.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Upstream")]
+struct UpstreamView {
+    /// Its name.
+    name: String,
+    /// Whether so few endpoints are in use that all are asked, whatever is known of them.
+    panicking: bool,
+    /// Its endpoints.
+    endpoints: Vec<EndpointView>,
+}
+
+/// An endpoint.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Endpoint")]
+struct EndpointView {
+    /// Its name in this API.
+    id: String,
+    /// Where it is.
+    address: String,
+    /// Its share against the others' weights.
+    weight: u16,
+    /// Whether it is sent new requests.
+    in_use: bool,
+    /// Whether it was told to get none.
+    draining: bool,
+    /// Whether checks find it well; absent: it is not checked, or has not been yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthy: Option<bool>,
+    /// What the last check failed of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
+    /// Whether it is left out for what requests met there.
+    ejected: bool,
+    /// Requests and connections under way.
+    in_flight: u32,
+    /// Requests and connections it was chosen for, since the process started.
+    requests: u64,
+    /// Those of them that failed.
+    failures: u64,
+}
+
+/// Whether an endpoint gets new requests.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Draining {
+    /// `true`: no new requests; those under way go on. It stays so over reloads, until it is told otherwise or the process ends.
+    pub(crate) draining: bool,
+}
+
+impl Upstreams {
+    pub(crate) fn of(state: &State) -> Self {
+        let plan = state.control.current().plan();
+        let endpoint = |status: EndpointStatus| EndpointView {
+            id: status.id.to_string(),
+            address: status.address.to_string(),
+            weight: status.weight,
+            in_use: status.in_use,
+            draining: status.draining,
+            healthy: status.healthy,
+            failure: status.failure,
+            ejected: status.ejected,
+            in_flight: status.in_flight,
+            requests: status.requests,
+            failures: status.failures,
+        };
+        let upstreams = plan.upstreams.all().into_iter().map(|(name, upstream)| UpstreamView {
+            name: name.to_owned(),
+            panicking: upstream.is_panicking(),
+            endpoints: upstream.endpoints().into_iter().map(endpoint).collect(),
+        });
+        Self { upstreams: upstreams.collect() }
+    }
 }
 
 /// The filters in use.

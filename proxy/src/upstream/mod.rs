@@ -69,6 +69,14 @@ impl Upstreams {
         self.by_name.values()
     }
 
+    /// Every upstream, in order of their names.
+    #[must_use]
+    pub fn all(&self) -> Vec<(&str, &Arc<Upstream>)> {
+        let mut all: Vec<_> = self.by_name.iter().map(|(name, upstream)| (name.as_str(), upstream)).collect();
+        all.sort_unstable_by_key(|(name, _)| *name);
+        all
+    }
+
     /// The upstream of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Upstream>> {
