@@ -187,7 +187,7 @@ impl<'r> AccessLine<'r> {
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         Self {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            client: ctx.client.map(|client| client.ip().to_string()),
+            client: ctx.downstream.client.map(|client| client.ip().to_string()),
             method: request.method.as_str(),
             host: std::str::from_utf8(crate::chain::exchange::authority(request)).unwrap_or_default(),
             path: request.uri.path(),

@@ -1175,3 +1175,41 @@ sites: [{ hosts: [\"*\"], routes: [{ to: app }] }]",
     drop(body);
     read_until(&mut slow, "0\r\n\r\n").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trusted_proxy_says_for_whom_a_request_is() {
+    let origin = echo().await;
+    let yaml = |trusted: &str| {
+        format!(
+            "version: 1
+node: {{ name: edge, workers: 1, shutdown_grace: 1s, trusted_proxies: [{trusted}] }}
+telemetry: {{ access_log: {{ output: off }} }}
+listeners:
+  web: {{ bind: \"127.0.0.1:0\" }}
+upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
+sites:
+  - hosts: [\"*\"]
+    routes:
+      - {{ name: inside, match: {{ client: [198.51.100.0/24], tls: true }}, headers: {{ request: {{ set: {{ x-who: \"${{client.ip}} ${{scheme}}\" }} }} }}, to: app }}
+      - {{ name: rest, headers: {{ request: {{ set: {{ x-who: \"rest ${{client.ip}} ${{scheme}}\" }} }} }}, to: app }}
+"
+        )
+    };
+    let said = "x-forwarded-for: 1.2.3.4, 198.51.100.7\r\nx-forwarded-proto: https\r\nx-forwarded-host: shop.test\r\n";
+    for (trusted, who, chain, proto, host) in [
+        ("127.0.0.0/8", "198.51.100.7 https", "1.2.3.4, 198.51.100.7|127.0.0.1", "https", "shop.test"),
+        ("127.0.0.1", "198.51.100.7 https", "1.2.3.4, 198.51.100.7|127.0.0.1", "https", "shop.test"),
+        ("10.0.0.0/8", "rest 127.0.0.1 http", "127.0.0.1", "http", "test"),
+        ("", "rest 127.0.0.1 http", "127.0.0.1", "http", "test"),
+    ] {
+        let edge = Edge::start(&yaml(trusted), &[("app", origin.address())]);
+        assert_eq!(Client::get_with(edge.web(), "/", said).await.status, 200);
+        let seen = origin.last();
+        let values = |name: &str| -> Vec<&str> {
+            seen.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
+        };
+        assert_eq!(values("x-who"), [who], "{trusted}");
+        assert_eq!(values("x-forwarded-for").join("|"), chain, "{trusted}");
+        assert_eq!((values("x-forwarded-proto"), values("x-forwarded-host")), (vec![proto], vec![host]), "{trusted}");
+    }
+}

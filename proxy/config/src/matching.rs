@@ -341,7 +341,7 @@ impl Match {
         let headers = fields.get("header").map(|at| values(cx, &at, Named::Header));
         let query = fields.get("query").map(|at| values(cx, &at, Named::Parameter));
         let cookies = fields.get("cookie").map(|at| values(cx, &at, Named::Cookie));
-        let clients = fields.get("client").map(|at| whole_list(cx, &at, client));
+        let clients = fields.get("client").map(|at| whole_list(cx, &at, range));
         let geo = fields.get("geo").map(|at| GeoMatch::read(cx, &at));
         let tls = fields.get("tls").map(|at| truth(cx, &at));
         fields.close(cx);
@@ -416,7 +416,8 @@ fn whole_list<'t, T: Ord>(
     })
 }
 
-fn client(cx: &mut Cx<'_>, at: &At<'_>) -> Option<IpNet> {
+/// An address, or a range of them.
+pub(crate) fn range(cx: &mut Cx<'_>, at: &At<'_>) -> Option<IpNet> {
     parsed(cx, at, "an address or a range of addresses", |text| {
         if let Ok(address) = text.parse::<std::net::IpAddr>() {
             return Ok(IpNet::from(address));

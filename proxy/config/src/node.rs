@@ -5,10 +5,12 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, NAME_HELP, beside, check_name, choice, duration_or_zero, parsed, truth, whole},
+    decode::{At, Cx, Fields, NAME_HELP, beside, check_name, choice, duration_or_zero, list, parsed, truth, whole},
+    matching::range,
     tree::{Data, Kind},
     values::DurationText,
 };
@@ -37,6 +39,13 @@ pub struct Node {
     /// write to that directory can run code in the proxy. Default `auto`.
     #[schemars(with = "Option<String>", extend("default" = "auto"))]
     pub module_cache: ModuleCache,
+
+    /// Who may say for whom a request is: proxies and load balancers in front of this node, as addresses and ranges (`10.0.0.0/8`). From
+    /// them, `X-Forwarded-For` names the client (the last address in it that is no such proxy), `X-Forwarded-Proto` says whether it came
+    /// over TLS, and both go on, with `X-Forwarded-Host`, extended by this hop. From everybody else these fields are replaced. Name only
+    /// what you run: a client in these ranges can pose as any other. Default: nobody.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub trusted_proxies: Vec<IpNet>,
 
     /// How the paths of requests are read, before routes, filters and cache keys see them.
     #[schemars(with = "Option<Paths>")]
@@ -160,6 +169,7 @@ impl Default for Node {
             workers: Workers::Auto,
             shutdown_grace: Duration::from_secs(10),
             module_cache: ModuleCache::Auto,
+            trusted_proxies: Vec::new(),
             paths: Paths::default(),
         }
     }
@@ -177,6 +187,7 @@ impl Node {
         let workers = fields.read(cx, "workers", read_workers);
         let shutdown_grace = fields.read(cx, "shutdown_grace", duration_or_zero);
         let module_cache = fields.read(cx, "module_cache", read_module_cache);
+        let trusted_proxies = fields.read(cx, "trusted_proxies", |cx, at| list(cx, at, range));
         let paths = fields.read(cx, "paths", Paths::read);
         fields.close(cx);
         Some(Self {
@@ -184,6 +195,7 @@ impl Node {
             workers: workers.unwrap_or(default.workers),
             shutdown_grace: shutdown_grace.unwrap_or(default.shutdown_grace),
             module_cache: module_cache.unwrap_or(default.module_cache),
+            trusted_proxies: trusted_proxies.unwrap_or_default(),
             paths: paths.unwrap_or(default.paths),
         })
     }

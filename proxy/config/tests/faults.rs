@@ -138,6 +138,10 @@ fn top_level() {
             "node: { paths: { normalize: false, merge_slashes: true } }\ncache: {}",
             "2:51 node.paths.merge_slashes: slashes are only merged in paths that are normalised | take `normalize: false` away",
         ),
+        (
+            "node: { trusted_proxies: [10.0.0.0/8, all] }\ncache: {}",
+            "2:39 node.trusted_proxies[1]: `all` is not a range of addresses | write `10.0.0.0/8` or `2001:db8::/32`",
+        ),
         ("admin: {}\ncache: {}", "2:1 admin.bind: `bind` is missing"),
         (
             "admin: { bind: \":9901\" }\ncache: {}",

@@ -66,6 +66,7 @@ fn what_is_not_written_has_its_default() {
             workers: Workers::Auto,
             shutdown_grace: Duration::from_secs(10),
             module_cache: ModuleCache::Auto,
+            trusted_proxies: Vec::new(),
             paths: selvedge_config::Paths::default(),
         }
     );
@@ -180,6 +181,7 @@ sites:
             workers: Workers::Count(8),
             shutdown_grace: Duration::ZERO,
             module_cache: ModuleCache::At("modules".into()),
+            trusted_proxies: Vec::new(),
             paths: selvedge_config::Paths::default(),
         }
     );

@@ -51,6 +51,8 @@ pub(crate) struct ExchangeState {
     pub(crate) listener: Arc<ListenerFacts>,
     /// Who is asking.
     pub(crate) client: Option<SocketAddr>,
+    /// Whether the client speaks TLS, to us or to a trusted proxy in front.
+    tls: bool,
     /// The address the client connected to.
     pub(crate) server: Option<SocketAddr>,
     pub(crate) connection: Connection,
@@ -138,7 +140,8 @@ impl ExchangeState {
             trace: ctx.trace.clone(),
             node: Arc::clone(&ctx.plan.node.structured),
             listener: Arc::clone(listener),
-            client: ctx.client,
+            client: ctx.downstream.client,
+            tls: ctx.downstream.tls,
             server: session.server_addr().and_then(|address| address.as_inet()).copied(),
             connection: Connection::of(session.digest()),
             asked: Asked::by(session.req_header()),
@@ -231,7 +234,7 @@ impl ExchangeState {
 
     /// `http` or `https`, as the client spoke to us.
     pub(crate) fn scheme(&self) -> &'static str {
-        self.listener.scheme()
+        if self.tls { "https" } else { "http" }
     }
 }
 

@@ -251,6 +251,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         plan: Plan {
             generation,
             node,
+            trusted_proxies: config.node.trusted_proxies.clone(),
             paths: config.node.paths,
             router,
             tcp,

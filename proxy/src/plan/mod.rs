@@ -38,6 +38,8 @@ pub struct Plan {
     pub generation: u64,
     /// Who we are, for `Cache-Status`, `Via` and logs.
     pub node: Identity,
+    /// Whom we believe for whom a request is.
+    pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
     /// How paths are read.
     pub(crate) paths: selvedge_config::Paths,
     /// Finds the route of a request.

@@ -13,7 +13,6 @@ use selvedge_config::{FieldRules, Part, PathMatch, REGEX_SIZE, Template};
 
 use super::RequestCtx;
 use crate::chain::exchange::authority;
-use crate::listener::ListenerFacts;
 
 /// What is done to header fields, ready to be done.
 pub(crate) struct Fields {
@@ -143,20 +142,14 @@ impl Redirect {
 pub(crate) struct Facts<'r> {
     pub(crate) request: &'r RequestHeader,
     pub(crate) ctx: &'r RequestCtx,
-    pub(crate) listener: &'r ListenerFacts,
     pub(crate) status: Option<u16>,
 }
 
 /// The fields of a request, on its way to the upstream.
-pub(crate) fn on_request(
-    session: &Session,
-    request: &mut RequestHeader,
-    ctx: &RequestCtx,
-    listener: &ListenerFacts,
-) -> Result<()> {
+pub(crate) fn on_request(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
     let route = ctx.route()?;
     if let Some(fields) = &route.request_fields {
-        let facts = Facts { request: session.req_header(), ctx, listener, status: None };
+        let facts = Facts { request: session.req_header(), ctx, status: None };
         for name in &fields.remove {
             request.remove_header(name);
         }
@@ -174,14 +167,9 @@ pub(crate) fn on_request(
 }
 
 /// The fields of a response, on its way to the filters and the client.
-pub(crate) fn on_response(
-    request: &RequestHeader,
-    response: &mut ResponseHeader,
-    ctx: &RequestCtx,
-    listener: &ListenerFacts,
-) -> Result<()> {
+pub(crate) fn on_response(request: &RequestHeader, response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
     let Some(fields) = ctx.route.as_ref().and_then(|route| route.response_fields.as_ref()) else { return Ok(()) };
-    let facts = Facts { request, ctx, listener, status: Some(response.status.as_u16()) };
+    let facts = Facts { request, ctx, status: Some(response.status.as_u16()) };
     for name in &fields.remove {
         response.remove_header(name);
     }
@@ -209,13 +197,13 @@ fn made(template: &Template, facts: &Facts<'_>) -> Result<HeaderValue> {
     let (request, ctx) = (facts.request, facts.ctx);
     let mut out = Vec::with_capacity(64);
     let host = || crate::plan::without_port(std::str::from_utf8(authority(request)).unwrap_or_default());
-    let location = || ctx.plan.geo.as_ref()?.lookup(ctx.client?.ip());
+    let location = || ctx.plan.geo.as_ref()?.lookup(ctx.downstream.client?.ip());
     for part in &template.parts {
         match part {
             Part::Text(text) => out.extend(text.as_bytes()),
-            Part::ClientIp => push(&mut out, ctx.client.map(|client| client.ip().to_canonical())),
-            Part::ClientPort => push(&mut out, ctx.client.map(|client| client.port())),
-            Part::Scheme => out.extend(facts.listener.scheme().as_bytes()),
+            Part::ClientIp => push(&mut out, ctx.downstream.client.map(|client| client.ip().to_canonical())),
+            Part::ClientPort => push(&mut out, ctx.downstream.client.map(|client| client.port())),
+            Part::Scheme => out.extend(if ctx.downstream.tls { &b"https"[..] } else { b"http" }),
             Part::Host => out.extend(host().as_bytes()),
             Part::Authority => out.extend(authority(request)),
             Part::Method => out.extend(request.method.as_str().as_bytes()),

@@ -12,6 +12,7 @@ use pingora::{Error, ErrorType, OrErr, Result};
 
 use selvedge_config::Paths;
 
+use super::downstream::Downstream;
 use super::paths::BadPath;
 use super::{RequestCtx, hygiene, paths};
 use crate::listener::ListenerFacts;
@@ -21,7 +22,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// Refuses what the listener does not take, and gives the session its limits.
 pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut RequestCtx) -> Result<()> {
-    ctx.client = session.client_addr().and_then(|address| address.as_inet()).copied();
+    let peer = session.client_addr().and_then(|address| address.as_inet()).copied();
+    ctx.downstream = Downstream::of(peer, listener.tls, &session.req_header().headers, &ctx.plan.trusted_proxies);
     let downstream = &mut session.downstream_session;
     downstream.set_read_timeout(Some(listener.idle_timeout));
     downstream.set_write_timeout(Some(listener.idle_timeout));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::authority::validate_request_authority;
@@ -14,15 +14,10 @@ use super::filter::BodyFlow;
 use super::{RequestCtx, actions, fail};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
-use crate::listener::ListenerFacts;
 use crate::upstream::Failure;
 
 /// How often a request is sent elsewhere when no connection can be made; nothing has been sent then, so any method may be.
 const CONNECT_ATTEMPTS: u32 = 3;
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The endpoint to connect to.
 ///
@@ -38,7 +33,8 @@ pub(crate) fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<HttpPe
     let upstream = route
         .upstream(ctx.upstream.as_deref())
         .ok_or_else(|| Error::explain(fail::NO_UPSTREAM, "the route has no upstream"))?;
-    let ask = upstream.ask(session.req_header(), ctx.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
+    let ask =
+        upstream.ask(session.req_header(), ctx.downstream.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
     let lease = upstream.choose(&ask).map_err(|why| {
         let why = format!("upstream {}: {why}", upstream.name);
         // As good as a failing connection: the cache may answer in its stead (RFC 9111, 4.2.4).
@@ -62,12 +58,7 @@ pub(crate) fn answered(response: &ResponseHeader, ctx: &RequestCtx) {
 ///
 /// # Errors
 /// Filters have left an authority that no server may be sent.
-pub(crate) fn request(
-    session: &Session,
-    request: &mut RequestHeader,
-    ctx: &RequestCtx,
-    listener: &ListenerFacts,
-) -> Result<()> {
+pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
     // Pingora leaves authority alone on custom sessions: an absolute-form request of HTTP/1.0 has no Host yet, and filters may have
     // written an invalid one.
     if session.downstream_session.is_custom() {
@@ -78,17 +69,9 @@ pub(crate) fn request(
         validate_request_authority(request).map_err(Error::into_in)?;
     }
 
-    if let Some(client) = ctx.client {
-        // Nobody in front of us is trusted, so what the client sent about itself is replaced, not extended.
-        request.insert_header(X_FORWARDED_FOR, client.ip().to_string())?;
-        request.remove_header(&header::FORWARDED);
-    }
-    request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(listener.scheme()))?;
-    if let Some(host) = request.headers.get(header::HOST).cloned() {
-        request.insert_header(X_FORWARDED_HOST, host)?;
-    }
+    ctx.downstream.tell(request)?;
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
-    actions::on_request(session, request, ctx, listener)
+    actions::on_request(session, request, ctx)
 }
 
 /// There is a connection: the filters may know to whom.
@@ -111,14 +94,11 @@ pub(crate) fn connected(peer: &HttpPeer, digest: Option<&Digest>, ctx: &RequestC
 ///
 /// # Errors
 /// Never: the cookie is a valid header.
-pub(crate) fn stick(
-    session: &Session,
-    response: &mut ResponseHeader,
-    ctx: &RequestCtx,
-    listener: &ListenerFacts,
-) -> Result<()> {
+pub(crate) fn stick(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
     match &ctx.lease {
-        Some(lease) if !response.status.is_informational() => lease.stick(session.req_header(), response, listener.tls),
+        Some(lease) if !response.status.is_informational() => {
+            lease.stick(session.req_header(), response, ctx.downstream.tls)
+        }
         _ => Ok(()),
     }
 }

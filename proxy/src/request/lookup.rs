@@ -24,7 +24,7 @@ pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &Lis
     let stored_by = if route.cache.is_none() { route_of_get(request, ctx, listener) } else { None };
     let Some(rule) = stored_by.as_ref().unwrap_or(route).cache.as_ref() else { return };
     step!(ctx, "lookup");
-    let scheme = if listener.tls { Scheme::Https } else { Scheme::Http };
+    let scheme = if ctx.downstream.tls { Scheme::Https } else { Scheme::Http };
     cache.enable(&mut session.cache, request, rule.scope, scheme, &rule.policy, &mut ctx.cache);
 }
 

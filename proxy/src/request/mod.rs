@@ -15,6 +15,8 @@
 
 pub(crate) mod admit;
 
+pub(crate) mod downstream;
+
 mod hygiene;
 
 mod paths;
@@ -38,7 +40,6 @@ pub(crate) mod fail;
 pub(crate) mod finish;
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,6 +56,7 @@ use pingora::{Error, Result};
 use selvedge_cache::CacheCtx;
 use selvedge_wasm::Trace;
 
+use self::downstream::Downstream;
 use crate::chain::ExchangeState;
 use crate::chain::session::Slot;
 use crate::listener::ListenerFacts;
@@ -90,8 +92,8 @@ pub(crate) struct RequestCtx {
     /// The plan it arrived under, to its end.
     pub(crate) plan: Arc<Plan>,
     pub(crate) started: Instant,
-    /// Set by `admit`: who asks. `None` on sockets without addresses.
-    pub(crate) client: Option<SocketAddr>,
+    /// Set by `admit`: for whom it is.
+    pub(crate) downstream: Downstream,
     /// Set by `select`.
     pub(crate) route: Option<Arc<Route>>,
     /// Leads to the chain and the client's session, on routes with filters.
@@ -141,7 +143,7 @@ impl ProxyHttp for Edge {
             }),
             plan: self.current.plan(),
             started: Instant::now(),
-            client: None,
+            downstream: Downstream::default(),
             route: None,
             slot: None,
             upstream: None,
@@ -176,7 +178,7 @@ impl ProxyHttp for Edge {
                 return Ok(true);
             }
         }
-        respond::fixed(session, &route, ctx, &self.listener).await
+        respond::fixed(session, &route, ctx).await
     }
 
     async fn request_body_filter(
@@ -236,7 +238,7 @@ impl ProxyHttp for Edge {
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        forward::request(session, request, ctx, &self.listener)
+        forward::request(session, request, ctx)
     }
 
     async fn connected_to_upstream(
@@ -298,8 +300,8 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         step!(ctx, "respond", status = response.status.as_u16());
-        forward::stick(session, response, ctx, &self.listener)?;
-        actions::on_response(session.req_header(), response, ctx, &self.listener)?;
+        forward::stick(session, response, ctx)?;
+        actions::on_response(session.req_header(), response, ctx)?;
         respond::header(session, response, ctx)
     }
 

@@ -10,7 +10,6 @@ use pingora::proxy::Session;
 
 use super::{RequestCtx, actions, lookup};
 use crate::grpc::reply;
-use crate::listener::ListenerFacts;
 use crate::plan::{Route, Target};
 
 /// Marks a response that came from an upstream or the cache.
@@ -43,21 +42,16 @@ pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
 }
 
 /// The answer of a route that has one of its own, fixed or a redirect; true when it was written.
-pub(crate) async fn fixed(
-    session: &mut Session,
-    route: &Route,
-    ctx: &RequestCtx,
-    listener: &ListenerFacts,
-) -> Result<bool> {
+pub(crate) async fn fixed(session: &mut Session, route: &Route, ctx: &RequestCtx) -> Result<bool> {
     let (mut header, body) = match &route.target {
         Target::Upstream(_) => return Ok(false),
         Target::Respond { header, body } => (header.clone(), body.clone()),
         Target::Redirect(redirect) => {
-            let facts = actions::Facts { request: session.req_header(), ctx, listener, status: None };
+            let facts = actions::Facts { request: session.req_header(), ctx, status: None };
             (redirect.answer(&facts)?, Bytes::new())
         }
     };
-    actions::on_response(session.req_header(), &mut header, ctx, listener)?;
+    actions::on_response(session.req_header(), &mut header, ctx)?;
     ctx.note(|state| state.details = Some("direct_response".into()));
     session.write_response_header(header, body.is_empty()).await?;
     if !body.is_empty() {

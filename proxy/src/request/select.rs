@@ -21,8 +21,8 @@ pub(crate) fn route(edge: &Edge, session: &Session, ctx: &RequestCtx) -> Option<
 /// What the router may know of a request.
 pub(crate) fn asker<'r>(request: &'r RequestHeader, ctx: &'r RequestCtx, listener: &ListenerFacts) -> Asker<'r> {
     Asker {
-        tls: listener.tls,
-        client: ctx.client.map(|client| client.ip()),
+        tls: ctx.downstream.tls,
+        client: ctx.downstream.client.map(|client| client.ip()),
         geo: ctx.plan.geo.as_deref(),
         ..Asker::new(listener.index, request)
     }

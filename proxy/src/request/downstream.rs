@@ -1,0 +1,123 @@
+//! For whom a request is: who connected, or whom a trusted proxy names.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use ipnet::IpNet;
+use pingora::Result;
+use pingora::http::RequestHeader;
+
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// How many addresses of `X-Forwarded-For` are looked at: nobody has more proxies of their own.
+const HOPS_MAX: usize = 32;
+
+/// For whom a request is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Downstream {
+    /// Who connected; `None` on sockets without addresses.
+    pub(crate) peer: Option<SocketAddr>,
+    /// The client: the peer, or whom a trusted one names (with port 0 then).
+    pub(crate) client: Option<SocketAddr>,
+    /// Whether the peer is trusted, so that what it says goes on.
+    pub(crate) trusted: bool,
+    /// Whether the client came over TLS.
+    pub(crate) tls: bool,
+}
+
+impl Downstream {
+    /// By the connection and, if the peer is one of those, by what it says.
+    pub(crate) fn of(peer: Option<SocketAddr>, tls: bool, headers: &HeaderMap, proxies: &[IpNet]) -> Self {
+        let direct = Self { peer, client: peer, trusted: false, tls };
+        let is_trusted = |address: IpAddr| proxies.iter().any(|range| range.contains(&address.to_canonical()));
+        // Mostly nobody is trusted: then this is all.
+        if proxies.is_empty() || !peer.is_some_and(|peer| is_trusted(peer.ip())) {
+            return direct;
+        }
+        // From the last hop back: the first address that is none of ours is the client. What it wrote itself stands before it.
+        let mut client = peer;
+        let fields = headers.get_all(X_FORWARDED_FOR).iter().collect::<smallvec::SmallVec<[&HeaderValue; 2]>>();
+        let hops = fields.iter().rev().flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b','));
+        for hop in hops.take(HOPS_MAX) {
+            let Some(address) = address(hop) else { break }; // Nobody knows what comes before something that is no address.
+            client = Some(address);
+            if !is_trusted(address.ip()) {
+                break;
+            }
+        }
+        let tls = match headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+            Some(b"https") => true,
+            Some(b"http") => false,
+            _ => tls,
+        };
+        Self { peer, client, trusted: true, tls }
+    }
+
+    /// What the upstream is told of it. What the client said about itself is replaced, what a trusted peer said is extended.
+    pub(crate) fn tell(&self, request: &mut RequestHeader) -> Result<()> {
+        if let Some(peer) = self.peer {
+            let peer = peer.ip().to_canonical();
+            if self.trusted && request.headers.contains_key(X_FORWARDED_FOR) {
+                request.append_header(X_FORWARDED_FOR, peer.to_string())?;
+            } else {
+                request.insert_header(X_FORWARDED_FOR, peer.to_string())?;
+            }
+            request.remove_header(&header::FORWARDED);
+        }
+        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if self.tls { "https" } else { "http" }))?;
+        if !(self.trusted && request.headers.contains_key(X_FORWARDED_HOST))
+            && let Some(host) = request.headers.get(header::HOST).cloned()
+        {
+            request.insert_header(X_FORWARDED_HOST, host)?;
+        }
+        Ok(())
+    }
+}
+
+/// An address as proxies write it: with a port or without, IPv6 in brackets or not.
+fn address(hop: &[u8]) -> Option<SocketAddr> {
+    let text = std::str::from_utf8(hop).ok()?.trim();
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0)).ok().or_else(|| text.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_the_last_address_that_is_no_proxy_of_ours() {
+        let proxies: Vec<IpNet> = ["10.0.0.0/8", "2001:db8::/32"].map(|range| range.parse().unwrap()).to_vec();
+        let cases: &[(&str, &[&str], &str)] = &[
+            ("203.0.113.9:5", &["198.51.100.1"], "203.0.113.9:5"),
+            ("10.0.0.1:5", &[], "10.0.0.1:5"),
+            ("10.0.0.1:5", &["198.51.100.1"], "198.51.100.1:0"),
+            ("[::ffff:10.0.0.1]:5", &["198.51.100.1"], "198.51.100.1:0"),
+            ("10.0.0.1:5", &["1.2.3.4, 198.51.100.1"], "198.51.100.1:0"),
+            ("10.0.0.1:5", &["198.51.100.1, 10.0.0.2,10.9.9.9"], "198.51.100.1:0"),
+            ("10.0.0.1:5", &["1.2.3.4", "198.51.100.1, 10.0.0.2"], "198.51.100.1:0"),
+            ("10.0.0.1:5", &["10.0.0.3, 10.0.0.2"], "10.0.0.3:0"),
+            ("10.0.0.1:5", &["1.2.3.4, unknown, 10.0.0.2"], "10.0.0.2:0"),
+            ("10.0.0.1:5", &["198.51.100.1:4711"], "198.51.100.1:4711"),
+            ("[2001:db8::1]:5", &["[2a00::1]:7"], "[2a00::1]:7"),
+            ("[2001:db8::1]:5", &["[2a00::1]"], "[2a00::1]:0"),
+            ("[2001:db8::1]:5", &["2a00::1"], "[2a00::1]:0"),
+        ];
+        for (peer, fields, expected) in cases {
+            let mut headers = HeaderMap::new();
+            for field in *fields {
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_str(field).unwrap());
+            }
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
+            let found = Downstream::of(peer.parse().ok(), false, &headers, &proxies);
+            assert_eq!(found.client.unwrap().to_string(), *expected, "{peer} {fields:?}");
+            assert_eq!(found.tls, found.trusted, "only a trusted peer is believed about TLS");
+        }
+        assert_eq!(
+            Downstream::of(None, true, &HeaderMap::new(), &proxies),
+            Downstream { tls: true, ..Downstream::default() }
+        );
+    }
+}
