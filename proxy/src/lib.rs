@@ -15,6 +15,8 @@ pub mod listener;
 
 pub mod listening;
 
+mod crowd;
+
 mod transport;
 
 pub mod tls;

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use crate::crowd::Place;
 use crate::request::Edge;
 use crate::transport::Transport;
 
@@ -40,6 +41,10 @@ pub struct ListenerFacts {
     pub body_limit: u64,
     /// How long a client may take over a request header, once the connection stopped being idle.
     pub header_timeout: Duration,
+    /// How many connections there may be at once.
+    pub connections: usize,
+    /// How many of them one client may have; `None` = any number.
+    pub connections_per_client: Option<u32>,
     /// How long a connection may be idle between two requests, and a read or write may take within one.
     pub idle_timeout: Duration,
 }
@@ -190,10 +195,11 @@ pub(crate) async fn accept(
     tls: Option<Arc<rustls::ServerConfig>>,
     shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
+    room: impl Fn(SocketAddr) -> Option<Place>,
 ) {
     let acceptor = tls.map(|config| Arc::new(Acceptor::from_server_config(config)));
     let name = door.facts.name.clone();
-    accept_each(socket, &name, shutdown.clone(), alive, |stream, peer| {
+    accept_each(socket, &name, shutdown.clone(), alive, room, |stream, peer| {
         let door = Arc::clone(&door);
         let acceptor = acceptor.clone();
         let shutdown = shutdown.clone();
@@ -219,6 +225,7 @@ pub(crate) async fn accept_each<S>(
     listener: &str,
     mut shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
+    room: impl Fn(SocketAddr) -> Option<Place>,
     serve: impl Fn(TcpStream, SocketAddr) -> S,
 ) where
     S: Future<Output = ()> + Send + 'static,
@@ -239,13 +246,17 @@ pub(crate) async fn accept_each<S>(
             }
         };
 
+        let Some(place) = room(peer) else {
+            debug!(listener, %peer, "no room for another connection");
+            continue;
+        };
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%peer, %error, "TCP_NODELAY was refused");
         }
         let alive = alive.clone();
         let served = serve(stream, peer);
         tokio::spawn(async move {
-            let _alive = alive;
+            let _held = (alive, place);
             served.await;
         });
     }

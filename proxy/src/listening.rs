@@ -16,6 +16,7 @@ use selvedge_config::{Certificates, Config, Fault, Host, Listener, Protocol};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::crowd::{Crowd, Place};
 use crate::listener::{self, Door, ListenerFacts};
 use crate::node::Current;
 use crate::plan::Resources;
@@ -40,6 +41,7 @@ pub struct Bound {
     /// One more handle of the socket for each worker, until the worker takes it.
     for_workers: Vec<Mutex<Option<TcpListener>>>,
     certificates: Option<Arc<CertificateStore>>,
+    crowd: Arc<Crowd>,
     /// Becomes true when it is no longer wanted: nothing more is accepted, and its connections end after the exchange they are in.
     drain: watch::Sender<bool>,
 }
@@ -92,7 +94,10 @@ impl Listening {
             let predecessor = old.iter().find(|old| {
                 old.setting.bind == listener.bind && (listener.bind.port() != 0 || old.facts.name == *name)
             });
-            match Bound::new(name, listener, &names, resources, predecessor.map(|old| &old.socket)) {
+            // Connections it has already keep their places.
+            let crowd =
+                old.iter().find(|old| old.facts.name == *name).map(|old| Arc::clone(&old.crowd)).unwrap_or_default();
+            match Bound::new(name, listener, &names, resources, predecessor.map(|old| &old.socket), crowd) {
                 Ok(bound) => prepared.bound.push(Arc::new(bound)),
                 Err(message) => faults.push(Fault::at(&listener.position, message)),
             }
@@ -151,6 +156,7 @@ impl Bound {
         development_names: &[String],
         resources: &Resources,
         predecessor: Option<&TcpListener>,
+        crowd: Arc<Crowd>,
     ) -> Result<Self, String> {
         // What is spoken is HTTP, or nobody's business: then no protocol is offered.
         let protocols: &[Protocol] = if listener.tcp.is_some() { &[] } else { &listener.protocols };
@@ -186,6 +192,8 @@ impl Bound {
             body_limit: listener.limits.body.bytes(),
             header_timeout: listener.limits.header_timeout,
             idle_timeout: listener.limits.idle_timeout,
+            connections: listener.limits.connections.into(),
+            connections_per_client: listener.limits.connections_per_client.map(u32::from),
         });
         Ok(Self {
             id: BOUND.fetch_add(1, Ordering::Relaxed),
@@ -196,6 +204,7 @@ impl Bound {
             socket,
             for_workers,
             certificates,
+            crowd,
             drain: watch::Sender::new(false),
         })
     }
@@ -250,14 +259,31 @@ impl Worker {
             .inspect_err(|error| warn!(listener = %bound.facts.name, worker = self.number, %error, "cannot accept"))
             .ok()?;
         let drain = bound.drain.subscribe();
+        let room = self.room(bound);
         if bound.facts.tcp {
             let door = TcpDoor::new(&self.current, bound, self.number, self.access_log.clone());
-            tokio::spawn(tcp::accept(socket, door, drain, alive.clone()));
+            tokio::spawn(tcp::accept(socket, door, drain, alive.clone(), room));
             return None;
         }
         let door = self.door(&bound.facts);
-        tokio::spawn(listener::accept(socket, Arc::clone(&door), bound.tls.clone(), drain, alive.clone()));
+        tokio::spawn(listener::accept(socket, Arc::clone(&door), bound.tls.clone(), drain, alive.clone(), room));
         Some(door)
+    }
+
+    /// Whether a listener has room for another connection.
+    fn room(&self, bound: &Bound) -> impl Fn(SocketAddr) -> Option<Place> + use<> {
+        let (crowd, facts, current) = (Arc::clone(&bound.crowd), Arc::clone(&bound.facts), Arc::clone(&self.current));
+        move |peer| {
+            let mut each = facts.connections_per_client;
+            if each.is_some() && current.plan().trusts(peer.ip()) {
+                each = None;
+            }
+            let place = crowd.admit(peer, facts.connections, each);
+            if place.is_none() {
+                current.plan().counters.refused_connection();
+            }
+            place
+        }
     }
 
     fn door(&self, facts: &Arc<ListenerFacts>) -> Arc<Door> {

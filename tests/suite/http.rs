@@ -1213,3 +1213,52 @@ sites:
         assert_eq!((values("x-forwarded-proto"), values("x-forwarded-host")), (vec![proto], vec![host]), "{trusted}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_limited_in_all_and_for_each_client() {
+    let yaml = |limits: &str, trusted: &str| {
+        format!(
+            "version: 1
+node: {{ name: edge, workers: 2, shutdown_grace: 1s, trusted_proxies: [{trusted}] }}
+telemetry: {{ access_log: {{ output: off }}, metrics: {{ bind: \"127.0.0.1:0\" }} }}
+listeners:
+  web: {{ bind: \"127.0.0.1:0\", limits: {{ {limits} }} }}
+sites: [{{ hosts: [\"*\"], routes: [{{ respond: {{ status: 200 }} }}] }}]
+"
+        )
+    };
+    let get = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+    for limits in ["connections: 2", "connections_per_client: 2"] {
+        let mut edge = Edge::start(&yaml(limits, ""), &[]);
+        let mut first = Client::connect(edge.web()).await;
+        let mut second = Client::connect(edge.web()).await;
+        assert_eq!((first.request(get).await.status, second.request(get).await.status), (200, 200));
+        let mut third = Client::connect(edge.web()).await;
+        assert!(third.is_closed().await, "{limits}");
+        let page = Client::get(edge.metrics(), "/metrics").await.text();
+        assert!(page.contains("selvedge_connections_refused_total 1\n"), "{page}");
+        drop(second);
+        soon("the place is free again", async {
+            loop {
+                let mut client = Client::connect(edge.web()).await;
+                client.send(get.as_bytes()).await;
+                if client.try_response("GET").await.is_ok_and(|response| response.status == 200) {
+                    break;
+                }
+            }
+        })
+        .await;
+        // Those who are here keep their places over a reload that changes the listener.
+        edge.reload(&yaml(&format!("{limits}, idle_timeout: 50s"), "")).unwrap();
+        assert!(first.is_closed().await);
+        if limits.contains("client") {
+            edge.reload(&yaml(limits, "127.0.0.0/8")).unwrap();
+            let mut clients = Vec::new();
+            for _ in 0..5 {
+                let mut client = Client::connect(edge.web()).await;
+                assert_eq!(client.request(get).await.status, 200, "a trusted proxy connects for many");
+                clients.push(client);
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, choice, duration, filled_list, list, parsed, path, reference, size},
+    decode::{At, Cx, Fields, choice, duration, filled_list, list, parsed, path, reference, size, whole},
     filters::{Declared, FilterUse},
     report::{Fault, Position},
     tree::{Data, Kind},
@@ -152,11 +152,27 @@ pub struct ListenerLimits {
     /// memory. With `tcp`: how long both sides may be silent. Above zero. Default `60s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
     pub idle_timeout: Duration,
+
+    /// How many connections there may be at once; one more is closed as soon as it is accepted, and counted. 1 to 65535. Default `50000`.
+    #[schemars(with = "Option<u16>", range(min = 1), extend("default" = 50000))]
+    pub connections: u16,
+
+    /// How many of them one client may have: an IPv4 address, or an IPv6 network of 64 bits. `node.trusted_proxies` are not counted, since
+    /// they connect for many. 1 to 65535. Low stops one client from taking all places, and shuts out people who share an address. Default:
+    /// no limit.
+    #[schemars(range(min = 1))]
+    pub connections_per_client: Option<u16>,
 }
 
 impl Default for ListenerLimits {
     fn default() -> Self {
-        Self { body: ByteSize::mib(16), header_timeout: Duration::from_secs(10), idle_timeout: Duration::from_secs(60) }
+        Self {
+            body: ByteSize::mib(16),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            connections: 50_000,
+            connections_per_client: None,
+        }
     }
 }
 
@@ -281,11 +297,15 @@ impl ListenerLimits {
         let body = fields.read(cx, "body", size);
         let header_timeout = fields.read(cx, "header_timeout", duration);
         let idle_timeout = fields.read(cx, "idle_timeout", duration);
+        let connections = fields.read(cx, "connections", |cx, at| whole(cx, at, 1, u16::MAX));
+        let connections_per_client = fields.read(cx, "connections_per_client", |cx, at| whole(cx, at, 1, u16::MAX));
         fields.close(cx);
         Some(Self {
             body: body.unwrap_or(default.body),
             header_timeout: header_timeout.unwrap_or(default.header_timeout),
             idle_timeout: idle_timeout.unwrap_or(default.idle_timeout),
+            connections: connections.unwrap_or(default.connections),
+            connections_per_client,
         })
     }
 }

@@ -80,7 +80,9 @@ fn what_is_not_written_has_its_default() {
         ListenerLimits {
             body: ByteSize(16 << 20),
             header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60)
+            idle_timeout: Duration::from_secs(60),
+            connections: 50_000,
+            connections_per_client: None,
         }
     );
     assert_eq!((web.position.line, web.position.column), (3, 3));

@@ -192,6 +192,11 @@ impl Plan {
         self.keeper.failed_lookups()
     }
 
+    /// Whether we believe this peer for whom its requests are.
+    pub(crate) fn trusts(&self, peer: std::net::IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|range| range.contains(&peer.to_canonical()))
+    }
+
     /// What a connection gets that arrived on this listener; `None` = the listener speaks HTTP.
     pub(crate) fn tcp_route(&self, listener: &str) -> Option<Arc<TcpRoute>> {
         self.tcp.get(listener).cloned()

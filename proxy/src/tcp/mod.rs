@@ -34,6 +34,7 @@ use tracing::debug;
 use self::chain::Chain;
 use self::entry::{Ended, Entry};
 use self::exchange::{Facts, Tls};
+use crate::crowd::Place;
 use crate::listener::{self, ListenerFacts};
 use crate::listening::Bound;
 use crate::node::Current;
@@ -80,10 +81,13 @@ pub(crate) async fn accept(
     door: Arc<TcpDoor>,
     shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
+    room: impl Fn(SocketAddr) -> Option<Place>,
 ) {
     let name = door.facts.name.clone();
-    listener::accept_each(socket, &name, shutdown, alive, |stream, client| serve(Arc::clone(&door), stream, client))
-        .await;
+    listener::accept_each(socket, &name, shutdown, alive, room, |stream, client| {
+        serve(Arc::clone(&door), stream, client)
+    })
+    .await;
 }
 
 /// Serves one connection to its end.

@@ -14,6 +14,8 @@ use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
 pub(crate) struct Counters {
     /// Requests by the first digit of their status; 0 = none was sent.
     requests: [AtomicU64; 6],
+    /// Connections there was no room for.
+    refused_connections: AtomicU64,
     /// Reloads that were done, and that failed.
     reloads: [AtomicU64; 2],
     /// When the configuration in force came into force, in seconds since 1970.
@@ -48,6 +50,16 @@ impl Counters {
         if let Some(class) = self.requests.get(usize::from(status / 100)) {
             class.fetch_add(1, Relaxed);
         }
+    }
+
+    /// There was no room for a connection.
+    pub(crate) fn refused_connection(&self) {
+        self.refused_connections.fetch_add(1, Relaxed);
+    }
+
+    /// Connections there was no room for.
+    pub(crate) fn refused_connections(&self) -> u64 {
+        self.refused_connections.load(Relaxed)
     }
 
     /// The configuration was to be changed.

@@ -30,6 +30,12 @@ fn node(page: &mut Page, observed: &Observed, generation: u64) {
     page.sample("selvedge_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.family("selvedge_plan_generation", "gauge", "The configuration in force: counts the loads of this process.");
     page.sample("selvedge_plan_generation", &[], generation);
+    page.family(
+        "selvedge_connections_refused_total",
+        "counter",
+        "Connections closed at once: limits.connections or its share for one client.",
+    );
+    page.sample("selvedge_connections_refused_total", &[], observed.counters.refused_connections());
     let (reloads, since) = observed.counters.reloads();
     page.family(
         "selvedge_config_reloads_total",

@@ -1,0 +1,89 @@
+//! How many connections a listener has, in all and of each client. Refusing one costs nothing but its acceptance.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+
+/// The connections of one listener, over all workers. It holds one entry for each client that has a connection now, no more.
+#[derive(Debug, Default)]
+pub(crate) struct Crowd {
+    all: AtomicUsize,
+    clients: DashMap<IpAddr, u32>,
+}
+
+/// The place of one connection, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    crowd: Arc<Crowd>,
+    client: Option<IpAddr>,
+}
+
+impl Crowd {
+    /// A place for a connection; `None` = there is none. `each` limits one client's connections; `None` counts nobody's.
+    pub(crate) fn admit(self: &Arc<Self>, peer: SocketAddr, all: usize, each: Option<u32>) -> Option<Place> {
+        let mut place = Place { crowd: Arc::clone(self), client: None };
+        if self.all.fetch_add(1, Relaxed) >= all {
+            return None; // Dropped, the place is given back.
+        }
+        if let Some(each) = each {
+            let client = one_client(peer.ip());
+            match self.clients.entry(client) {
+                Entry::Occupied(entry) if *entry.get() >= each => return None,
+                Entry::Occupied(mut entry) => *entry.get_mut() += 1,
+                Entry::Vacant(entry) => drop(entry.insert(1)),
+            }
+            place.client = Some(client);
+        }
+        Some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.crowd.all.fetch_sub(1, Relaxed);
+        if let Some(client) = self.client
+            && let Entry::Occupied(mut entry) = self.crowd.clients.entry(client)
+        {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// What counts as one client: an IPv4 address, or the first half of an IPv6 address, which is what one customer is given at least (RFC 6177).
+fn one_client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_limited_and_given_back() {
+        let crowd = Arc::new(Crowd::default());
+        let admit = |peer: &str| crowd.admit(peer.parse().unwrap(), 4, Some(2));
+        let first = admit("192.0.2.1:1").unwrap();
+        let second = admit("[::ffff:192.0.2.1]:2").unwrap();
+        assert!(admit("192.0.2.1:3").is_none(), "the same client, however it is written");
+        let third = admit("[2001:db8::1]:1").unwrap();
+        let fourth = admit("[2001:db8::2]:1").unwrap();
+        assert!(admit("192.0.2.9:1").is_none(), "full");
+        drop(second);
+        assert!(admit("[2001:db8::3]:1").is_none(), "one network is one client");
+        drop((admit("192.0.2.1:4").unwrap(), first, third, fourth));
+        assert_eq!((crowd.all.load(Relaxed), crowd.clients.len()), (0, 0), "nothing is kept of who has gone");
+        assert!(crowd.admit("192.0.2.1:1".parse().unwrap(), 1, None).is_some());
+    }
+}
