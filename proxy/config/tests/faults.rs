@@ -274,7 +274,11 @@ fn listeners() {
         ),
         (
             "web: { bind: 127.0.0.1:8080, limits: { header_bytes: 32KiB } }",
-            "4:42 listeners.web.limits.header_bytes: unknown key `header_bytes` | known keys: `body`, `header_timeout`, `idle_timeout`",
+            "4:42 listeners.web.limits.header_bytes: unknown key `header_bytes` | known keys: `body`, `header_timeout`, `idle_timeout`, `connections`, `connections_per_client`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { connections_per_client: 0 } }",
+            "4:66 listeners.web.limits.connections_per_client: `0` is not a number from 1 to 65535",
         ),
         (
             "web: { bind: 127.0.0.1:8080, limits: { body: 0B } }",
