@@ -1,5 +1,5 @@
 //! Which listeners there are: bound when the node starts, and again at every reload, which keeps the sockets of those that go on. Each
-//! worker serves all of them ([`attend`]).
+//! worker serves all of them (`attend`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;

@@ -1,7 +1,7 @@
 //! Upstreams: named groups of endpoints, and which of them a request goes to.
 //!
-//! A request [chooses](Upstream::choose) an endpoint and holds a [`Lease`] on it until it is over; what it met there it tells the lease.
-//! Choosing reads one snapshot ([`members`]) that is replaced whole when anything about the endpoints changes, so it neither locks nor
+//! A request chooses an endpoint and holds a `Lease` on it until it is over; what it met there it tells the lease.
+//! Choosing reads one snapshot (`members`) that is replaced whole when anything about the endpoints changes, so it neither locks nor
 //! allocates.
 
 mod endpoint;
