@@ -6,7 +6,10 @@ use regex::RegexBuilder;
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, brief, host_name, is_token, list, mapping, parsed, text, truth, whole},
+    decode::{
+        At, Cx, Fields, brief, host_name, is_token, is_visible, list, mapping, no_header_value, parsed, text, truth,
+        whole,
+    },
     matching::REGEX_SIZE,
     report::Fault,
 };
@@ -144,7 +147,7 @@ const VARIABLES: &str = "client.ip, client.port, scheme, host, authority, method
                          geo.country, geo.continent, header.NAME, cookie.NAME, param.NAME";
 
 /// Fields that say how a message is framed, belong to one connection (RFC 9110, 7.6.1), or are the node's.
-const NOT_TO_WRITE: [&str; 10] = [
+pub(crate) const NOT_TO_WRITE: [&str; 10] = [
     "connection",
     "content-length",
     "host",
@@ -193,12 +196,11 @@ impl Template {
         }
         push_text(&mut parts, rest);
         let visible = |part: &Part| match part {
-            Part::Text(text) => text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')),
+            Part::Text(text) => is_visible(text),
             _ => true,
         };
         if !parts.iter().all(visible) {
-            let help = "a header value has visible ASCII characters, with blanks only between them (RFC 9110, 5.5)";
-            return Err(("is not a header value".into(), Some(help.into())));
+            return Err(no_header_value());
         }
         Ok(Self { parts })
     }

@@ -587,18 +587,28 @@ pub(crate) fn headers(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<(String, Strin
             cx.report(fault.with_help("case does not matter in header names"));
             continue;
         }
-        let value = parsed(cx, &inner, "a header value", |text| {
-            let visible = text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
-            if visible && text.trim() == text {
-                Ok(text.to_owned())
-            } else {
-                let help = "a header value has visible ASCII characters, with blanks only between them (RFC 9110, 5.5)";
-                Err(("is not a header value".into(), Some(help.into())))
-            }
-        });
+        let value = header_value(cx, &inner);
         seen.insert(name, (value.unwrap_or_default(), entry.key_position.clone()));
     }
     Some(seen.into_iter().map(|(name, (value, _))| (name, value)).collect())
+}
+
+/// The value of a header field.
+pub(crate) fn header_value(cx: &mut Cx<'_>, at: &At<'_>) -> Option<String> {
+    parsed(cx, at, "a header value", |text| {
+        if is_visible(text) && text.trim() == text { Ok(text.to_owned()) } else { Err(no_header_value()) }
+    })
+}
+
+/// Whether a header field may hold this, as far as its characters go.
+pub(crate) fn is_visible(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'))
+}
+
+/// What is said of text that is no header value.
+pub(crate) fn no_header_value() -> (String, Option<String>) {
+    let help = "a header value has visible ASCII characters, with blanks only between them (RFC 9110, 5.5)";
+    ("is not a header value".into(), Some(help.into()))
 }
 
 /// A word for a message: in one line, not too long, without what a terminal would obey.

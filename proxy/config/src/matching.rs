@@ -10,7 +10,7 @@ use regex::RegexBuilder;
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, brief, filled_list, is_token, mapping, parsed, truth},
+    decode::{At, Cx, Fields, brief, filled_list, header_value, is_token, mapping, parsed, truth},
     report::{Fault, Position},
     tree::Data,
 };
@@ -475,7 +475,7 @@ fn values(cx: &mut Cx<'_>, at: &At<'_>, kind: Named) -> Option<Vec<(String, Valu
 impl ValueMatch {
     fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         if !matches!(at.node.data, Data::Map(_)) {
-            return plain(cx, at).map(Self::Exact);
+            return header_value(cx, at).map(Self::Exact);
         }
         let mut fields = Fields::open(cx, at, "ValueRule")?;
         let prefix = fields.get("prefix");
@@ -486,7 +486,7 @@ impl ValueMatch {
             cx.report(at.fault("only one of `prefix`, `regex` and `present` can be written"));
         }
         let value = match (prefix, regex, present) {
-            (Some(at), ..) => plain(cx, &at).map(Self::Prefix),
+            (Some(at), ..) => header_value(cx, &at).map(Self::Prefix),
             (_, Some(at), _) => parsed(cx, &at, "a regular expression", parse_regex).map(Self::Regex),
             (_, _, Some(at)) => truth(cx, &at).map(Self::Present),
             (None, None, None) => {
@@ -497,19 +497,6 @@ impl ValueMatch {
         fields.close(cx);
         value
     }
-}
-
-/// A value as it may stand in a header.
-fn plain(cx: &mut Cx<'_>, at: &At<'_>) -> Option<String> {
-    parsed(cx, at, "a header value", |text| {
-        let visible = text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
-        if visible && text.trim() == text {
-            Ok(text.to_owned())
-        } else {
-            let help = "a header value has visible ASCII characters, with blanks only between them (RFC 9110, 5.5)";
-            Err(("is not a header value".into(), Some(help.into())))
-        }
-    })
 }
 
 fn parse_regex(text: &str) -> Result<String, (String, Option<String>)> {

@@ -10,7 +10,7 @@ use std::{
 use schemars::JsonSchema;
 
 use crate::{
-    actions::{HeaderRules, Redirect, Rewrite},
+    actions::{HeaderRules, NOT_TO_WRITE, Redirect, Rewrite},
     decode::{
         At, Cx, Fields, NAME_HELP, check_name, choice, duration, filled_list, headers, host_name, list, parsed,
         reference, text, truth, whole,
@@ -527,20 +527,9 @@ impl Respond {
 }
 
 fn read_response_headers(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<(String, String)>> {
-    /// Fields that say how the message is framed, or belong to one connection (RFC 9110, 7.6.1).
-    const FRAMING: [&str; 8] = [
-        "connection",
-        "content-length",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
     let fields = headers(cx, at)?;
     if let Data::Map(entries) = &at.node.data {
-        for entry in entries.iter().filter(|entry| FRAMING.contains(&entry.key.to_ascii_lowercase().as_str())) {
+        for entry in entries.iter().filter(|entry| NOT_TO_WRITE.contains(&entry.key.to_ascii_lowercase().as_str())) {
             let message = format!("the header `{}` is the node's to write", entry.key);
             cx.report(Fault::at(&entry.key_position, message).with_key(at.entry(entry).path).with_help("remove it"));
         }
