@@ -21,6 +21,7 @@ use crate::bundled;
 use crate::control::Control;
 use crate::listening::{self, Worker};
 use crate::plan::{Plan, Resources};
+use crate::request::retry;
 use crate::telemetry::AccessLog;
 
 /// The plan in force.
@@ -200,7 +201,7 @@ impl Node {
             current: Arc::clone(self.control.current()),
             listening: Arc::clone(self.control.listening()),
             access_log: self.access_log.sink(),
-            conf: Arc::new(ServerConf { max_retries: 4, ..ServerConf::default() }),
+            conf: Arc::new(ServerConf { max_retries: retry::ATTEMPTS_MAX, ..ServerConf::default() }),
         };
         let stop = self.stop.subscribe();
         let grace = Arc::clone(&self.grace);

@@ -177,6 +177,9 @@ pub(crate) struct AccessLine<'r> {
     route: Option<&'r str>,
     site: Option<&'r str>,
     upstream: Option<String>,
+    /// How often it was sent, where that is more than once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<u32>,
     cache: Option<&'static str>,
     error: Option<&'static str>,
 }
@@ -202,6 +205,7 @@ impl<'r> AccessLine<'r> {
             route: ctx.route.as_deref().map(crate::plan::Route::name),
             site: ctx.route.as_deref().map(crate::plan::Route::site),
             upstream: ctx.lease.as_ref().map(|lease| lease.endpoint().address().to_string()),
+            attempts: Some(ctx.attempts).filter(|attempts| *attempts > 1),
             cache: crate::request::lookup::word(session, ctx),
             error: ctx.failure.or_else(|| error.map(|_| "client_gone").filter(|_| status == 0)),
         }

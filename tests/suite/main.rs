@@ -46,6 +46,8 @@ mod upstream_health;
 
 mod resilience;
 
+mod retries;
+
 mod reload;
 
 mod misbehave;

@@ -56,7 +56,7 @@ pub use sites::{CachePolicy, Host, QueryKey, Respond, Route, Site, Target};
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use upstreams::{
     Balance, Builtin, ConsistentHash, Dns, Endpoint, EndpointAddr, FailureRate, GrpcProbe, HashAlgorithm, HashBy,
-    HealthCheck, HttpProbe, InitialHealth, Outlier, Place, Prefer, PreferBy, Probe, Servers, Sticky, TcpProbe,
-    Timeouts, Upstream, UpstreamProtocol, UpstreamTls,
+    HealthCheck, HttpProbe, InitialHealth, Outlier, Place, Prefer, PreferBy, Probe, Retries, RetryOn, Servers, Sticky,
+    TcpProbe, Timeouts, Upstream, UpstreamLimits, UpstreamProtocol, UpstreamTls,
 };
 pub use values::{ByteSize, Percent, Rate, ValueError, parse_duration};

@@ -553,7 +553,7 @@ fn parse_path(text: &str) -> Result<PathMatch, (String, Option<String>)> {
 }
 
 /// The methods, sorted, so that two lists of the same are equal.
-fn read_methods(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<String>> {
+pub(crate) fn read_methods(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<String>> {
     const USUAL: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"];
     let mut seen = BTreeSet::new();
     let mut whole = true;

@@ -149,6 +149,8 @@ upstreams:
     dns: {}
     health_check: { http: {} }
     outlier: { failure_rate: { above: 50% } }
+    retries: {}
+    limits: { requests: 9 }
   b: { endpoints: [a:1], health_check: { tcp: {} }, prefer: { by: nearest } }
   c: { endpoints: [a:1], protocol: h2, health_check: { grpc: {} } }
 filters:
@@ -256,6 +258,8 @@ sites:
             upstream["tls"] = shape("UpstreamTls", json!({}));
             upstream["timeouts"] = shape("Timeouts", json!({}));
             upstream["outlier"] = shape("Outlier", json!({ "failure_rate": failure_rate }));
+            upstream["retries"] = shape("Retries", json!({}));
+            upstream["limits"] = shape("UpstreamLimits", json!({ "requests": 9 }));
             upstream["dns"] = shape("Dns", json!({}));
             let http_probe = shape("HttpProbe", json!({}));
             upstream["health_check"] = shape("HealthCheck", json!({ "http": http_probe }));

@@ -3,8 +3,10 @@
 mod balance;
 mod dns;
 mod health;
+mod limits;
 mod outlier;
 mod prefer;
+mod retries;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,8 +22,10 @@ use self::balance::BalanceForm;
 pub use self::balance::{Balance, ConsistentHash, HashAlgorithm, HashBy, Sticky};
 pub use self::dns::Dns;
 pub use self::health::{GrpcProbe, HealthCheck, HttpProbe, InitialHealth, Probe, TcpProbe};
+pub use self::limits::UpstreamLimits;
 pub use self::outlier::{FailureRate, Outlier};
 pub use self::prefer::{Place, Prefer, PreferBy};
+pub use self::retries::{Retries, RetryOn};
 use crate::{
     decode::{
         At, Cx, Fields, choice, duration, duration_or_zero, filled_list, host_name, parsed, path, percent, reference,
@@ -71,6 +75,13 @@ pub struct Upstream {
 
     /// Leaves out endpoints that fail requests. Absent: none is left out, whatever it answers.
     pub outlier: Option<Outlier>,
+
+    /// What is sent once more when it fails.
+    #[schemars(with = "Option<Retries>")]
+    pub retries: Retries,
+
+    /// How much is sent at once. Absent: as much as comes.
+    pub limits: Option<UpstreamLimits>,
 
     /// When a smaller share of the endpoints than this is healthy and not ejected, all are used: the rest could not bear the load, and
     /// what looks like many ill endpoints is more often one ill network. Drained ones are not counted and not used. `0%`: never; then
@@ -227,6 +238,18 @@ pub struct Timeouts {
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
     pub read: Duration,
 
+    /// How long one attempt may take from its connection to the beginning of the response, however lively the connection is meanwhile.
+    /// Then it is given up: 504 (Gateway Timeout), or another attempt with `retries: { when: [timeout] }`. The connection is closed. Only
+    /// with `protocol: h1`. Above zero. Absent: `read` alone.
+    #[schemars(with = "Option<DurationText>")]
+    pub first_byte: Option<Duration>,
+
+    /// How long an exchange may take from the first attempt to the end of the response: waiting for room, attempts, pauses, and all of
+    /// the body. Then it fails with 504 (Gateway Timeout), or is cut off when the response had begun. WebSockets and other upgraded
+    /// connections are not bound by it. Only with `protocol: h1`. Above zero. Absent: any time.
+    #[schemars(with = "Option<DurationText>")]
+    pub total: Option<Duration>,
+
     /// How long an unused connection is kept for the next request. Keep it below the origin's own idle timeout, or
     /// requests meet closed connections. Above zero. Default `60s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
@@ -235,7 +258,13 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(1), read: Duration::from_secs(60), idle: Duration::from_secs(60) }
+        Self {
+            connect: Duration::from_secs(1),
+            read: Duration::from_secs(60),
+            first_byte: None,
+            total: None,
+            idle: Duration::from_secs(60),
+        }
     }
 }
 
@@ -262,6 +291,8 @@ struct Settings {
     dns: Option<Dns>,
     health_check: Option<HealthCheck>,
     outlier: Option<Outlier>,
+    retries: Option<Retries>,
+    limits: Option<UpstreamLimits>,
     panic: Option<Percent>,
     slow_start: Option<Duration>,
 }
@@ -279,6 +310,8 @@ impl Settings {
             dns: self.dns.or_else(|| other.dns.clone()),
             health_check: self.health_check.or_else(|| other.health_check.clone()),
             outlier: self.outlier.or(other.outlier),
+            retries: self.retries.or_else(|| other.retries.clone()),
+            limits: self.limits.or(other.limits),
             panic: self.panic.or(other.panic),
             slow_start: self.slow_start.or(other.slow_start),
         }
@@ -319,6 +352,8 @@ impl Draft {
         let dns = fields.read(cx, "dns", Dns::read);
         let health_check = fields.read(cx, "health_check", HealthCheck::read);
         let outlier = fields.read(cx, "outlier", Outlier::read);
+        let retries = fields.read(cx, "retries", Retries::read);
+        let limits = fields.read(cx, "limits", UpstreamLimits::read);
         let panic = fields.read(cx, "panic", percent);
         let slow_start = fields.read(cx, "slow_start", duration_or_zero);
         let settings = Settings {
@@ -331,6 +366,8 @@ impl Draft {
             dns,
             health_check,
             outlier,
+            retries,
+            limits,
             panic,
             slow_start,
         };
@@ -379,6 +416,15 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             let fault = Fault::at(&draft.position, "`health_check.grpc` needs `protocol: h2`");
             cx.report(fault.with_key(format!("upstreams.{name}")));
         }
+        let timeouts = settings.timeouts.unwrap_or_default();
+        for (key, time) in [("first_byte", timeouts.first_byte), ("total", timeouts.total)] {
+            if time.is_some() && settings.protocol == Some(UpstreamProtocol::H2) {
+                let fault = Fault::at(&draft.position, format!("`timeouts.{key}` cannot be kept with `protocol: h2`"));
+                let help =
+                    "many requests share a connection of HTTP/2: write `timeouts.read`, which bounds every silence";
+                cx.report(fault.with_key(format!("upstreams.{name}")).with_help(help));
+            }
+        }
         if matches!(settings.balance, Some(Balance::ConsistentHash(_))) && settings.prefer.is_some() {
             let fault = Fault::at(&draft.position, "`prefer` does nothing with `consistent_hash`");
             cx.report(fault.with_key(format!("upstreams.{name}")).with_help("remove one of them"));
@@ -393,13 +439,15 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             servers,
             tls: settings.tls,
             protocol: settings.protocol.unwrap_or_default(),
-            timeouts: settings.timeouts.unwrap_or_default(),
+            timeouts,
             balance: settings.balance.unwrap_or_default(),
             sticky: settings.sticky,
             prefer: settings.prefer,
             dns: settings.dns.unwrap_or_default(),
             health_check: settings.health_check,
             outlier: settings.outlier,
+            retries: settings.retries.unwrap_or_default(),
+            limits: settings.limits,
             panic: settings.panic.unwrap_or(Percent::HALF),
             slow_start: settings.slow_start.unwrap_or_default(),
             like: draft.like.as_ref().map(|(other, _)| other.clone()),
@@ -511,11 +559,15 @@ impl Timeouts {
         let mut fields = Fields::open(cx, at, "Timeouts")?;
         let connect = fields.read(cx, "connect", duration);
         let read = fields.read(cx, "read", duration);
+        let first_byte = fields.read(cx, "first_byte", duration);
+        let total = fields.read(cx, "total", duration);
         let idle = fields.read(cx, "idle", duration);
         fields.close(cx);
         Some(Self {
             connect: connect.unwrap_or(default.connect),
             read: read.unwrap_or(default.read),
+            first_byte,
+            total,
             idle: idle.unwrap_or(default.idle),
         })
     }

@@ -152,6 +152,9 @@ impl Percent {
     /// One of two.
     pub const HALF: Self = Self(5_000);
 
+    /// One of five.
+    pub const FIFTH: Self = Self(2_000);
+
     /// The share in hundredths of a percent, 0 to 10000.
     #[must_use]
     pub const fn basis_points(self) -> u16 {

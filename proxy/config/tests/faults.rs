@@ -391,6 +391,39 @@ fn upstreams() {
             "6:40 upstreams.demo.outlier.failure_rate.above: `above` is missing",
         ),
         (
+            "demo: { endpoints: [a:1], retries: { attempts: 11 } }",
+            "6:50 upstreams.demo.retries.attempts: `11` is not a number from 1 to 10",
+        ),
+        (
+            "demo: { endpoints: [a:1], retries: { when: [5xx] } }",
+            "6:47 upstreams.demo.retries.when[0]: `5xx` is nothing that can be tried again | expected `connect`, `reset`, `timeout` or a status from 400 to 599",
+        ),
+        (
+            "demo: { endpoints: [a:1], retries: { when: [200] } }",
+            "6:47 upstreams.demo.retries.when[0]: `200` is nothing that can be tried again | expected `connect`, `reset`, `timeout` or a status from 400 to 599",
+        ),
+        ("demo: { endpoints: [a:1], retries: { when: [] } }", "6:46 upstreams.demo.retries.when: the list is empty"),
+        (
+            "demo: { endpoints: [a:1], retries: { methods: [get] } }",
+            "6:50 upstreams.demo.retries.methods[0]: `get` is not a method | did you mean `GET`? methods are case-sensitive",
+        ),
+        (
+            "demo: { endpoints: [a:1], retries: { backoff: 2s } }",
+            "6:49 upstreams.demo.retries.backoff: `backoff` is longer than a second",
+        ),
+        (
+            "demo: { endpoints: [a:1], limits: { queue: 5 } }",
+            "6:29 upstreams.demo.limits: neither `requests` nor `per_endpoint` is written: there is no limit | write how many: `requests: 1000`",
+        ),
+        (
+            "demo: { endpoints: [a:1], limits: { per_endpoint: 0 } }",
+            "6:53 upstreams.demo.limits.per_endpoint: `0` is not a number from 1 to 65535",
+        ),
+        (
+            "demo: { endpoints: [a:1], protocol: h2, timeouts: { first_byte: 1s } }",
+            "6:3 upstreams.demo: `timeouts.first_byte` cannot be kept with `protocol: h2` | many requests share a connection of HTTP/2: write `timeouts.read`, which bounds every silence",
+        ),
+        (
             "demo: { endpoints: [a:1], panic: 50 }",
             "6:36 upstreams.demo.panic: `50` has no unit | a share is a number from 0 to 100 and `%`: `10%`, `0.25%`",
         ),

@@ -15,8 +15,8 @@ use selvedge_config::{
     AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Compat, Config, EndpointAddr,
     FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
     Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report,
-    Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamProtocol, ValueError, ValueMatch, WasmSource,
-    Workers, parse_duration,
+    Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamLimits, UpstreamProtocol,
+    ValueError, ValueMatch, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -91,7 +91,13 @@ fn what_is_not_written_has_its_default() {
     assert_eq!(demo.protocol, UpstreamProtocol::H1);
     assert_eq!(
         demo.timeouts,
-        Timeouts { connect: Duration::from_secs(1), read: Duration::from_secs(60), idle: Duration::from_secs(60) }
+        Timeouts {
+            connect: Duration::from_secs(1),
+            read: Duration::from_secs(60),
+            first_byte: None,
+            total: None,
+            idle: Duration::from_secs(60),
+        }
     );
     let [site] = config.sites.as_slice() else { panic!("{:?}", config.sites) };
     assert_eq!((&site.hosts, &site.listeners), (&vec![Host::Any], &vec!["web".to_owned()]));
@@ -355,6 +361,39 @@ fn variables() {
     ));
     assert_eq!(config.node.workers, Workers::Count(3));
     assert_eq!(config.listeners["web"].bind.port(), 8081);
+}
+
+#[test]
+fn what_is_tried_again_and_how_much_at_once() {
+    let config = load(&SMALL.replace(
+        "  demo: { builtin: demo }",
+        "  demo: { builtin: demo }
+  a: { endpoints: [a:1], retries: {}, limits: { per_endpoint: 2 } }
+  b: { endpoints: [b:1], like: c, timeouts: { first_byte: 2s, total: 1m } }
+  c:
+    endpoints: [c:1]
+    retries: { attempts: 2, when: [reset, timeout, 503], methods: [POST, GET], budget: 5%, backoff: 0s }
+    limits: { requests: 7, queue: 3, wait: 2s }",
+    ));
+    let [demo, a, b] = ["demo", "a", "b"].map(|name| &config.upstreams[name]);
+    assert_eq!((&demo.retries, demo.limits), (&Retries::default(), None));
+    let default = Retries::default();
+    assert_eq!(
+        (default.attempts, default.when.as_slice(), default.budget),
+        (3, [RetryOn::Connect].as_slice(), Percent::FIFTH)
+    );
+    assert_eq!(default.methods, ["DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"]);
+    assert_eq!(a.retries, default);
+    let wait = Duration::from_secs(1);
+    assert_eq!(a.limits, Some(UpstreamLimits { requests: None, per_endpoint: Some(2), queue: 0, wait }));
+    assert_eq!(b.retries.when, [RetryOn::Reset, RetryOn::Timeout, RetryOn::Status(503)]);
+    assert_eq!(
+        (b.retries.attempts, b.retries.methods.join(" ").as_str(), b.retries.backoff),
+        (2, "GET POST", Duration::ZERO)
+    );
+    let wait = Duration::from_secs(2);
+    assert_eq!(b.limits, Some(UpstreamLimits { requests: Some(7), per_endpoint: None, queue: 3, wait }));
+    assert_eq!((b.timeouts.first_byte, b.timeouts.total), (Some(Duration::from_secs(2)), Some(Duration::from_mins(1))));
 }
 
 #[test]

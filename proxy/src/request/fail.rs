@@ -28,6 +28,8 @@ const FILTER_REPLY: ErrorType = ErrorType::Custom("FilterReply");
 
 /// The upstream has no endpoint that may be sent requests.
 pub(super) const NO_ENDPOINT: ErrorType = ErrorType::Custom("NoEndpoint");
+/// The upstream has as many requests as it may have.
+pub(super) const NO_ROOM: ErrorType = ErrorType::Custom("NoRoom");
 /// The request was to be sent on, and nobody is named to send it to.
 pub(super) const NO_UPSTREAM: ErrorType = ErrorType::Custom("NoUpstream");
 
@@ -137,6 +139,7 @@ fn judge(error: &Error) -> Verdict {
         (_, kind) if *kind == FILTER_BODY_RESPONSE => (502, Some("http_response_incomplete")),
         (_, kind) if *kind == FILTER_CLOSED => (0, Some(CLOSED_BY_FILTER)),
         (_, kind) if *kind == NO_ENDPOINT => (503, Some("destination_unavailable")),
+        (_, kind) if *kind == NO_ROOM => (503, Some("connection_limit_reached")),
         (_, kind) if *kind == NO_UPSTREAM => (503, Some("destination_not_found")),
         (_, ErrorType::HTTPStatus(413)) => (413, Some("http_request_error")),
         (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),

@@ -1,6 +1,8 @@
 //! Step 5: to an upstream.
 
-use std::time::Instant;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::{StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -8,49 +10,131 @@ use pingora::protocols::Digest;
 use pingora::protocols::http::authority::validate_request_authority;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, OrErr, Result};
+use smallvec::SmallVec;
 
+use super::deadline::Deadline;
 use super::filter::BodyFlow;
 use super::{RequestCtx, actions, fail};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
-use crate::upstream::Failure;
+use crate::upstream::{Ask, EndpointId, NoEndpoint, Upstream};
 
-/// How often a request is sent elsewhere when no connection can be made; nothing has been sent then, so any method may be.
-const CONNECT_ATTEMPTS: u32 = 3;
+/// What is kept about a request that is on its way, where its upstream has deadlines or it is sent once more.
+#[derive(Default)]
+pub(crate) struct Sent {
+    /// Where it has been.
+    tried: SmallVec<[EndpointId; 3]>,
+    /// When all of it has to be over.
+    total: Option<tokio::time::Instant>,
+    /// Watches over the attempt that is made.
+    pub(super) deadline: Option<Deadline>,
+}
+
+impl RequestCtx {
+    /// Whether the time that the whole exchange may take has not passed.
+    pub(super) fn has_time(&self) -> bool {
+        self.sent.as_ref().and_then(|sent| sent.total).is_none_or(|total| tokio::time::Instant::now() < total)
+    }
+}
 
 /// The endpoint to connect to.
 ///
 /// # Errors
-/// A filter sent a request of a fixed-response route to no upstream, or no endpoint may be sent requests.
-pub(crate) fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+/// A filter sent a request of a fixed-response route to no upstream, no endpoint may be sent requests, there is no room for this one, or
+/// its time is over.
+pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     ctx.attempts += 1;
-    ctx.lease = None; // What becomes of this attempt says nothing about the endpoint of the last one.
+    let before = ctx.lease.take(); // What becomes of this attempt says nothing about the endpoint of the last one.
     if ctx.body == BodyFlow::Untouched {
         ctx.body_received = 0; // Pingora sends what it has read once more, through the same hook.
     }
-    let route = ctx.route()?;
+    let route = Arc::clone(ctx.route()?);
     let upstream = route
         .upstream(ctx.upstream.as_deref())
         .ok_or_else(|| Error::explain(fail::NO_UPSTREAM, "the route has no upstream"))?;
     let ask =
         upstream.ask(session.req_header(), ctx.downstream.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
-    let lease = upstream.choose(&ask).map_err(|why| {
-        let why = format!("upstream {}: {why}", upstream.name);
-        // As good as a failing connection: the cache may answer in its stead (RFC 9111, 4.2.4).
-        Error::explain(fail::NO_ENDPOINT, why).into_up()
-    })?;
+    if let Some(lease) = before {
+        let sent = ctx.sent.get_or_insert_default();
+        sent.deadline = None;
+        sent.tried.push(lease.endpoint().id());
+        drop(lease);
+        return again(upstream, &ask, ctx).await;
+    }
+
+    upstream.begin();
+    if let Some(total) = upstream.timeouts().total {
+        ctx.sent.get_or_insert_default().total = Some(tokio::time::Instant::now() + total);
+    }
+    let end = ctx.sent.as_ref().and_then(|sent| sent.total);
+    let lease = upstream.wait(&ask, end).await.map_err(|why| nowhere(upstream, why))?;
     let peer = lease.peer();
     ctx.lease = Some(lease);
     Ok(Box::new(peer))
 }
 
+/// The endpoint for another attempt: one where the request has not been, or, after a pause, one where it has.
+async fn again(upstream: &Upstream, ask: &Ask<'_>, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+    upstream.count_retry();
+    let Some(sent) = &ctx.sent else { return Err(nowhere(upstream, NoEndpoint::AllAvoided)) };
+    let chosen = match upstream.wait(&ask.avoiding(&sent.tried), sent.total).await {
+        Err(NoEndpoint::AllAvoided) => {
+            let pause = upstream.backoff(ctx.attempts);
+            if !pause.is_zero() {
+                let until = tokio::time::Instant::now() + pause;
+                tokio::time::sleep_until(sent.total.map_or(until, |total| until.min(total))).await;
+            }
+            upstream.wait(ask, sent.total).await
+        }
+        chosen => chosen,
+    };
+    if !ctx.has_time() {
+        return Err(Error::explain(ErrorType::ReadTimedout, "the upstream took too long, with all attempts").into_up());
+    }
+    let lease = chosen.map_err(|why| nowhere(upstream, why))?;
+    let peer = lease.peer();
+    ctx.lease = Some(lease);
+    Ok(Box::new(peer))
+}
+
+/// As good as a failing connection: the cache may answer in its stead (RFC 9111, 4.2.4).
+fn nowhere(upstream: &Upstream, why: NoEndpoint) -> Box<Error> {
+    let kind = if why == NoEndpoint::Full { fail::NO_ROOM } else { fail::NO_ENDPOINT };
+    Error::explain(kind, format!("upstream {}: {why}", upstream.name)).into_up()
+}
+
 /// The upstream's response has begun, or an interim one has come.
-pub(crate) fn answered(response: &ResponseHeader, ctx: &RequestCtx) {
-    if let Some(lease) = &ctx.lease
-        && (!response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS)
-    {
+pub(crate) fn answered(response: &ResponseHeader, ctx: &mut RequestCtx) {
+    let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    if response.status.is_informational() && !upgraded {
+        return;
+    }
+    if let Some(lease) = &ctx.lease {
         lease.answered(response.status.as_u16());
+    }
+    if let Some(sent) = &mut ctx.sent {
+        match &sent.deadline {
+            Some(_) if upgraded => sent.deadline = None, // It lasts as long as both sides want.
+            Some(deadline) => deadline.begun(),
+            None => {}
+        }
+    }
+}
+
+/// Some of the upstream's response has come, or its end.
+///
+/// # Errors
+/// It is not the end: we have closed the connection because its time was over. A response that ends with its connection would pass for
+/// whole.
+pub(crate) fn received(end: bool, ctx: &mut RequestCtx) -> Result<Option<Duration>> {
+    let Some(sent) = ctx.sent.as_mut().filter(|_| end) else { return Ok(None) };
+    match sent.deadline.take() {
+        Some(deadline) if deadline.has_passed() => {
+            sent.deadline = Some(deadline);
+            Err(Error::explain(ErrorType::ReadTimedout, "the upstream took too long").into_up())
+        }
+        _ => Ok(None),
     }
 }
 
@@ -74,8 +158,22 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     actions::on_request(session, request, ctx)
 }
 
-/// There is a connection: the filters may know to whom.
-pub(crate) fn connected(peer: &HttpPeer, digest: Option<&Digest>, ctx: &RequestCtx) {
+/// There is a connection: its time begins, and the filters may know to whom it is.
+///
+/// # Errors
+/// The time it may take cannot be watched.
+pub(crate) fn connected(
+    peer: &HttpPeer,
+    digest: Option<&Digest>,
+    connection: RawFd,
+    ctx: &mut RequestCtx,
+) -> Result<()> {
+    let timeouts = ctx.lease.as_ref().map(|lease| lease.endpoint().timeouts());
+    if let Some(timeouts) = timeouts.filter(|timeouts| timeouts.first_byte.is_some() || timeouts.total.is_some()) {
+        let sent = ctx.sent.get_or_insert_default();
+        let deadline = Deadline::start(connection, timeouts.first_byte, sent.total);
+        sent.deadline = Some(deadline.or_err(ErrorType::InternalError, "watching an upstream's time")?);
+    }
     ctx.note(|state| {
         state.contact = Contact {
             attempts: ctx.attempts,
@@ -88,6 +186,7 @@ pub(crate) fn connected(peer: &HttpPeer, digest: Option<&Digest>, ctx: &RequestC
             failure: None,
         };
     });
+    Ok(())
 }
 
 /// Keeps the client at the endpoint it has been served by, where the upstream says so.
@@ -101,18 +200,4 @@ pub(crate) fn stick(session: &Session, response: &mut ResponseHeader, ctx: &Requ
         }
         _ => Ok(()),
     }
-}
-
-/// No connection could be made: try the next endpoint, a few times.
-pub(crate) fn retry(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
-    if let Some(lease) = &ctx.lease {
-        lease.failed(Failure::of(&error));
-    }
-    ctx.note(|state| {
-        state.contact.attempts = ctx.attempts;
-        state.contact.address = ctx.lease.as_ref().and_then(|lease| lease.endpoint().address().as_inet());
-        state.contact.failure = Some(error.to_string());
-    });
-    error.set_retry(ctx.attempts < CONNECT_ATTEMPTS);
-    error
 }

@@ -6,7 +6,7 @@
 //! | `select` | `request_filter` | [`select`] |
 //! | `filter` (request) | `request_filter`, `request_body_filter` | [`filter`], `chain/` |
 //! | `lookup` | `request_cache_filter` .. `cache_hit_filter` | [`lookup`] |
-//! | `forward` | `upstream_peer`, `upstream_request_filter` | [`forward`] |
+//! | `forward` | `upstream_peer`, `upstream_request_filter`, `error_while_proxy` | [`forward`], [`retry`] |
 //! | `store` | `upstream_response_filter`, `response_cache_filter` | [`store`] |
 //! | `respond` | `response_filter` | [`respond`] |
 //! | `filter` (response) | every write of [`crate::chain::session::FilteredSession`] | `chain/` |
@@ -29,6 +29,10 @@ pub(crate) mod lookup;
 
 pub(crate) mod forward;
 
+mod deadline;
+
+pub(crate) mod retry;
+
 pub(crate) mod store;
 
 pub(crate) mod actions;
@@ -41,7 +45,7 @@ pub(crate) mod finish;
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -106,8 +110,10 @@ pub(crate) struct RequestCtx {
     pub(crate) body_received: u64,
     /// Set by `lookup` and `store`.
     pub(crate) cache: CacheCtx,
-    /// Connection attempts so far.
+    /// Attempts so far.
     pub(crate) attempts: u32,
+    /// Set by `forward` where it matters: where the request has been, and how long it may take.
+    pub(crate) sent: Option<Box<forward::Sent>>,
     /// Set by `forward`: its place at the endpoint it went to last.
     pub(crate) lease: Option<Lease>,
     /// Set by `fail`: the RFC 9209 error token.
@@ -151,6 +157,7 @@ impl ProxyHttp for Edge {
             body_received: 0,
             cache: CacheCtx::default(),
             attempts: 0,
+            sent: None,
             lease: None,
             failure: None,
             trace: None,
@@ -229,7 +236,7 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         step!(ctx, "forward");
-        forward::peer(session, ctx)
+        forward::peer(session, ctx).await
     }
 
     async fn upstream_request_filter(
@@ -246,12 +253,11 @@ impl ProxyHttp for Edge {
         _session: &mut Session,
         _reused: bool,
         peer: &HttpPeer,
-        #[cfg(unix)] _fd: std::os::unix::io::RawFd,
+        #[cfg(unix)] connection: std::os::unix::io::RawFd,
         digest: Option<&Digest>,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        forward::connected(peer, digest, ctx);
-        Ok(())
+        forward::connected(peer, digest, connection, ctx)
     }
 
     fn fail_to_connect(
@@ -261,7 +267,18 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
         error: Box<Error>,
     ) -> Box<Error> {
-        forward::retry(ctx, error)
+        retry::unconnected(ctx, error)
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut RequestCtx,
+        reused: bool,
+    ) -> Box<Error> {
+        retry::broken(session, ctx, peer, error, reused)
     }
 
     async fn upstream_response_filter(
@@ -271,7 +288,18 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         forward::answered(response, ctx);
+        retry::response(session, response, ctx)?;
         store::receive(session, response, ctx).await
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<Duration>> {
+        forward::received(end_of_stream, ctx)
     }
 
     fn response_cache_filter(

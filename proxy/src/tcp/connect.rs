@@ -41,7 +41,7 @@ pub(super) async fn connect(upstream: Arc<Upstream>, client: IpAddr) -> Result<C
     let mut last = None;
     let ask = upstream.ask_of_connection(client);
     while tried.len() < ATTEMPTS {
-        let lease = match upstream.choose(&ask.avoiding(&tried)) {
+        let lease = match upstream.wait(&ask.avoiding(&tried), None).await {
             Ok(lease) => lease,
             Err(why) => {
                 debug!(upstream = %upstream.name, %why, "no endpoint");

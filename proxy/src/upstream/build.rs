@@ -124,7 +124,7 @@ fn lost(
 
 fn speech(upstream: &selvedge_config::Upstream, files: &mut Vec<PathBuf>) -> Result<Speech, String> {
     let http2 = upstream.protocol == UpstreamProtocol::H2;
-    let Some(tls) = &upstream.tls else { return Ok(Speech { tls: None, http2, timeouts: upstream.timeouts }) };
+    let Some(tls) = &upstream.tls else { return Ok(Speech { tls: None, http2 }) };
     let ca = tls.ca.as_deref().map(|path| certificates(path, files)).transpose()?;
     let trust =
         ca.iter().flatten().fold(0, |trust, certificate| balance::key::mix(trust ^ balance::key::hash(certificate)));
@@ -133,7 +133,7 @@ fn speech(upstream: &selvedge_config::Upstream, files: &mut Vec<PathBuf>) -> Res
         None => None,
     };
     let tls = PeerTls { sni: tls.sni.clone(), ca: ca.map(authorities).transpose()?, client, trust, verify: tls.verify };
-    Ok(Speech { tls: Some(tls), http2, timeouts: upstream.timeouts })
+    Ok(Speech { tls: Some(tls), http2 })
 }
 
 fn certificates(path: &Path, files: &mut Vec<PathBuf>) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -11,11 +11,12 @@ use http::header;
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
-use selvedge_config::Place;
+use selvedge_config::{Timeouts, UpstreamLimits};
 
 use super::balance::latency::{self, Latency};
 use super::health::{Checks, Health};
 use super::outlier::{Met, Record};
+use super::traffic::Seat;
 use super::{Rules, Source, Upstream, clock, sticky};
 
 /// Where an endpoint is, resolved.
@@ -89,7 +90,7 @@ pub(crate) struct Endpoint {
     id: EndpointId,
     address: Address,
     weight: u16,
-    place: Arc<Place>,
+    place: Arc<selvedge_config::Place>,
     /// What it is called in a `Host` header of our own.
     authority: Arc<str>,
     peer: HttpPeer,
@@ -199,7 +200,7 @@ impl Endpoint {
         self.peer.clone()
     }
 
-    pub(super) fn rules(&self) -> &Rules {
+    pub(crate) fn rules(&self) -> &Rules {
         &self.rules
     }
 
@@ -209,7 +210,7 @@ impl Endpoint {
     }
 
     /// Where it stands.
-    pub(super) fn place(&self) -> &Place {
+    pub(super) fn place(&self) -> &selvedge_config::Place {
         &self.place
     }
 
@@ -229,6 +230,22 @@ impl Endpoint {
             return Standing::Ejected { until };
         }
         Standing::In { since: state.risen.load(Relaxed).max(state.record.returned()) }
+    }
+
+    /// How long each part of an exchange may take.
+    pub(crate) fn timeouts(&self) -> &Timeouts {
+        &self.rules.timeouts
+    }
+
+    /// Whether a request that has been here may be sent once more: takes it from the upstream's budget.
+    pub(crate) fn may_retry(&self) -> bool {
+        self.upstream.upgrade().is_some_and(|upstream| upstream.spend_retry())
+    }
+
+    /// Whether one more request may be sent to it.
+    pub(super) fn has_room(&self) -> bool {
+        let most = self.rules.limits.as_ref().and_then(|limits| limits.per_endpoint);
+        most.is_none_or(|most| self.in_flight() < u32::from(most))
     }
 
     /// Requests under way.
@@ -309,9 +326,31 @@ impl Failure {
     }
 }
 
+/// Counted at an endpoint until this is dropped.
+pub(super) struct Place(Arc<Endpoint>);
+
+impl Place {
+    /// `None` = there is no room.
+    pub(super) fn take(endpoint: Arc<Endpoint>, limits: &UpstreamLimits) -> Option<Self> {
+        let most = limits.per_endpoint.map_or(u32::MAX, u32::from);
+        let join = |now| (now < most).then(|| now + 1);
+        endpoint.state.in_flight.fetch_update(Relaxed, Relaxed, join).ok()?;
+        Some(Self(endpoint))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.state.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
 /// A request, or a connection of TCP, at an endpoint: counted there until this is dropped.
 pub(crate) struct Lease {
-    endpoint: Arc<Endpoint>,
+    // In this order: who waits for the seat to be given back looks for room at the endpoint then.
+    place: Place,
+    /// Set where there are limits.
+    _seat: Option<Seat>,
     /// Set where latency matters.
     since: Option<Instant>,
 }
@@ -319,41 +358,50 @@ pub(crate) struct Lease {
 impl Lease {
     pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
         endpoint.state.in_flight.fetch_add(1, Relaxed);
-        endpoint.state.requests.fetch_add(1, Relaxed);
-        let since = endpoint.rules.measures().then(Instant::now);
-        Self { endpoint, since }
+        Self::at(Place(endpoint), None)
+    }
+
+    /// At an upstream with limits.
+    pub(super) fn limited(place: Place, seat: Seat) -> Self {
+        Self::at(place, Some(seat))
+    }
+
+    fn at(place: Place, seat: Option<Seat>) -> Self {
+        place.0.state.requests.fetch_add(1, Relaxed);
+        let since = place.0.rules.measures().then(Instant::now);
+        Self { place, _seat: seat, since }
     }
 
     /// The endpoint.
     pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.place.0
     }
 
     /// The endpoint, as Pingora connects to it.
     pub(crate) fn peer(&self) -> HttpPeer {
-        self.endpoint.peer()
+        self.place.0.peer()
     }
 
     /// The endpoint's response has begun. For connections of TCP: it has been connected to, which counts as 200.
     pub(crate) fn answered(&self, status: u16) {
         if status >= 500 {
-            self.endpoint.state.failures.fetch_add(1, Relaxed);
+            self.place.0.state.failures.fetch_add(1, Relaxed);
         }
         self.measure(matches!(status, 502..=504));
-        self.endpoint.met(Met::Status(status));
+        self.place.0.met(Met::Status(status));
     }
 
     /// The exchange has failed on the endpoint's side.
     pub(crate) fn failed(&self, how: Failure) {
-        self.endpoint.state.failures.fetch_add(1, Relaxed);
+        self.place.0.state.failures.fetch_add(1, Relaxed);
         self.measure(true);
-        self.endpoint.met(Met::Failure(how));
+        self.place.0.met(Met::Failure(how));
     }
 
     fn measure(&self, failed: bool) {
         let Some(since) = self.since else { return };
         let took = since.elapsed();
-        self.endpoint.state.latency.sample(if failed { took.max(latency::FAILURE) } else { took }, clock::now());
+        self.place.0.state.latency.sample(if failed { took.max(latency::FAILURE) } else { took }, clock::now());
     }
 
     /// Gives the client its cookie, where clients are kept at an endpoint and this one does not have it yet.
@@ -366,16 +414,10 @@ impl Lease {
         response: &mut ResponseHeader,
         tls: bool,
     ) -> pingora::Result<()> {
-        let Some(rule) = &self.endpoint.rules.sticky else { return Ok(()) };
-        if sticky::asked(rule, request) == Some(self.endpoint.id) {
+        let Some(rule) = &self.place.0.rules.sticky else { return Ok(()) };
+        if sticky::asked(rule, request) == Some(self.place.0.id) {
             return Ok(());
         }
-        response.append_header(header::SET_COOKIE, sticky::cookie(rule, self.endpoint.id, tls)).map(drop)
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.endpoint.state.in_flight.fetch_sub(1, Relaxed);
+        response.append_header(header::SET_COOKIE, sticky::cookie(rule, self.place.0.id, tls)).map(drop)
     }
 }

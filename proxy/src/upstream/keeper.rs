@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 
 use super::endpoint::{Address, State};
 use super::names::{self, Answer, Name, Unresolved};
+use super::traffic::Traffic;
 use super::{Upstreams, health};
 
 /// The keeper of a node's upstreams. Its thread is started when there is something to do for it, and ends with [`Keeper::stop`], or when
@@ -24,6 +25,8 @@ use super::{Upstreams, health};
 pub(crate) struct Keeper {
     /// By upstream and address; what no plan has any more is forgotten.
     states: Mutex<HashMap<(String, Address), Weak<State>>>,
+    /// By upstream, as above.
+    traffic: Mutex<HashMap<String, Weak<Traffic>>>,
     /// The last good answers.
     names: Mutex<HashMap<Name, Answer>>,
     resolvers: Mutex<HashMap<Arc<Dns>, TokioResolver>>,
@@ -43,6 +46,17 @@ impl Keeper {
         let state = Arc::default();
         states.insert(key, Arc::downgrade(&state));
         (state, true)
+    }
+
+    /// What goes on at an upstream.
+    pub(super) fn traffic(&self, upstream: &str) -> Arc<Traffic> {
+        let mut all = self.traffic.lock();
+        if let Some(traffic) = all.get(upstream).and_then(Weak::upgrade) {
+            return traffic;
+        }
+        let traffic = Arc::default();
+        all.insert(upstream.to_owned(), Arc::downgrade(&traffic));
+        traffic
     }
 
     pub(super) fn answer(&self, name: &Name) -> Option<Answer> {
@@ -116,6 +130,7 @@ impl Keeper {
         tasks.drain(..).for_each(|task| task.abort());
         self.resolvers.lock().clear(); // What resolv.conf says may have changed, too.
         self.states.lock().retain(|_, state| state.strong_count() > 0);
+        self.traffic.lock().retain(|_, traffic| traffic.strong_count() > 0);
 
         let mut names: HashMap<Name, Vec<Weak<_>>> = HashMap::new();
         let mut checked = Vec::new();

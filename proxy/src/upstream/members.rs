@@ -118,7 +118,7 @@ impl Members {
         if self.turns.is_empty() {
             return Err(if self.all.is_empty() { NoEndpoint::NoneResolved } else { NoEndpoint::AllUnhealthy });
         }
-        let acceptable = |index: usize| self.in_use[index] && !ask.avoid.contains(&self.all[index].id());
+        let acceptable = |index: usize| self.in_use[index] && is_open(ask)(&self.all[index]);
         if let Some(id) = ask.sticky
             && let Ok(found) = self.ids.binary_search_by_key(&id, |(id, _)| *id)
             && acceptable(self.ids[found].1)
@@ -130,20 +130,26 @@ impl Members {
         {
             return Ok(found);
         }
-        match (&rules.balance, &self.table, ask.key) {
+        let found = match (&rules.balance, &self.table, ask.key) {
             (Balance::RoundRobin, ..) => self.from(turn(), ask),
             (Balance::ConsistentHash(_), Some(table), Some(key)) => {
-                table.seek(key, acceptable).map(|index| &self.all[index]).ok_or(NoEndpoint::AllAvoided)
+                table.seek(key, acceptable).map(|index| &self.all[index])
             }
             (Balance::Ewma, ..) => {
                 let now = now();
-                self.better(&self.turns, not_avoided(ask), |one, other| cost(one, now) <= cost(other, now))
+                self.better(&self.turns, is_open(ask), |one, other| cost(one, now) <= cost(other, now))
             }
             // Without a key to hash, any will do.
             (Balance::LeastRequest | Balance::ConsistentHash(_), ..) => {
-                self.better(&self.turns, not_avoided(ask), |one, other| load(one, other) <= load(other, one))
+                self.better(&self.turns, is_open(ask), |one, other| load(one, other) <= load(other, one))
             }
-        }
+        };
+        found.ok_or_else(|| {
+            let full = |(endpoint, in_use): (&Arc<Endpoint>, bool)| {
+                in_use && !ask.avoid.contains(&endpoint.id()) && !endpoint.has_room()
+            };
+            if self.in_use().any(full) { NoEndpoint::Full } else { NoEndpoint::AllAvoided }
+        })
     }
 
     /// The best endpoint of the nearest place that has one with room.
@@ -153,18 +159,18 @@ impl Members {
             limit => limit,
         };
         let acceptable = |endpoint: &Endpoint| {
-            endpoint.in_flight() < limit.saturating_mul(u32::from(endpoint.weight())) && not_avoided(ask)(endpoint)
+            endpoint.in_flight() < limit.saturating_mul(u32::from(endpoint.weight())) && is_open(ask)(endpoint)
         };
         let now = if rules.balance == Balance::Ewma { Some(now()) } else { None };
         self.nearby.find(&prefer.by, ask.location.as_ref(), |turns| match now {
-            Some(now) => self.better(turns, acceptable, |one, other| cost(one, now) <= cost(other, now)).ok(),
-            None => self.better(turns, acceptable, |one, other| load(one, other) <= load(other, one)).ok(),
+            Some(now) => self.better(turns, acceptable, |one, other| cost(one, now) <= cost(other, now)),
+            None => self.better(turns, acceptable, |one, other| load(one, other) <= load(other, one)),
         })
     }
 
-    /// Whose turn it is, or the next that is not to be avoided.
-    fn from(&self, turn: usize, ask: &Ask<'_>) -> Result<&Arc<Endpoint>, NoEndpoint> {
-        self.next(&self.turns, turn, not_avoided(ask)).ok_or(NoEndpoint::AllAvoided)
+    /// Whose turn it is, or the next that may be sent this request.
+    fn from(&self, turn: usize, ask: &Ask<'_>) -> Option<&Arc<Endpoint>> {
+        self.next(&self.turns, turn, is_open(ask))
     }
 
     /// The first acceptable one from a turn on.
@@ -179,16 +185,17 @@ impl Members {
         turns: &[u16],
         acceptable: impl Fn(&Endpoint) -> bool,
         not_worse: impl Fn(&Endpoint, &Endpoint) -> bool,
-    ) -> Result<&Arc<Endpoint>, NoEndpoint> {
+    ) -> Option<&Arc<Endpoint>> {
         let draw = || fastrand::usize(..turns.len());
-        let one = self.next(turns, draw(), &acceptable).ok_or(NoEndpoint::AllAvoided)?;
+        let one = self.next(turns, draw(), &acceptable)?;
         let other = self.next(turns, draw(), |other| !std::ptr::eq(other, Arc::as_ptr(one)) && acceptable(other));
-        Ok(other.filter(|other| !not_worse(one, other)).unwrap_or(one))
+        Some(other.filter(|other| !not_worse(one, other)).unwrap_or(one))
     }
 }
 
-fn not_avoided(ask: &Ask<'_>) -> impl Fn(&Endpoint) -> bool {
-    |endpoint| !ask.avoid.contains(&endpoint.id())
+/// Whether an endpoint can take this request: it is not to be avoided, and has room.
+fn is_open(ask: &Ask<'_>) -> impl Fn(&Endpoint) -> bool {
+    |endpoint| !ask.avoid.contains(&endpoint.id()) && endpoint.has_room()
 }
 
 /// What a request would take at an endpoint, for its weight.
@@ -232,13 +239,16 @@ mod tests {
             prefer: None,
             health: None,
             outlier: None,
+            retries: selvedge_config::Retries::default(),
+            limits: None,
             panic: Percent::HALF,
             slow_start: Duration::ZERO,
+            timeouts: selvedge_config::Timeouts::default(),
         }
     }
 
     fn upstream(rules: Rules, weights: &[u16]) -> Arc<Upstream> {
-        let speech = Speech { tls: None, http2: false, timeouts: selvedge_config::Timeouts::default() };
+        let speech = Speech { tls: None, http2: false };
         let address =
             |port: usize| EndpointAddr::Ip(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port + 1).unwrap())));
         let source = |(index, weight): (usize, &u16)| Source {

@@ -20,6 +20,8 @@ mod outlier;
 mod health;
 mod probe;
 
+mod traffic;
+
 mod names;
 
 mod keeper;
@@ -42,7 +44,10 @@ use pingora::protocols::ALPN;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::CertKey;
-use selvedge_config::{Balance, EndpointAddr, HealthCheck, Outlier, Percent, Place, Prefer, PreferBy, Sticky};
+use selvedge_config::{
+    Balance, EndpointAddr, HealthCheck, Outlier, Percent, Place, Prefer, PreferBy, Retries, Sticky, Timeouts,
+    UpstreamLimits,
+};
 use selvedge_geoip::Geo;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
@@ -53,6 +58,8 @@ pub(crate) use self::keeper::Keeper;
 use self::members::Members;
 use self::names::Name;
 use self::near::Spot;
+pub use self::traffic::TrafficStatus;
+use self::traffic::{Seat, Traffic};
 
 /// Every upstream of a plan, by name.
 #[derive(Default)]
@@ -94,6 +101,7 @@ pub struct Upstream {
     next: AtomicUsize,
     speech: Speech,
     sources: Vec<Source>,
+    traffic: Arc<Traffic>,
     /// Rings when there are other endpoints.
     changed: Arc<Notify>,
     this: Weak<Self>,
@@ -101,6 +109,9 @@ pub struct Upstream {
 
 /// The most endpoints an upstream has: what a name resolves to is somebody else's to say.
 const ENDPOINTS_MAX: usize = 4096;
+
+/// How often an endpoint is looked for that still has room when we get there.
+const PICKS_MAX: usize = 8;
 
 /// An endpoint as it is written; a name stands for any number of them.
 pub(crate) struct Source {
@@ -119,8 +130,11 @@ pub(crate) struct Rules {
     pub(crate) prefer: Option<Prefer>,
     pub(crate) health: Option<Arc<HealthCheck>>,
     pub(crate) outlier: Option<Outlier>,
+    pub(crate) retries: Retries,
+    pub(crate) limits: Option<UpstreamLimits>,
     pub(crate) panic: Percent,
     pub(crate) slow_start: Duration,
+    pub(crate) timeouts: Timeouts,
 }
 
 impl Rules {
@@ -132,8 +146,11 @@ impl Rules {
             prefer: written.prefer.clone(),
             health: written.health_check.clone().map(Arc::new),
             outlier: written.outlier,
+            retries: written.retries.clone(),
+            limits: written.limits,
             panic: written.panic,
             slow_start: written.slow_start,
+            timeouts: written.timeouts,
         }
     }
 
@@ -147,7 +164,6 @@ impl Rules {
 pub(crate) struct Speech {
     pub(crate) tls: Option<PeerTls>,
     pub(crate) http2: bool,
-    pub(crate) timeouts: selvedge_config::Timeouts,
 }
 
 /// How a TLS upstream is verified.
@@ -193,6 +209,8 @@ pub(crate) enum NoEndpoint {
     AllUnhealthy,
     /// Those that may be sent requests are all among those to avoid.
     AllAvoided,
+    /// There are as many requests at the upstream, or at each of them, as there may be.
+    Full,
 }
 
 impl fmt::Display for NoEndpoint {
@@ -201,6 +219,7 @@ impl fmt::Display for NoEndpoint {
             Self::NoneResolved => "no endpoint has been resolved",
             Self::AllUnhealthy => "no endpoint may be sent requests",
             Self::AllAvoided => "no endpoint is left that was not tried",
+            Self::Full => "there are as many requests as there may be",
         })
     }
 }
@@ -215,6 +234,7 @@ impl Upstream {
                 members: ArcSwap::from_pointee(Members::new(&rules, Vec::new(), clock::now())),
                 replacing: Mutex::default(),
                 next: AtomicUsize::new(0),
+                traffic: keeper.traffic(&rules.name),
                 rules,
                 speech,
                 sources,
@@ -249,7 +269,7 @@ impl Upstream {
                     endpoints.push(Arc::clone(known));
                     continue;
                 }
-                let Some(peer) = self.speech.peer(&address, source) else { continue };
+                let Some(peer) = self.speech.peer(&address, source, &self.rules.timeouts) else { continue };
                 let (state, new) = keeper.state(&self.name, &address);
                 if let Some(now) = risen.filter(|_| new) {
                     state.rise(now);
@@ -316,6 +336,11 @@ impl Upstream {
         self.refresh();
     }
 
+    /// How long each part of an exchange may take.
+    pub(crate) fn timeouts(&self) -> &selvedge_config::Timeouts {
+        &self.rules.timeouts
+    }
+
     /// What a request wants of this upstream's balancing. `client` is who asks.
     pub(crate) fn ask(&self, request: &RequestHeader, client: Option<IpAddr>, geo: Option<&Geo>) -> Ask<'static> {
         let mut ask = Ask::default();
@@ -337,7 +362,7 @@ impl Upstream {
         Ask { key: hashed.then(|| balance::key::of_client(client)), ..Ask::default() }
     }
 
-    /// An endpoint for a request.
+    /// An endpoint for a request that does not wait for room; see [`Upstream::wait`].
     ///
     /// # Errors
     /// There is none; see [`NoEndpoint`].
@@ -353,9 +378,22 @@ impl Upstream {
             }
             members = self.members.load();
         }
-        let turn = || self.next.fetch_add(1, Ordering::Relaxed);
-        let endpoint = members.pick(&self.rules, turn, ask, clock::now)?;
-        Ok(Lease::new(Arc::clone(endpoint)))
+        let turn = || match ask.avoid {
+            [] => self.next.fetch_add(1, Ordering::Relaxed),
+            // A request that has been elsewhere has had its turn: taking another would let every second request of two endpoints meet the
+            // one that fails.
+            _ => self.next.load(Ordering::Relaxed),
+        };
+        let pick = || members.pick(&self.rules, turn, ask, clock::now);
+        let Some(limits) = &self.rules.limits else { return Ok(Lease::new(Arc::clone(pick()?))) };
+        // Another worker may take the last place at an endpoint between our looking and taking.
+        for _ in 0..PICKS_MAX {
+            if let Some(place) = endpoint::Place::take(Arc::clone(pick()?), limits) {
+                let seat = Seat::take(&self.traffic, limits).ok_or(NoEndpoint::Full)?;
+                return Ok(Lease::limited(place, seat));
+            }
+        }
+        Err(NoEndpoint::Full)
     }
 
     /// Every endpoint and how it is.
@@ -418,14 +456,14 @@ impl Upstream {
 
 impl Speech {
     /// An endpoint as Pingora connects to it.
-    fn peer(&self, address: &Address, source: &Source) -> Option<HttpPeer> {
+    fn peer(&self, address: &Address, source: &Source, timeouts: &Timeouts) -> Option<HttpPeer> {
         let sni = self.tls.as_ref().map(|tls| tls.sni.clone().unwrap_or_else(|| source.host())).unwrap_or_default();
         let mut peer = address.peer(self.tls.is_some(), sni)?;
-        peer.options.connection_timeout = Some(self.timeouts.connect);
-        peer.options.total_connection_timeout = Some(self.timeouts.connect);
-        peer.options.read_timeout = Some(self.timeouts.read);
-        peer.options.write_timeout = Some(self.timeouts.read);
-        peer.options.idle_timeout = Some(self.timeouts.idle);
+        peer.options.connection_timeout = Some(timeouts.connect);
+        peer.options.total_connection_timeout = Some(timeouts.connect);
+        peer.options.read_timeout = Some(timeouts.read);
+        peer.options.write_timeout = Some(timeouts.read);
+        peer.options.idle_timeout = Some(timeouts.idle);
         if let Some(tls) = &self.tls {
             peer.options.verify_cert = tls.verify;
             peer.options.verify_hostname = tls.verify;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use super::Page;
 use crate::plan::Plan;
-use crate::upstream::EndpointStatus;
+use crate::upstream::{EndpointStatus, TrafficStatus};
 
 pub(super) fn write(page: &mut Page, plan: &Plan) {
     let mut upstreams: Vec<_> = plan.upstreams.iter().collect();
@@ -16,6 +16,23 @@ pub(super) fn write(page: &mut Page, plan: &Plan) {
     for (name, panicking, _) in &known {
         page.sample("selvedge_upstream_panic", &[("upstream", name)], u8::from(*panicking));
     }
+    let mut traffic = |name: &str, kind: &str, help: &str, value: fn(TrafficStatus) -> u64| {
+        page.family(name, kind, help);
+        for upstream in &upstreams {
+            page.sample(name, &[("upstream", &upstream.name)], value(upstream.traffic()));
+        }
+    };
+    traffic("selvedge_upstream_waiting", "gauge", "Requests that wait for room at the upstream.", |one| {
+        u64::from(one.waiting)
+    });
+    traffic("selvedge_upstream_refused_total", "counter", "Requests there was no room for.", |one| one.refused);
+    traffic("selvedge_upstream_retries_total", "counter", "Attempts after a request's first.", |one| one.retries);
+    traffic(
+        "selvedge_upstream_retries_refused_total",
+        "counter",
+        "Retries that were not made because the budget was used up.",
+        |one| one.retries_refused,
+    );
     page.family("selvedge_upstream_dns_failures_total", "counter", "Look-ups of endpoints' names that failed.");
     page.sample("selvedge_upstream_dns_failures_total", &[], plan.failed_lookups());
 
