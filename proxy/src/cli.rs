@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::control::Control;
+use crate::listening;
 use crate::node::{self, Node, StartError};
 use crate::plan::{self, Resources};
 use crate::reload::FileWatch;
@@ -167,7 +168,7 @@ fn end_at_a_second_signal(runtime: tokio::runtime::Runtime) {
     }
 }
 
-/// The loader and the planner, without sockets.
+/// The loader, the planner and what listeners read, without sockets.
 fn check(path: &Path) -> ExitCode {
     let loaded = match node::loader().load(path) {
         Ok(loaded) => loaded,
@@ -178,13 +179,20 @@ fn check(path: &Path) -> ExitCode {
         Ok(resources) => resources,
         Err(error) => return complain(format_args!("{}\n", crate::error_chain(&error)), ExitCode::FAILURE),
     };
-    match plan::build(&resources, loaded) {
-        Ok(built) => {
-            let routes = built.plan.router.routes().count();
-            print(format_args!("{}: in order ({routes} routes)\n", path.display()))
+    let checked = listening::check(&loaded.config);
+    let built = plan::build(&resources, loaded);
+    let (built, oddities) = match (built, checked) {
+        (Ok(built), Ok(oddities)) => (built, oddities),
+        (built, checked) => {
+            let faults = built.err().into_iter().chain(checked.err()).flatten().collect();
+            return faulty(&Report::new(path, faults));
         }
-        Err(faults) => faulty(&Report::new(path, faults)),
+    };
+    for (listener, odd) in oddities {
+        let _ = writeln!(io::stderr(), "warning: listener {listener}: {odd}");
     }
+    let routes = built.plan.router.routes().count();
+    print(format_args!("{}: in order ({routes} routes)\n", path.display()))
 }
 
 fn token(args: &TokenArgs) -> anyhow::Result<String> {

@@ -14,12 +14,14 @@ use pingora::protocols::tls::TlsRef;
 use pingora::protocols::{Ssl, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use pingora::{ErrorType, OrErr};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::crowd::Place;
 use crate::request::Edge;
+use crate::tls::{self, CertificateStore, ListenerTls};
 use crate::transport::Transport;
 
 /// What a request needs to know about where it arrived.
@@ -192,12 +194,12 @@ impl HttpServerApp for Door {
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     door: Arc<Door>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<ListenerTls>,
     shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
     room: impl Fn(SocketAddr) -> Option<Place>,
 ) {
-    let acceptor = tls.map(|config| Arc::new(Acceptor::from_server_config(config)));
+    let acceptor = tls.map(|tls| Arc::new((Acceptor::from_server_config(tls.config), tls.certificates)));
     let name = door.facts.name.clone();
     accept_each(socket, &name, shutdown.clone(), alive, room, |stream, peer| {
         let door = Arc::clone(&door);
@@ -263,16 +265,25 @@ pub(crate) async fn accept_each<S>(
 }
 
 /// Serves one connection to its end.
-async fn serve(mut stream: Transport, door: &Arc<Door>, tls: Option<&Acceptor>, shutdown: &ShutdownWatch) {
+async fn serve(
+    mut stream: Transport,
+    door: &Arc<Door>,
+    tls: Option<&(Acceptor, Arc<CertificateStore>)>,
+    shutdown: &ShutdownWatch,
+) {
     let stream: Stream = match tls {
         None => Box::new(stream),
-        Some(acceptor) => {
+        Some((acceptor, certificates)) => {
             let server_name = stream.expect_server_name();
-            match tokio::time::timeout(door.facts.header_timeout, acceptor.tls_handshake(stream)).await {
+            let handshake = async {
+                if certificates.refuses() {
+                    tls::greet(&mut stream, certificates).await.or_err(ErrorType::TLSHandshakeFailure, "refused")?;
+                }
+                acceptor.tls_handshake(stream).await
+            };
+            match tokio::time::timeout(door.facts.header_timeout, handshake).await {
                 Ok(Ok(stream)) => {
-                    if let Some(name) = stream.get_ssl().and_then(TlsRef::server_name) {
-                        server_name.set(name);
-                    }
+                    server_name.set(stream.get_ssl().and_then(TlsRef::server_name));
                     Box::new(stream)
                 }
                 Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),

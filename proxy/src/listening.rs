@@ -23,7 +23,7 @@ use crate::plan::Resources;
 use crate::request::Edge;
 use crate::tcp::{self, TcpDoor};
 use crate::telemetry::AccessLogSink;
-use crate::tls::{self, CertificateStore, Renewed};
+use crate::tls::{CertificateStore, ListenerTls, Renewed};
 
 /// A bound listener.
 pub struct Bound {
@@ -34,13 +34,12 @@ pub struct Bound {
     /// The address it really has: the one asked for, with a real port in place of 0.
     pub address: SocketAddr,
     /// Set for TLS.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<ListenerTls>,
     /// As it was written.
     setting: Listener,
     socket: TcpListener,
     /// One more handle of the socket for each worker, until the worker takes it.
     for_workers: Vec<Mutex<Option<TcpListener>>>,
-    certificates: Option<Arc<CertificateStore>>,
     crowd: Arc<Crowd>,
     /// Becomes true when it is no longer wanted: nothing more is accepted, and its connections end after the exchange they are in.
     drain: watch::Sender<bool>,
@@ -84,7 +83,7 @@ impl Listening {
             if let Some(same) = old.iter().find(|old| old.facts.name == *name && goes_on(&old.setting, listener)) {
                 match same.renew(listener) {
                     Ok(renewed) => prepared.renewed.extend(renewed),
-                    Err(message) => faults.push(Fault::at(&listener.position, message)),
+                    Err(more) => faults.extend(more),
                 }
                 prepared.bound.push(Arc::clone(same));
                 continue;
@@ -99,7 +98,7 @@ impl Listening {
                 old.iter().find(|old| old.facts.name == *name).map(|old| Arc::clone(&old.crowd)).unwrap_or_default();
             match Bound::new(name, listener, &names, resources, predecessor.map(|old| &old.socket), crowd) {
                 Ok(bound) => prepared.bound.push(Arc::new(bound)),
-                Err(message) => faults.push(Fault::at(&listener.position, message)),
+                Err(more) => faults.extend(more),
             }
         }
         if faults.is_empty() { Ok(prepared) } else { Err(faults) }
@@ -112,6 +111,9 @@ impl Listening {
         }
         let old = self.bound.swap(Arc::new(prepared.bound));
         let new = self.bound.load();
+        for (listener, tls) in new.iter().filter_map(|bound| Some((&bound.facts.name, bound.tls.as_ref()?))) {
+            tls.certificates.oddities().iter().for_each(|odd| warn!(%listener, "{odd}"));
+        }
         let is_in = |set: &[Arc<Bound>], bound: &Bound| set.iter().any(|other| other.id == bound.id);
         for bound in new.iter().filter(|bound| !is_in(&old, bound)) {
             info!(listener = %bound.facts.name, address = %bound.address, "listening");
@@ -130,6 +132,13 @@ impl Listening {
         }
     }
 
+    /// The certificates of each listener in force.
+    pub(crate) fn certificates(&self) -> Vec<(String, Arc<CertificateStore>)> {
+        let bound = self.bound.load();
+        let of = |bound: &Arc<Bound>| Some((bound.facts.name.clone(), Arc::clone(&bound.tls.as_ref()?.certificates)));
+        bound.iter().filter_map(of).collect()
+    }
+
     /// The address of each listener, by name.
     pub(crate) fn addresses(&self) -> BTreeMap<String, SocketAddr> {
         self.bound.load().iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect()
@@ -142,6 +151,7 @@ fn goes_on(old: &Listener, new: &Listener) -> bool {
     new.position = old.position.clone();
     if let (Some(old), Some(new)) = (&old.tls, &mut new.tls) {
         new.certificates = old.certificates.clone();
+        new.position = old.position.clone();
     }
     if let (Some(old), Some(new)) = (&old.tcp, &mut new.tcp) {
         *new = old.clone();
@@ -157,20 +167,13 @@ impl Bound {
         resources: &Resources,
         predecessor: Option<&TcpListener>,
         crowd: Arc<Crowd>,
-    ) -> Result<Self, String> {
-        // What is spoken is HTTP, or nobody's business: then no protocol is offered.
-        let protocols: &[Protocol] = if listener.tcp.is_some() { &[] } else { &listener.protocols };
-        let mut certificates = None;
-        let tls = match &listener.tls {
-            None => None,
-            Some(tls) => {
-                let store = CertificateStore::load(&tls.certificates, development_names)
-                    .map_err(|error| crate::error_chain(&error))?;
-                certificates = Some(Arc::clone(&store));
-                Some(tls::server_config(tls, protocols, store).map_err(|error| crate::error_chain(&error))?)
-            }
+    ) -> Result<Self, Vec<Fault>> {
+        let protocols = protocols(listener);
+        let tls = listener.tls.as_ref().map(|tls| ListenerTls::load(tls, protocols, development_names)).transpose()?;
+        let cannot = |error: io::Error| {
+            let message = format!("listener {name} cannot listen on {}: {error}", listener.bind);
+            vec![Fault::at(&listener.position, message)]
         };
-        let cannot = |error: io::Error| format!("listener {name} cannot listen on {}: {error}", listener.bind);
         let socket = match predecessor {
             Some(socket) => socket.try_clone().map_err(cannot)?,
             None => {
@@ -203,18 +206,38 @@ impl Bound {
             setting: listener.clone(),
             socket,
             for_workers,
-            certificates,
             crowd,
             drain: watch::Sender::new(false),
         })
     }
 
     /// Its certificates, loaded again.
-    fn renew(&self, listener: &Listener) -> Result<Option<(Arc<CertificateStore>, Renewed)>, String> {
-        let (Some(store), Some(tls)) = (&self.certificates, &listener.tls) else { return Ok(None) };
-        let renewed = store.renew(&tls.certificates).map_err(|error| crate::error_chain(&error))?;
-        Ok(Some((Arc::clone(store), renewed)))
+    fn renew(&self, listener: &Listener) -> Result<Option<(Arc<CertificateStore>, Renewed)>, Vec<Fault>> {
+        let (Some(bound), Some(tls)) = (&self.tls, &listener.tls) else { return Ok(None) };
+        Ok(Some((Arc::clone(&bound.certificates), bound.certificates.renew(tls)?)))
     }
+}
+
+/// What a listener offers: HTTP; or, where it is nobody's business what is spoken, nothing.
+fn protocols(listener: &Listener) -> &[Protocol] {
+    if listener.tcp.is_some() { &[] } else { &listener.protocols }
+}
+
+/// Looks at what listeners need besides their sockets. Says what is odd about it, by listener.
+///
+/// # Errors
+/// What cannot be used, each at its place.
+pub(crate) fn check(config: &Config) -> Result<Vec<(String, String)>, Vec<Fault>> {
+    let names = development_names(config);
+    let (mut oddities, mut faults) = (Vec::new(), Vec::new());
+    for (name, listener) in &config.listeners {
+        let Some(tls) = &listener.tls else { continue };
+        match ListenerTls::load(tls, protocols(listener), &names) {
+            Ok(tls) => oddities.extend(tls.certificates.oddities().into_iter().map(|odd| (name.clone(), odd))),
+            Err(more) => faults.extend(more),
+        }
+    }
+    if faults.is_empty() { Ok(oddities) } else { Err(faults) }
 }
 
 /// What a worker serves listeners with.

@@ -53,11 +53,11 @@ pub(crate) struct Transport {
 pub(crate) struct ServerName(Arc<OnceLock<Arc<ProxyDigest>>>);
 
 impl ServerName {
-    /// Tells it, once.
-    pub(crate) fn set(&self, name: &str) {
+    /// Tells it, once, when the handshake is over.
+    pub(crate) fn set(&self, name: Option<&str>) {
         let Ok(header) = ResponseHeader::build_no_case(200, Some(0)) else { return };
-        let name: Arc<str> = name.into();
-        let _first_one_stays = self.0.set(Arc::new(ProxyDigest::new(Box::new(header), Some(Box::new(name)))));
+        let name = name.map(|name| Box::new(Arc::<str>::from(name)) as Box<_>);
+        let _first_one_stays = self.0.set(Arc::new(ProxyDigest::new(Box::new(header), name)));
     }
 
     /// The name that came with a connection's digest.
@@ -89,6 +89,19 @@ impl Transport {
         self.server_name.get_or_insert_default().clone()
     }
 
+    /// What comes next, which will be read again.
+    pub(crate) async fn read_ahead(&mut self) -> io::Result<&[u8]> {
+        let mut chunk = [0; 4096];
+        let count = self.stream.read(&mut chunk).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes_have_come();
+        let before = self.peeked.len();
+        self.peeked.extend_from_slice(&chunk[..count]);
+        Ok(&self.peeked[before..])
+    }
+
     /// Sends what is pending.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.pending.len() {
@@ -114,7 +127,9 @@ impl Transport {
     /// Writes pieces behind what is pending; says how much of the pieces was taken.
     fn poll_pieces(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
-        if !self.begun && self.pending.is_empty() && total <= HEADER_MAX {
+        // Nobody flushes the alert that ends a handshake.
+        let shaking_hands = self.server_name.as_ref().is_some_and(|name| name.0.get().is_none());
+        if !self.begun && !shaking_hands && self.pending.is_empty() && total <= HEADER_MAX {
             self.begun = true;
             for piece in pieces {
                 self.pending.extend_from_slice(piece);
@@ -205,13 +220,7 @@ impl Peek for Transport {
     async fn try_peek(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         while self.peeked.len() < buffer.len() && PREFACE.starts_with(&self.peeked) {
-            let mut chunk = [0; 4096];
-            let count = self.stream.read(&mut chunk).await?;
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            bytes_have_come();
-            self.peeked.extend_from_slice(&chunk[..count]);
+            self.read_ahead().await?;
         }
         let count = self.peeked.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.peeked[..count]);

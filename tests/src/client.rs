@@ -1,14 +1,13 @@
 //! An HTTP/1.1 client that hides nothing: what is sent is given as bytes, what comes back is parsed strictly.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::soon;
+use crate::tls::Caller;
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -71,7 +70,12 @@ impl Client {
     /// # Panics
     /// When the handshake fails.
     pub async fn connect_tls(address: SocketAddr, name: &str, alpn: &[&str]) -> Self {
-        Self { io: Box::new(tls(address, name, alpn).await), buffer: BytesMut::new() }
+        Self::over(Caller::new(name, alpn).call(address).await)
+    }
+
+    /// On a connection that is there already.
+    pub fn over(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        Self { io: Box::new(io), buffer: BytesMut::new() }
     }
 
     /// One GET on a connection of its own.
@@ -239,59 +243,4 @@ impl Client {
 fn field(line: &str) -> Result<(String, String), String> {
     let (name, value) = line.split_once(':').ok_or(format!("bad field {line:?}"))?;
     Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
-}
-
-/// A TLS connection that trusts anybody.
-pub(crate) async fn tls(address: SocketAddr, name: &str, alpn: &[&str]) -> tokio_rustls::client::TlsStream<TcpStream> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-        .with_no_client_auth();
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let stream = soon("connect", TcpStream::connect(address)).await.expect("connects");
-    let name = ServerName::try_from(name.to_owned()).expect("a name");
-    soon("handshake", tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream))
-        .await
-        .expect("handshake")
-}
-
-#[derive(Debug)]
-struct Anybody(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &rustls::pki_types::CertificateDer<'_>,
-        _intermediates: &[rustls::pki_types::CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &rustls::pki_types::CertificateDer<'_>,
-        _signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &rustls::pki_types::CertificateDer<'_>,
-        _signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
-use crate::{Response, client, soon};
+use crate::tls::Caller;
+use crate::{Response, soon};
 
 /// One HTTP/2 connection; its driver runs in the background until it is dropped.
 pub struct H2Client {
@@ -37,7 +39,14 @@ impl H2Client {
     /// # Panics
     /// When the handshake fails, or another protocol is chosen.
     pub async fn connect_tls(address: SocketAddr, name: &str) -> Self {
-        let stream = client::tls(address, name, &["h2"]).await;
+        Self::over(Caller::new(name, &["h2"]).call(address).await).await
+    }
+
+    /// On a TLS connection that is there already.
+    ///
+    /// # Panics
+    /// When another protocol was chosen in its handshake.
+    pub async fn over(stream: TlsStream<TcpStream>) -> Self {
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
         let (send, connection) = soon("h2 handshake", h2::client::handshake(stream)).await.expect("h2");
         Self { send, scheme: "https", driver: tokio::spawn(async move { drop(connection.await) }) }

@@ -10,6 +10,7 @@ mod process;
 
 pub mod grpc;
 pub mod h2;
+pub mod tls;
 
 pub use client::{Client, Response};
 pub use edge::{Edge, guest};

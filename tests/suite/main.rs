@@ -56,6 +56,8 @@ mod story;
 
 mod cli;
 
+mod tls;
+
 mod crowded;
 
 mod tour;

@@ -46,7 +46,9 @@ pub use cache::{Cache, CacheMemory, Collapse};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};
 pub use isolation::{Compat, Isolation, Snapshot, Tick};
-pub use listeners::{CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tcp, Tls, TlsVersion};
+pub use listeners::{
+    CertificateFiles, Certificates, Listener, ListenerLimits, Protocol, Tcp, Tls, TlsVersion, UnknownNames,
+};
 pub use load::{Config, Loaded, Loader};
 pub use matching::{GeoMatch, Match, PathMatch, REGEX_SIZE, ValueMatch, matches_pattern};
 pub use node::{EncodedSlashes, ModuleCache, Node, Paths, Workers};

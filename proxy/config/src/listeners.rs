@@ -74,13 +74,35 @@ pub struct Tcp {
 #[schemars(deny_unknown_fields)]
 pub struct Tls {
     /// `development` for a self-signed certificate made at start (no client trusts it), or a list of `{ cert, key }`
-    /// files. The client's SNI chooses among several; the first is for clients that send none. Required.
+    /// files. The name a client asks for (SNI) chooses among several: an exact name before a wildcard, which stands for one
+    /// label. For one name there may be one of each kind of key (ECDSA, RSA, Ed25519), and the first that the client can verify
+    /// is shown; of the same kind, the first. Required.
     pub certificates: Certificates,
+
+    /// What clients get that ask for a name which no certificate is for, and those that ask for none: `first`, the first
+    /// certificate of the list; or `refuse`, no handshake (alert `unrecognized_name`, or `missing_extension`). Refusing keeps
+    /// scanners from learning what is served; it shuts out clients that send no SNI, such as many health checks. Default `first`.
+    #[schemars(with = "Option<UnknownNames>", extend("default" = "first"))]
+    pub unknown_names: UnknownNames,
 
     /// The oldest version of TLS that is accepted: `"1.2"` or `"1.3"`, quoted. `"1.3"` shuts out clients older than
     /// about 2018. Default `"1.2"`.
     #[schemars(with = "Option<TlsVersion>", extend("default" = "1.2"))]
     pub min: TlsVersion,
+
+    /// Where it is written.
+    #[schemars(skip)]
+    pub position: Position,
+}
+
+/// What clients get that ask for a name which no certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum UnknownNames {
+    /// The first certificate.
+    First,
+    /// No handshake.
+    Refuse,
 }
 
 /// Which certificates a listener shows.
@@ -262,10 +284,18 @@ impl Tls {
     fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         let mut fields = Fields::open(cx, at, "Tls")?;
         let certificates = fields.need(cx, "certificates", Certificates::read);
+        let unknown_names = fields.read(cx, "unknown_names", |cx, at| {
+            choice(cx, at, &[("first", UnknownNames::First), ("refuse", UnknownNames::Refuse)])
+        });
         let min =
             fields.read(cx, "min", |cx, at| choice(cx, at, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
         fields.close(cx);
-        Some(Self { certificates: certificates?, min: min.unwrap_or(TlsVersion::V1_2) })
+        Some(Self {
+            certificates: certificates?,
+            unknown_names: unknown_names.unwrap_or(UnknownNames::First),
+            min: min.unwrap_or(TlsVersion::V1_2),
+            position: at.name_position().clone(),
+        })
     }
 }
 

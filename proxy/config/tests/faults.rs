@@ -265,6 +265,10 @@ fn listeners() {
             "4:54 listeners.web.tls.certificates[0].key: `key` is missing",
         ),
         (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, unknown_names: refused } }",
+            "4:81 listeners.web.tls.unknown_names: `refused` is not one of `first`, `refuse` | did you mean `refuse`?",
+        ),
+        (
             "web: { bind: 127.0.0.1:8080, tls: { certificates: development, min: 1.2 } }",
             "4:71 listeners.web.tls.min: expected one of `1.2`, `1.3`, found a number | write it in quotes: `\"1.2\"`",
         ),

@@ -15,8 +15,8 @@ use selvedge_config::{
     AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Compat, Config, EndpointAddr,
     FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
     Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report,
-    Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UpstreamLimits, UpstreamProtocol,
-    ValueError, ValueMatch, WasmSource, Workers, parse_duration,
+    Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UnknownNames, UpstreamLimits,
+    UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -141,7 +141,7 @@ listeners:
   web: { bind: "[::1]:8080", protocols: [h2] }
   secure:
     bind: 127.0.0.1:8443
-    tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3" }
+    tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse }
     limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m }
 geo: { database: geo.mmdb, reload: off }
 cache: { memory: { size: 8MiB }, collapse: { wait: 1s } }
@@ -197,7 +197,7 @@ sites:
     assert_eq!(config.listeners["web"].bind, "[::1]:8080".parse().unwrap());
     let secure = &config.listeners["secure"];
     let tls = secure.tls.as_ref().unwrap();
-    assert_eq!(tls.min, TlsVersion::V1_3);
+    assert_eq!((tls.min, tls.unknown_names), (TlsVersion::V1_3, UnknownNames::Refuse));
     let Certificates::Files(files) = &tls.certificates else { panic!("{tls:?}") };
     assert_eq!((files[0].cert.clone(), files[0].key.clone()), (PathBuf::from("a.pem"), PathBuf::from("/etc/b.pem")));
     assert_eq!(secure.limits.header_timeout, Duration::from_millis(250));

@@ -24,11 +24,11 @@ mod entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pingora::listeners::tls::Acceptor;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::LazyConfigAcceptor;
 use tracing::debug;
 
 use self::chain::Chain;
@@ -39,6 +39,7 @@ use crate::listener::{self, ListenerFacts};
 use crate::listening::Bound;
 use crate::node::Current;
 use crate::telemetry::AccessLogSink;
+use crate::tls::{self, ListenerTls};
 
 /// A connection to either side.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -60,7 +61,7 @@ pub(crate) struct TcpDoor {
     worker: usize,
     access_log: AccessLogSink,
     /// Set where clients speak TLS.
-    acceptor: Option<Acceptor>,
+    tls: Option<ListenerTls>,
 }
 
 impl TcpDoor {
@@ -70,7 +71,7 @@ impl TcpDoor {
             facts: Arc::clone(&listener.facts),
             worker,
             access_log,
-            acceptor: listener.tls.clone().map(Acceptor::from_server_config),
+            tls: listener.tls.clone(),
         })
     }
 }
@@ -101,10 +102,15 @@ async fn serve(door: Arc<TcpDoor>, stream: TcpStream, client: SocketAddr) {
     }
     drop(plan);
 
-    let stream: Box<dyn Io> = match &door.acceptor {
+    let stream: Box<dyn Io> = match &door.tls {
         None => Box::new(stream),
-        Some(acceptor) => {
-            let handshake = acceptor.acceptor.accept(stream);
+        Some(tls) => {
+            let handshake = async {
+                let mut start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+                let name = start.client_hello().server_name().map(str::to_owned);
+                tls::greet_any(&mut start.io, &tls.certificates, name.as_deref()).await?;
+                start.into_stream(Arc::clone(&tls.config)).await
+            };
             match tokio::time::timeout(door.facts.header_timeout, handshake).await {
                 Ok(Ok(stream)) => {
                     let (_, connection) = stream.get_ref();
