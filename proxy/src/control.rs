@@ -16,8 +16,9 @@ use crate::admin::Guard;
 use crate::listening::Listening;
 use crate::node::Current;
 use crate::plan::{self, Built, Resources};
+use crate::telemetry;
+use crate::telemetry::counters::{Observed, Reloaded};
 use crate::telemetry::endpoint::MetricsServer;
-use crate::telemetry::{self, counters::Reloaded};
 
 /// How many configurations are kept to go back to.
 const GENERATIONS_KEPT: usize = 10;
@@ -121,7 +122,9 @@ impl Control {
         let listening = Listening::new();
         let mut prepared = listening.prepare(&config, &resources).map_err(report)?;
         let current = Arc::new(Current::new(plan));
-        let metrics = metrics_server(&config, &resources, &current).map_err(|fault| report(vec![*fault]))?;
+        let listening = Arc::new(listening);
+        let page = MetricsPage::new(&resources, &current, &listening);
+        let metrics = metrics_server(&config, page).map_err(|fault| report(vec![*fault]))?;
         let files = watched(files, &mut prepared.files);
         listening.put_in_force(prepared);
 
@@ -133,7 +136,7 @@ impl Control {
             loader,
             resources,
             current,
-            listening: Arc::new(listening),
+            listening,
             guard,
             ready: AtomicBool::new(true),
             running: Mutex::new(Running {
@@ -228,6 +231,11 @@ impl Control {
         self.0.running.lock().metrics.as_ref().and_then(|(_, server)| server.address())
     }
 
+    /// The page of metrics.
+    pub(crate) fn metrics_page(&self) -> String {
+        MetricsPage::new(&self.0.resources, &self.0.current, &self.0.listening).write()
+    }
+
     pub(crate) fn current(&self) -> &Arc<Current> {
         &self.0.current
     }
@@ -313,7 +321,8 @@ impl Inner {
         if running.metrics.as_ref().map(|(bind, _)| *bind) == wanted {
             return Ok(Metrics::AsBefore);
         }
-        metrics_server(config, &self.resources, &self.current).map(Metrics::Elsewhere)
+        let page = MetricsPage::new(&self.resources, &self.current, &self.listening);
+        metrics_server(config, page).map(Metrics::Elsewhere)
     }
 }
 
@@ -322,14 +331,26 @@ enum Metrics {
     Elsewhere(Option<(SocketAddr, MetricsServer)>),
 }
 
-fn metrics_server(
-    config: &Config,
-    resources: &Arc<Resources>,
-    current: &Arc<Current>,
-) -> Result<Option<(SocketAddr, MetricsServer)>, Box<Fault>> {
+/// What the page of metrics is made from.
+struct MetricsPage {
+    observed: Observed,
+    current: Arc<Current>,
+    listening: Arc<Listening>,
+}
+
+impl MetricsPage {
+    fn new(resources: &Resources, current: &Arc<Current>, listening: &Arc<Listening>) -> Self {
+        Self { observed: resources.observed(), current: Arc::clone(current), listening: Arc::clone(listening) }
+    }
+
+    fn write(&self) -> String {
+        telemetry::page(&self.observed, &self.current.plan(), &self.listening.certificates())
+    }
+}
+
+fn metrics_server(config: &Config, page: MetricsPage) -> Result<Option<(SocketAddr, MetricsServer)>, Box<Fault>> {
     let Some(settings) = &config.telemetry.metrics else { return Ok(None) };
-    let (observed, current) = (resources.observed(), Arc::clone(current));
-    let page = Arc::new(move || telemetry::page(&observed, &current.plan()));
+    let page = Arc::new(move || page.write());
     let server = MetricsServer::start(settings.bind, page).map_err(|error| {
         let message = format!("metrics cannot be served at {}: {error}", settings.bind);
         Box::new(Fault::at(&settings.position, message).with_key("telemetry.metrics"))

@@ -1,6 +1,7 @@
 //! The admin API: what the node is doing, and what it can be told to do, as JSON over HTTP/1.1. [`operations::TABLE`] is all there is;
 //! [`guard`] decides who may.
 
+mod certificates;
 mod guard;
 mod openapi;
 mod operations;

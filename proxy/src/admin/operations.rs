@@ -11,11 +11,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::certificates::CertificatesView;
 use super::problem::Problem;
 use super::views::{Draining, Filters, Generations, InForce, LogFilter, NodeView, Readiness, Ready, Upstreams};
 use super::{State, openapi};
 use crate::control::RollBackError;
-use crate::telemetry;
 use crate::telemetry::endpoint::PROMETHEUS_TEXT;
 
 /// One thing that can be asked or told.
@@ -125,6 +125,11 @@ pub(crate) const TABLE: &[Operation] = &[
             |state, call| Box::pin(async move { drain(state, &call) }),
         )
     },
+    ask::<CertificatesView>(
+        "/v1/certificates",
+        "The certificates that TLS listeners show, and how long they are valid.",
+        |state, _| Box::pin(async { json(&CertificatesView::of(state)) }),
+    ),
     ask::<Filters>("/v1/filters", "The filters in use, and their failures.", |state, _| {
         Box::pin(async { json(&Filters::of(state)) })
     }),
@@ -266,7 +271,7 @@ async fn roll_back(state: &State, call: Call<'_>) -> Result<Response<Full<Bytes>
 }
 
 fn metrics(state: &State) -> String {
-    telemetry::page(&state.control.resources().observed(), &state.control.current().plan())
+    state.control.metrics_page()
 }
 
 /// Something to ask, answered with JSON.

@@ -3,21 +3,25 @@
 //! What filters define themselves comes as `selvedge_filter_custom_NAME`; letters that Prometheus does not allow in a name become `_`, and
 //! then the label `metric` holds the name as the filter wrote it. (Envoy puts `wasmcustom.` before it.)
 
+mod certificates;
 mod upstreams;
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvedge_wasm::{Metric, MetricValue, StatsSnapshot};
 
 use super::counters::Observed;
 use crate::plan::Plan;
+use crate::tls::CertificateStore;
 
 /// Everything there is to know now.
-pub(crate) fn page(observed: &Observed, plan: &Plan) -> String {
+pub(crate) fn page(observed: &Observed, plan: &Plan, certificates: &[(String, Arc<CertificateStore>)]) -> String {
     let mut page = Page::default();
     node(&mut page, observed, plan.generation);
+    certificates::write(&mut page, certificates);
     upstreams::write(&mut page, plan);
     filters(&mut page, observed);
     shared(&mut page, observed);
