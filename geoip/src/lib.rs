@@ -93,6 +93,18 @@ impl Geo {
         })
     }
 
+    /// An address that is in this country, the first that the database has; `None` when it has none.
+    #[must_use]
+    pub fn address_in(&self, country: CountryCode) -> Option<IpAddr> {
+        let database = self.current.load();
+        let networks = database.reader.networks(WithinOptions::default()).ok()?;
+        networks.flatten().find_map(|found| {
+            let address = found.network().ok()?.ip().to_canonical();
+            let location = database.locate(address).ok()??;
+            (location.country == Some(country)).then_some(address)
+        })
+    }
+
     /// Opens the source again and, if all is well, answers from it from now on. Lookups never wait for it; those under way
     /// finish on the database they began with. If it fails, the old database stays.
     ///

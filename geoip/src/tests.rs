@@ -224,3 +224,14 @@ fn replace(path: &Path, bytes: &[u8]) {
     fs::write(&new, bytes).unwrap();
     fs::rename(new, path).unwrap();
 }
+
+#[test]
+fn an_address_of_a_country_is_found_and_is_there() {
+    let geo = Geo::open(GeoSource::BuiltinTest).expect("the built-in database");
+    for code in ["DE", "US", "JP"] {
+        let country: CountryCode = code.parse().expect("a code");
+        let address = geo.address_in(country).expect(code);
+        assert_eq!(geo.lookup(address).and_then(|location| location.country), Some(country), "{address}");
+    }
+    assert_eq!(geo.address_in("AQ".parse().expect("a code")), None);
+}

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod route;
+
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use tracing::{info, warn};
 use crate::control::Control;
 use crate::listening;
 use crate::node::{self, Node, StartError};
+use crate::offline::OfflineError;
 use crate::plan::{self, Resources};
 use crate::reload::FileWatch;
 use crate::telemetry;
@@ -35,6 +38,9 @@ enum Command {
     Run(ConfigArgs),
     /// Say everything that is wrong with a configuration, as starting a node with it would; exit code 2 if anything is.
     Check(ConfigArgs),
+    /// Ask the router about a request, without a node.
+    #[command(subcommand)]
+    Route(route::RouteCommand),
     /// Print the JSON Schema of the configuration, for editors.
     Schema {
         /// The schema of included files instead: the same keys, none required.
@@ -79,6 +85,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run(&args.config),
         Command::Check(args) => check(&args.config),
+        Command::Route(command) => route::run(command),
         Command::Schema { include } => {
             let schema = if include { selvedge_config::include_schema() } else { selvedge_config::schema() };
             print(format_args!("{schema:#}\n"))
@@ -222,6 +229,13 @@ fn token(args: &TokenArgs) -> anyhow::Result<String> {
     }
     let key = EncodingKey::from_secret(secret.as_bytes());
     jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).context("the token cannot be signed")
+}
+
+fn offline_failed(error: &OfflineError) -> ExitCode {
+    match error {
+        OfflineError::Config(report) => faulty(report),
+        OfflineError::Engine(_) => complain(format_args!("{}\n", crate::error_chain(error)), ExitCode::FAILURE),
+    }
 }
 
 fn faulty(report: &Report) -> ExitCode {

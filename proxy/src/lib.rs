@@ -41,6 +41,8 @@ pub mod bundled;
 
 pub mod telemetry;
 
+mod offline;
+
 mod operator;
 
 mod admin;

@@ -15,6 +15,7 @@ use pingora::protocols::{Ssl, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use pingora::{ErrorType, OrErr};
+use selvedge_config::{Listener, Protocol};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -52,6 +53,25 @@ pub struct ListenerFacts {
 }
 
 impl ListenerFacts {
+    /// What is said of a listener of this name and number.
+    pub(crate) fn of(name: &str, listener: &Listener, index: usize) -> Self {
+        // What is spoken for TCP is nobody's business: no protocol is offered.
+        let speaks = |protocol| listener.tcp.is_none() && listener.protocols.contains(&protocol);
+        Self {
+            index,
+            name: name.to_owned(),
+            tls: listener.tls.is_some(),
+            http2: speaks(Protocol::H2),
+            http1: speaks(Protocol::H1),
+            tcp: listener.tcp.is_some(),
+            body_limit: listener.limits.body.bytes(),
+            header_timeout: listener.limits.header_timeout,
+            idle_timeout: listener.limits.idle_timeout,
+            connections: listener.limits.connections.into(),
+            connections_per_client: listener.limits.connections_per_client.map(u32::from),
+        }
+    }
+
     /// `https` or `http`.
     #[must_use]
     pub fn scheme(&self) -> &'static str {

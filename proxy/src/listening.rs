@@ -185,19 +185,7 @@ impl Bound {
         let for_workers = (0..resources.workers()).map(|_| socket.try_clone().map(|socket| Mutex::new(Some(socket))));
         let for_workers = for_workers.collect::<io::Result<_>>().map_err(cannot)?;
         let address = socket.local_addr().map_err(cannot)?;
-        let facts = Arc::new(ListenerFacts {
-            index: resources.listener_index(name),
-            name: name.to_owned(),
-            tls: tls.is_some(),
-            http2: protocols.contains(&Protocol::H2),
-            http1: protocols.contains(&Protocol::H1),
-            tcp: listener.tcp.is_some(),
-            body_limit: listener.limits.body.bytes(),
-            header_timeout: listener.limits.header_timeout,
-            idle_timeout: listener.limits.idle_timeout,
-            connections: listener.limits.connections.into(),
-            connections_per_client: listener.limits.connections_per_client.map(u32::from),
-        });
+        let facts = Arc::new(ListenerFacts::of(name, listener, resources.listener_index(name)));
         Ok(Self {
             id: BOUND.fetch_add(1, Ordering::Relaxed),
             facts,

@@ -37,6 +37,11 @@ impl Current {
         Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new() }
     }
 
+    /// A plan that is only asked about: nobody looks after its upstreams.
+    pub(crate) fn offline(plan: Plan) -> Self {
+        Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new() }
+    }
+
     /// The plan in force now.
     #[must_use]
     pub fn plan(&self) -> Arc<Plan> {

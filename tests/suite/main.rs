@@ -58,6 +58,8 @@ mod cli;
 
 mod tls;
 
+mod explain;
+
 mod crowded;
 
 mod tour;

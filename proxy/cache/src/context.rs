@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 
-use crate::key::{KeyScope, Scheme, Slot};
+use crate::key::{self, KeyScope, Scheme, Slot};
 use crate::rules::RoutePolicy;
 use crate::rules::store::Reason;
 
@@ -50,6 +50,24 @@ impl CacheCtx {
     #[must_use]
     pub fn key(&self) -> Option<[u8; 16]> {
         (self.primary != Slot::default()).then(|| self.primary.to_be_bytes())
+    }
+
+    /// Why the cache is left alone for this request, once [`Cache::enable`](crate::Cache::enable) has decided so.
+    #[must_use]
+    pub fn bypassed(&self) -> Option<&'static str> {
+        Some(match self.bypassed? {
+            Bypass::Method => "only GET and HEAD are answered from the cache",
+            Bypass::Request => "a condition that only the origin may evaluate, an upgrade, or a body",
+            Bypass::Wish => "a filter wants it so",
+        })
+    }
+
+    /// What the primary key is made of, for people to read; `None` before [`Cache::enable`](crate::Cache::enable). See
+    /// [`key::in_words`](crate::key::in_words).
+    #[must_use]
+    pub fn key_in_words(&self, request: &RequestHeader) -> Option<String> {
+        let route = self.route.as_ref()?;
+        Some(key::in_words(route.scheme, &route.policy.query, request))
     }
 
     /// Why the response was not stored, once that is decided. For logs.

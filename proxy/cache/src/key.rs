@@ -79,14 +79,7 @@ impl KeyScope {
 /// The key of `request` within `scope`.
 #[must_use]
 pub fn of_request(scope: KeyScope, scheme: Scheme, query: &QueryPolicy, request: &RequestHeader) -> CacheKey {
-    let authority = authority(request);
-    if request.raw_path_is_utf8() {
-        let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
-        of_target(scope, scheme, query, authority.as_bytes(), target.as_bytes())
-    } else {
-        // The URI holds a lossy copy, in which different targets look the same.
-        of_target(scope, scheme, query, authority.as_bytes(), request.raw_path())
-    }
+    of_target(scope, scheme, query, authority(request).as_bytes(), target(request))
 }
 
 /// The key of a URL given as its parts: what [`of_request`] gives for a request for it. `target` is path and query.
@@ -94,30 +87,90 @@ pub fn of_request(scope: KeyScope, scheme: Scheme, query: &QueryPolicy, request:
 pub fn of_target(scope: KeyScope, scheme: Scheme, query: &QueryPolicy, authority: &[u8], target: &[u8]) -> CacheKey {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&scope.0);
-    frame(&mut hasher, scheme.as_str().as_bytes());
-    frame_lower(&mut hasher, without_default_port(authority, scheme));
+    each_part(scheme, query, authority, target, |part| match part {
+        Part::Authority(bytes) => frame_lower(&mut hasher, bytes),
+        Part::Scheme(bytes) | Part::Path(bytes) | Part::Query(bytes) | Part::Name(bytes) | Part::Value(bytes) => {
+            frame(&mut hasher, bytes);
+        }
+    });
+    let mut key = CacheKey::new(Vec::new(), String::new());
+    key.set_primary_bin_override(finish(&hasher));
+    key
+}
+
+/// What [`of_request`] makes its hash of, beside the scope, for people to read: `https://example.com/path?a=1`. Requests with one text have
+/// one key within a scope, and those with different texts different ones; but for bytes that are no UTF-8, which all read the same.
+#[must_use]
+pub fn in_words(scheme: Scheme, query: &QueryPolicy, request: &RequestHeader) -> String {
+    let mut words = Vec::new();
+    let mut parameters = 0;
+    each_part(scheme, query, authority(request).as_bytes(), target(request), |part| match part {
+        Part::Scheme(scheme) => words.extend([scheme, b"://"].concat()),
+        Part::Authority(authority) => words.extend(authority.to_ascii_lowercase()),
+        Part::Path(path) => words.extend(path),
+        Part::Query(query) => words.extend([b"?", query].concat()),
+        Part::Name(name) => {
+            words.push(if parameters == 0 { b'?' } else { b'&' });
+            parameters += 1;
+            // The name as it is configured: what stands in the target is encoded in one way or another.
+            words.extend(percent_encoded(name).bytes());
+        }
+        Part::Value(value) => words.extend([b"=", value].concat()),
+    });
+    String::from_utf8_lossy(&words).into_owned()
+}
+
+/// A part of the key, each framed by itself.
+enum Part<'p> {
+    Scheme(&'p [u8]),
+    /// Compared without case.
+    Authority(&'p [u8]),
+    Path(&'p [u8]),
+    /// All of it.
+    Query(&'p [u8]),
+    /// A parameter that counts, and the value that comes next.
+    Name(&'p [u8]),
+    Value(&'p [u8]),
+}
+
+/// The parts of a key, in their order.
+fn each_part(scheme: Scheme, query: &QueryPolicy, authority: &[u8], target: &[u8], mut part: impl FnMut(Part<'_>)) {
+    part(Part::Scheme(scheme.as_str().as_bytes()));
+    part(Part::Authority(without_default_port(authority, scheme)));
 
     let (path, parameters) = split(target, b'?');
-    frame(&mut hasher, if path.is_empty() { b"/" } else { path });
+    part(Part::Path(if path.is_empty() { b"/" } else { path }));
     match (query, parameters) {
         (_, None) => {}
-        (QueryPolicy::All, Some(parameters)) => frame(&mut hasher, parameters),
+        (QueryPolicy::All, Some(parameters)) => part(Part::Query(parameters)),
         (QueryPolicy::Only(names), Some(parameters)) => {
             for name in names {
                 for parameter in parameters.split(|byte| *byte == b'&') {
                     let (given, value) = split(parameter, b'=');
                     if decoded(given).as_ref() == name.as_bytes() {
-                        frame(&mut hasher, name.as_bytes());
-                        frame(&mut hasher, value.unwrap_or_default());
+                        part(Part::Name(name.as_bytes()));
+                        part(Part::Value(value.unwrap_or_default()));
                     }
                 }
             }
         }
     }
+}
 
-    let mut key = CacheKey::new(Vec::new(), String::new());
-    key.set_primary_bin_override(finish(&hasher));
-    key
+/// A name in which nothing can be taken for what stands between parameters.
+fn percent_encoded(name: &[u8]) -> String {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !b"%&=+#?".contains(&byte);
+    name.iter().map(|byte| if plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// Path and query.
+fn target(request: &RequestHeader) -> &[u8] {
+    if request.raw_path_is_utf8() {
+        request.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes()
+    } else {
+        // The URI holds a lossy copy, in which different targets look the same.
+        request.raw_path()
+    }
 }
 
 /// The authority a request is for: from its target, else from `Host`, else empty.
@@ -310,6 +363,22 @@ mod tests {
         }
         assert_eq!(key("/p?p+q=2&id=1", None, &only), key("/p?id=1&p%20q=2", None, &only));
         assert_eq!(key("/p?utm=1", None, &only), key("/p", None, &only));
+    }
+
+    #[test]
+    fn a_key_in_words_says_what_counts() {
+        let some = QueryPolicy::Only(vec!["id".into(), "p q".into()]);
+        for (target, host, policy, words) in [
+            ("/p?b=1&a=2", "A.example:80", &QueryPolicy::All, "http://a.example/p?b=1&a=2"),
+            ("/p?", "a.example:8080", &QueryPolicy::All, "http://a.example:8080/p?"),
+            ("/", "a.example", &QueryPolicy::All, "http://a.example/"),
+            ("/p?utm=1&p+q=%20&i%64=7", "a.example", &some, "http://a.example/p?id=7&p%20q=%20"),
+            ("/p?utm=1", "a.example", &some, "http://a.example/p"),
+        ] {
+            let mut request = RequestHeader::build(Method::GET, target.as_bytes(), None).expect("a request");
+            request.insert_header(HOST, host).expect("a host");
+            assert_eq!(in_words(Scheme::Http, policy, &request), words);
+        }
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct Resources {
     /// Looks after the upstreams of the plan in force.
     keeper: Arc<Keeper>,
     demo: Mutex<Option<Demo>>,
+    /// No socket is opened.
+    offline: bool,
     /// The number of every listener's name that was ever configured.
     listeners: Mutex<HashMap<String, usize>>,
     workers: usize,
@@ -62,12 +64,34 @@ pub struct Resources {
 /// How exactly filters' deadlines are kept. Finer costs the whole node a wake-up each time, which shows in the CPU a request takes.
 const DEADLINE_PRECISION: Duration = Duration::from_millis(5);
 
+/// Where the demo origin is while no socket is opened: an address for documentation (RFC 3849).
+const DEMO_OFFLINE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 80);
+
 impl Resources {
     /// For a node with this many workers. Starts the engine's deadline clock; compiles nothing yet.
     ///
     /// # Errors
     /// The engine does not run on this machine.
     pub fn new(workers: usize, module_cache: &ModuleCache) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
+        Self::with(workers, module_cache, Keeper::default(), false)
+    }
+
+    /// For questions about a configuration: no socket is opened for its plans, and nobody is asked anything. Names stand for addresses
+    /// that nobody has, and so does the demo origin.
+    ///
+    /// # Errors
+    /// The engine does not run on this machine.
+    pub(crate) fn offline(module_cache: &ModuleCache) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
+        Self::with(1, module_cache, Keeper::offline(), true)
+    }
+
+    fn with(
+        workers: usize,
+        module_cache: &ModuleCache,
+        keeper: Keeper,
+        offline: bool,
+    ) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
         let options = EngineOptions {
             module_cache: module_cache_folder(module_cache),
             epoch_tick: DEADLINE_PRECISION,
@@ -82,8 +106,9 @@ impl Resources {
             queues: Arc::default(),
             counters: Arc::default(),
             troubles: Mutex::default(),
-            keeper: Arc::default(),
+            keeper: Arc::new(keeper),
             demo: Mutex::new(None),
+            offline,
             listeners: Mutex::default(),
             workers,
             generations: AtomicU64::new(0),
@@ -138,6 +163,9 @@ impl Resources {
     }
 
     fn demo_address(&self) -> std::io::Result<SocketAddr> {
+        if self.offline {
+            return Ok(DEMO_OFFLINE);
+        }
         let mut demo = self.demo.lock();
         if let Some(demo) = demo.as_ref() {
             return Ok(demo.addr());

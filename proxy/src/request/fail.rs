@@ -172,6 +172,11 @@ pub(crate) fn chain_answer(error: &Error, node: &str, asked: Asked) -> Option<(B
     if verdict.status == 0 { None } else { message(&verdict, node, asked).ok() }
 }
 
+/// The status a client is answered with for an error; 0 = it is not answered.
+pub(crate) fn status(error: &Error) -> u16 {
+    judge(error).status
+}
+
 /// The error token of an error, for the access log.
 pub(crate) fn token(error: &Error) -> Option<&'static str> {
     judge(error).token

@@ -53,7 +53,7 @@ pub(crate) fn all(
         let works = drafts.iter().any(|(_, upstream, _, sources)| {
             upstream.health_check.is_some() || sources.iter().any(|source| source.name.is_some())
         });
-        if works { keeper.handle().map(|_| unresolved) } else { Ok(unresolved) }
+        if works && !keeper.is_offline() { keeper.handle().map(|_| unresolved) } else { Ok(unresolved) }
     }) {
         Ok(unresolved) => unresolved,
         Err(error) => {

@@ -362,6 +362,24 @@ impl Upstream {
         Ask { key: hashed.then(|| balance::key::of_client(client)), ..Ask::default() }
     }
 
+    /// What decides where a request goes, if that is not for load or turns to decide: in words, and the endpoint.
+    pub(crate) fn bound(&self, ask: &Ask<'_>) -> Option<(&'static str, Result<Address, NoEndpoint>)> {
+        let members = self.members.load();
+        let asked_for = |id: EndpointId| members.in_use().any(|(endpoint, in_use)| in_use && endpoint.id() == id);
+        let why = match ask {
+            Ask { sticky: Some(id), .. } if asked_for(*id) => "its cookie",
+            // A near endpoint goes before what is hashed.
+            Ask { key: Some(_), .. } if self.rules.prefer.is_none() => "consistent hashing",
+            _ => return None,
+        };
+        Some((why, members.pick(&self.rules, || 0, ask, clock::now).map(|endpoint| endpoint.address().clone())))
+    }
+
+    /// The endpoints as they are written, with their weights, and the addresses each stands for now.
+    pub(crate) fn written(&self, keeper: &Keeper) -> Vec<(&EndpointAddr, u16, Vec<Address>)> {
+        self.sources.iter().map(|source| (&source.written, source.weight, source.addresses(keeper))).collect()
+    }
+
     /// An endpoint for a request that does not wait for room; see [`Upstream::wait`].
     ///
     /// # Errors

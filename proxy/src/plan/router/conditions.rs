@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::fmt;
 use std::net::IpAddr;
 
 use http::{HeaderName, Method, header};
@@ -87,52 +88,99 @@ impl Conditions {
 
     /// Whether a request fulfils all of them.
     pub(super) fn hold(&self, asker: &Asker<'_>) -> bool {
-        self.failing(asker).is_none()
+        let mut all = true;
+        self.look(asker, |_, holds| {
+            all = holds;
+            holds
+        });
+        all
     }
 
-    /// The first that does not hold, named as in the configuration.
-    pub(super) fn failing(&self, asker: &Asker<'_>) -> Option<&'static str> {
+    /// Looks at one after the other, and tells `seen` whether it holds, for as long as that says to go on.
+    pub(super) fn look<'c>(&'c self, asker: &Asker<'_>, mut seen: impl FnMut(Condition<'c>, bool) -> bool) {
         let request = asker.request;
-        if !self.methods.is_empty() && !self.methods.contains(&request.method) {
-            return Some("method");
+        if !self.methods.is_empty() && !seen(Condition::Method(&self.methods), self.methods.contains(&request.method)) {
+            return;
         }
-        if self.tls.is_some_and(|tls| tls != asker.tls) {
-            return Some("tls");
+        if let Some(tls) = self.tls
+            && !seen(Condition::Tls(tls), tls == asker.tls)
+        {
+            return;
         }
-        let field = |(name, value): &(HeaderName, Value)| {
-            value.matches(request.headers.get_all(name).iter().map(|value| Cow::Borrowed(value.as_bytes())))
-        };
-        if !self.headers.iter().all(field) {
-            return Some("header");
+        for (name, value) in &self.headers {
+            let holds =
+                value.matches(request.headers.get_all(name).iter().map(|value| Cow::Borrowed(value.as_bytes())));
+            if !seen(Condition::Header(name), holds) {
+                return;
+            }
         }
-        if !self.cookies.iter().all(|(name, value)| value.matches(cookies(request, name))) {
-            return Some("cookie");
+        for (name, value) in &self.cookies {
+            if !seen(Condition::Cookie(name), value.matches(cookies(request, name))) {
+                return;
+            }
         }
-        if !self.query.iter().all(|(name, value)| value.matches(parameters(request, name))) {
-            return Some("query");
+        for (name, value) in &self.query {
+            if !seen(Condition::Query(name), value.matches(parameters(request, name))) {
+                return;
+            }
         }
         if !self.clients.is_empty() {
             // An IPv4 client of an IPv6 socket is meant by ranges of IPv4.
             let client = asker.client.map(|client| client.to_canonical());
-            if !client.is_some_and(|client| self.clients.iter().any(|range| range.contains(&client))) {
-                return Some("client");
+            let holds = client.is_some_and(|client| self.clients.iter().any(|range| range.contains(&client)));
+            if !seen(Condition::Client(&self.clients), holds) {
+                return;
             }
         }
         let is_in =
             |codes: &[String], code: Option<&str>| code.is_some_and(|code| codes.iter().any(|known| known == code));
         if !self.countries.is_empty() {
             let country = asker.location().and_then(|location| location.country);
-            if !is_in(&self.countries, country.as_ref().map(|country| country.as_str())) {
-                return Some("geo.country");
+            let holds = is_in(&self.countries, country.as_ref().map(|country| country.as_str()));
+            if !seen(Condition::Country(&self.countries), holds) {
+                return;
             }
         }
         if !self.continents.is_empty() {
             let continent = asker.location().and_then(|location| location.continent);
-            if !is_in(&self.continents, continent.as_ref().map(|continent| continent.as_str())) {
-                return Some("geo.continent");
-            }
+            let holds = is_in(&self.continents, continent.as_ref().map(|continent| continent.as_str()));
+            let _last = seen(Condition::Continent(&self.continents), holds);
         }
-        None
+    }
+}
+
+/// One of them, as it is told: without the values of fields, which may be secrets.
+#[derive(Clone, Copy)]
+pub(super) enum Condition<'c> {
+    Method(&'c [Method]),
+    Tls(bool),
+    Header(&'c HeaderName),
+    Cookie(&'c str),
+    Query(&'c str),
+    Client(&'c [IpNet]),
+    Country(&'c [String]),
+    Continent(&'c [String]),
+}
+
+impl fmt::Display for Condition<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn list(f: &mut fmt::Formatter<'_>, name: &str, items: &[impl fmt::Display]) -> fmt::Result {
+            f.write_str(name)?;
+            for (index, item) in items.iter().enumerate() {
+                write!(f, "{}{item}", if index == 0 { " " } else { ", " })?;
+            }
+            Ok(())
+        }
+        match self {
+            Self::Method(methods) => list(f, "method", methods),
+            Self::Tls(tls) => write!(f, "tls {tls}"),
+            Self::Header(name) => write!(f, "header {name}"),
+            Self::Cookie(name) => write!(f, "cookie {name}"),
+            Self::Query(name) => write!(f, "query {name}"),
+            Self::Client(ranges) => list(f, "client", ranges),
+            Self::Country(codes) => list(f, "geo.country", codes),
+            Self::Continent(codes) => list(f, "geo.continent", codes),
+        }
     }
 }
 

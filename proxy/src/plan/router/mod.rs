@@ -5,6 +5,7 @@
 //! is long, not what the site has routes; regular expressions and patterns are tried one by one.
 
 mod conditions;
+mod explain;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use selvedge_config::{Host, Match, PathMatch, REGEX_SIZE, matches_pattern};
 
 pub use self::conditions::Asker;
 use self::conditions::{Conditions, Unmatched};
+pub(crate) use self::explain::HostRule;
 use super::Route;
 use crate::chain::exchange::authority;
 
@@ -116,6 +118,11 @@ impl Router {
     }
 
     fn site(&self, authority: &[u8]) -> Option<usize> {
+        self.site_and_rule(authority).map(|(site, _)| site)
+    }
+
+    /// The site of a host, and which kind of name has led to it.
+    fn site_and_rule(&self, authority: &[u8]) -> Option<(usize, HostRule)> {
         let host = std::str::from_utf8(authority).ok().map(without_port).unwrap_or_default();
         // Hosts compare without case (RFC 9110, 4.2.3); nearly all come in lower case already.
         let lower;
@@ -127,15 +134,15 @@ impl Router {
         };
 
         if let Some(site) = self.exact.get(host) {
-            return Some(*site);
+            return Some((*site, HostRule::Exact));
         }
         if !self.wildcard.is_empty()
             && let Some((_, parent)) = host.split_once('.')
             && let Some(site) = self.wildcard.get(parent)
         {
-            return Some(*site);
+            return Some((*site, HostRule::Wildcard));
         }
-        self.any
+        self.any.map(|site| (site, HostRule::Any))
     }
 }
 
@@ -163,32 +170,39 @@ impl Site {
     }
 
     fn find(&self, path: &str, asker: &Asker<'_>) -> Option<&Candidate> {
-        let holding = |places: &[usize]| {
-            places.iter().map(|place| &self.candidates[*place]).find(|one| one.conditions.hold(asker))
-        };
-        if let Some(found) = self.exact.get(path).and_then(|places| holding(places)) {
+        self.walk(path, |candidate| candidate.conditions.hold(asker))
+    }
+
+    /// Those whose path is this one, the most specific first, until `takes` says yes.
+    fn walk(&self, path: &str, mut takes: impl FnMut(&Candidate) -> bool) -> Option<&Candidate> {
+        let mut taken = |places: &[usize]| places.iter().map(|place| &self.candidates[*place]).find(|one| takes(one));
+        if let Some(found) = self.exact.get(path).and_then(|places| taken(places)) {
             return Some(found);
         }
         for (regex, place) in &self.regexes {
-            let candidate = &self.candidates[*place];
-            if regex.is_match(path) && candidate.conditions.hold(asker) {
-                return Some(candidate);
+            if regex.is_match(path)
+                && let Some(found) = taken(&[*place])
+            {
+                return Some(found);
             }
         }
-        let mut patterns = self.patterns.iter().map(|place| &self.candidates[*place]).peekable();
+        let mut patterns = self.patterns.iter().peekable();
+        let has = |place: usize| self.candidates[place].has(path);
         // `/a/b` is below `/a/b`, `/a` and everything, in this order; patterns stand between, by how literal they are.
         let mut end = path.len();
         loop {
-            while let Some(pattern) = patterns.next_if(|pattern| pattern.path.rank().1 >= end) {
-                if pattern.has(path) && pattern.conditions.hold(asker) {
-                    return Some(pattern);
+            while let Some(place) = patterns.next_if(|place| self.candidates[**place].path.rank().1 >= end) {
+                if has(*place)
+                    && let Some(found) = taken(&[*place])
+                {
+                    return Some(found);
                 }
             }
-            if let Some(found) = self.prefixes.get(&path[..end]).and_then(|places| holding(places)) {
+            if let Some(found) = self.prefixes.get(&path[..end]).and_then(|places| taken(places)) {
                 return Some(found);
             }
             if end == 0 {
-                return patterns.find(|pattern| pattern.has(path) && pattern.conditions.hold(asker));
+                return patterns.filter(|place| has(**place)).find_map(|place| taken(&[*place]));
             }
             end = path[..end].rfind('/').unwrap_or(0);
         }

@@ -1,0 +1,82 @@
+//! A configuration that is asked and tested without a node: no socket is opened, nobody is asked anything, and yet requests are read,
+//! routed, filtered and keyed by the code that serves them.
+//!
+//! A request is written as a client would write it, into a pipe in memory ([`wire`]) from which Pingora's own session reads it.
+
+mod question;
+
+mod wire;
+
+pub(crate) mod explain;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use selvedge_config::{Config, Position, Report};
+
+pub(crate) use self::question::Question;
+use crate::listener::ListenerFacts;
+use crate::node::{self, Current};
+use crate::plan::{self, Resources};
+use crate::request::Edge;
+use crate::telemetry::AccessLog;
+
+/// A configuration to be asked about.
+pub(crate) struct Offline {
+    pub(crate) config: Config,
+    resources: Arc<Resources>,
+    current: Arc<Current>,
+    listeners: BTreeMap<String, Arc<ListenerFacts>>,
+}
+
+/// Why a configuration cannot be asked about.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OfflineError {
+    #[error("{0}")]
+    Config(Report),
+    #[error("the engine of filters does not run here")]
+    Engine(#[source] selvedge_wasm::EngineError),
+}
+
+impl Offline {
+    /// Reads a configuration and resolves it as a node would: every fault that a node would report is one.
+    pub(crate) fn load(path: &Path) -> Result<Self, OfflineError> {
+        let loaded = node::loader().load(path).map_err(OfflineError::Config)?;
+        let config = loaded.config.clone();
+        let resources = Resources::offline(&config.node.module_cache).map_err(OfflineError::Engine)?;
+        let built =
+            plan::build(&resources, loaded).map_err(|faults| OfflineError::Config(Report::new(path, faults)))?;
+        let facts = |(name, listener): (&String, _)| {
+            (name.clone(), Arc::new(ListenerFacts::of(name, listener, resources.listener_index(name))))
+        };
+        let listeners = config.listeners.iter().map(facts).collect();
+        Ok(Self { config, current: Arc::new(Current::offline(built.plan)), listeners, resources })
+    }
+
+    /// The proxy behind a listener.
+    fn edge(&self, listener: &Arc<ListenerFacts>) -> Edge {
+        let off = selvedge_config::AccessLog {
+            output: selvedge_config::LogOutput::Off,
+            ..selvedge_config::AccessLog::default()
+        };
+        Edge {
+            current: Arc::clone(&self.current),
+            listener: Arc::clone(listener),
+            worker: 0,
+            access_log: AccessLog::start(off).sink(),
+        }
+    }
+
+    /// A route as it is written.
+    fn written(&self, site: &str, route: &str) -> Option<&selvedge_config::Route> {
+        let site =
+            self.config.sites.iter().find(|one| one.hosts.first().is_some_and(|host| host.to_string() == site))?;
+        site.routes.iter().find(|one| one.name == route)
+    }
+}
+
+/// `file:line`.
+fn place(position: &Position) -> String {
+    format!("{}:{}", position.file.display(), position.line)
+}

@@ -1,0 +1,249 @@
+//! Questions about a configuration, asked of the program without a node: `route explain`.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use selvedge_tests::{Client, Edge};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_selvedge-under-test");
+
+fn selvedge(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).current_dir(folder).output().expect("the program runs")
+}
+
+fn folder_with(config: &str) -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    std::fs::write(folder.path().join("config.yaml"), config).expect("written");
+    folder
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+const CONFIG: &str = r#"version: 1
+node: { module_cache: off, workers: 1, trusted_proxies: [10.0.0.0/8] }
+listeners:
+  web: { bind: "127.0.0.1:8080" }
+  inner: { bind: "127.0.0.1:8081" }
+  secure: { bind: "127.0.0.1:8443", tls: { certificates: development } }
+geo: { database: "builtin:test" }
+cache: { memory: { size: 16MiB } }
+upstreams:
+  demo: { builtin: demo }
+  shop:
+    endpoints: [192.0.2.1:80, { addr: 192.0.2.2:80, weight: 3 }, 192.0.2.3:80]
+    balance: { consistent_hash: { by: header:x-user } }
+  named: { endpoints: [app.internal.test:8080] }
+filters:
+  limit: { wasm: builtin:rate-limit, config: { rate: 5/min, burst: 5 } }
+sites:
+  - hosts: [shop.test]
+    routes:
+      - name: products
+        match: { path: /products/*, method: [GET, HEAD] }
+        cache: { query: [id] }
+        rewrite: { prefix: /v2, host: backend.test }
+        to: shop
+      - { name: products-for-writers, match: { path: /products/* }, filters: [limit: { burst: 7 }], to: shop }
+      - { name: german, match: { path: /products/*, method: [GET], geo: { country: [DE] }, header: { x-key: topsecretvalue } }, to: named }
+      - { name: old, match: { path: /old }, redirect: { to: "https://${host}/new?${query}", status: 301 } }
+      - { name: hello, match: { path: /hello }, respond: { status: 203, body: "hi" } }
+  - { hosts: ["*.shop.test"], listeners: [inner], routes: [{ name: all, to: named }] }
+"#;
+
+fn explain(folder: &TempDir, arguments: &[&str]) -> (Option<i32>, Value) {
+    let output = selvedge(folder.path(), &[&["route", "explain", "--json"], arguments].concat());
+    let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+    (output.status.code(), told)
+}
+
+#[test]
+fn a_route_is_told_with_all_that_follows_from_it() {
+    let folder = folder_with(CONFIG);
+    let (code, told) = explain(
+        &folder,
+        &["http://Shop.test:8080/a/../products//7?utm=1&id=9", "-H", "x-user: ada", "-H", "x-key: topsecretvalue"],
+    );
+    assert_eq!(code, Some(0), "{told:#}");
+    assert_eq!(told["listener"], "web");
+    assert_eq!(told["normalised"], "/products/7?utm=1&id=9");
+    assert_eq!(told["site"]["name"], "shop.test");
+    assert_eq!(told["site"]["by"], "exact");
+    assert_eq!(told["route"]["name"], "products");
+    assert_eq!(told["route"]["written_at"], "config.yaml:20", "{told:#}");
+    let candidates: Vec<_> = told["candidates"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["route"].as_str().unwrap(), one["taken"] == true))
+        .collect();
+    assert_eq!(candidates, [("german", false), ("products", true), ("products-for-writers", false)]);
+    assert_eq!(told["candidates"][0]["holds"], serde_json::json!(["method GET", "header x-key"]));
+    assert_eq!(told["candidates"][0]["fails"], serde_json::json!(["geo.country DE"]));
+    assert_eq!(told["elsewhere"].as_array().unwrap().len(), 2);
+    let upstream = &told["answer"]["upstream"];
+    assert_eq!(upstream["name"], "shop");
+    assert_eq!(upstream["path"], "/v2/7?utm=1&id=9");
+    assert_eq!(upstream["host"], "backend.test");
+    assert_eq!(upstream["endpoints"].as_array().unwrap().len(), 3);
+    assert_eq!(upstream["bound"]["by"], "consistent hashing");
+    let bound = upstream["bound"]["endpoint"].as_str().unwrap();
+    assert!(bound.starts_with("192.0.2."), "{bound}");
+    assert_eq!(told["cache"]["key"]["of"], "http://shop.test:8080/products/7?id=9");
+    assert!(!told.to_string().contains("topsecretvalue"), "{told:#}");
+
+    // What does not count does not change the key; another user may go elsewhere, the same one never.
+    let (_, same) = explain(&folder, &["http://shop.test:8080/products/7?id=9&utm=2", "-H", "x-user: ada"]);
+    assert_eq!(same["cache"], told["cache"]);
+    assert_eq!(same["answer"]["upstream"]["bound"]["endpoint"], bound);
+    let (_, other) = explain(&folder, &["http://shop.test:8080/products/7?id=10"]);
+    assert_ne!(other["cache"], told["cache"]);
+}
+
+#[test]
+fn who_asks_and_how_decides_and_is_told() {
+    let folder = folder_with(CONFIG);
+    let with_key = ["-H", "x-key: topsecretvalue"];
+    let url = "http://shop.test/products/7";
+    let route = |arguments: &[&str]| {
+        let (code, told) = explain(&folder, &[&[url], arguments].concat());
+        (code, told["route"]["name"].as_str().unwrap_or_default().to_owned(), told)
+    };
+    let (_, name, told) = route(&[&with_key[..], &["--country", "DE"]].concat());
+    assert_eq!((name.as_str(), told["country"].as_str()), ("german", Some("DE")));
+    assert_eq!(told["cache"]["unused"], "the route has no `cache`");
+    assert_eq!(told["answer"]["upstream"]["endpoints"][0]["address"], "app.internal.test:8080");
+    assert_eq!(route(&[&with_key[..], &["--client", "192.0.2.77"]].concat()).1, "german");
+    assert_eq!(route(&[&with_key[..], &["--client", "198.51.100.1"]].concat()).1, "products");
+    // A trusted proxy says for whom it asks; nobody else is believed.
+    let forwarded = [&with_key[..], &["-H", "x-forwarded-for: 192.0.2.9"]].concat();
+    assert_eq!(route(&[&forwarded[..], &["--client", "10.1.2.3"]].concat()).1, "german");
+    assert_eq!(route(&[&forwarded[..], &["--client", "11.1.2.3"]].concat()).1, "products");
+
+    let (code, name, told) = route(&["-X", "POST"]);
+    assert_eq!((code, name.as_str()), (Some(0), "products-for-writers"));
+    assert_eq!(told["filters"], serde_json::json!([{ "name": "limit", "settings": ["burst", "rate"] }]));
+    assert_eq!(told["candidates"][1]["fails"], serde_json::json!(["method GET, HEAD"]));
+    let (_, _, told) = route(&["-H", "if-match: x"]);
+    assert!(told["cache"]["unused"].as_str().unwrap().contains("only the origin"), "{told:#}");
+}
+
+#[test]
+fn what_the_node_answers_itself_is_told() {
+    let folder = folder_with(CONFIG);
+    let (code, told) = explain(&folder, &["https://shop.test/old?a=b"]);
+    assert_eq!((code, told["listener"].as_str()), (Some(0), Some("secure")));
+    assert_eq!(
+        told["answer"]["redirect"],
+        serde_json::json!({ "status": 301, "location": "https://shop.test/new?a=b" })
+    );
+    let (_, told) = explain(&folder, &["http://shop.test/hello"]);
+    assert_eq!(told["answer"]["respond"], serde_json::json!({ "status": 203, "body_bytes": 2 }));
+
+    let (code, told) = explain(&folder, &["http://shop.test/nowhere"]);
+    assert_eq!((code, &told["refused"]["status"]), (Some(1), &Value::from(404)));
+    assert_eq!(told["elsewhere"].as_array().unwrap().len(), 5);
+    // That site is on another listener.
+    assert_eq!(explain(&folder, &["http://a.shop.test/"]).0, Some(1));
+    let (code, told) = explain(&folder, &["http://a.shop.test/", "--listener", "inner"]);
+    assert_eq!((code, told["site"]["by"].as_str()), (Some(0), Some("wildcard")));
+    assert_eq!(explain(&folder, &["http://a.shop.test:8081/"]).0, Some(0), "by its port");
+}
+
+#[test]
+fn questions_that_nobody_can_ask_are_one_clear_sentence() {
+    let folder = folder_with(CONFIG);
+    for (arguments, expected) in [
+        (&["ftp://shop.test/"][..], "neither a URL"),
+        (&["http://shop.test/", "--listener", "webb"], "inner, secure, web"),
+        (&["http://shop.test/", "--country", "AQ"], "no address in AQ"),
+        (&["http://shop.test/", "--country", "Germany"], "not the code"),
+        (&["http://shop.test/", "-X", "GET /x"], "the method"),
+        (&["http://shop.test/", "-H", "x"], "name: value"),
+        (&["http://shop.test/", "-H", "x: a\nb"], "a header"),
+        (&["http://shop.test/", "--client", "1.2.3.4", "--country", "DE"], "cannot be used with"),
+        (&["http://shop.test/", "-c", "nowhere.yaml"], "nowhere.yaml"),
+    ] {
+        let output = selvedge(folder.path(), &[&["route", "explain"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(expected), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn people_can_read_it() {
+    let folder = folder_with(CONFIG);
+    let output =
+        selvedge(folder.path(), &["route", "explain", "http://shop.test/products/7?id=1", "-H", "x-user: ada"]);
+    let told = text(&output.stdout);
+    for expected in [
+        "request    GET /products/7?id=1 on listener web from 127.0.0.1",
+        "route      products (config.yaml:20)",
+        "german (path /products/*): does not match",
+        "fails: geo.country DE",
+        "products-for-writers (path /products/*): would match, but is less specific",
+        "upstream   shop gets GET /v2/7?id=1 for host backend.test",
+        "by consistent hashing: 192.0.2.",
+        "cache key  http://shop.test/products/7?id=1",
+    ] {
+        assert!(told.contains(expected), "{expected} is not in:\n{told}");
+    }
+}
+
+/// The same questions, to the program and to a node: both say the same, refusals included.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_explained_is_what_happens() {
+    let routes = "sites:
+  - hosts: [a.test]
+    routes:
+      - { name: root, respond: { status: 200, body: root } }
+      - { name: deep, match: { path: /a/b/* }, respond: { status: 200, body: deep } }
+      - { name: glob, match: { path: \"/a/*/c\" }, respond: { status: 200, body: glob } }
+      - { name: regex, match: { path: \"~^/a/[0-9]+$\" }, respond: { status: 200, body: regex } }
+      - { name: exact, match: { path: /a/b/c }, respond: { status: 200, body: exact } }
+      - { name: post, match: { path: /a/b/c, method: [POST] }, respond: { status: 200, body: post } }
+";
+    let edge = Edge::start(routes, &[]);
+    let listeners = "version: 1\nnode: { module_cache: off }\nlisteners: { web: { bind: \"127.0.0.1:8080\" } }\n";
+    let folder = folder_with(&format!("{listeners}{routes}"));
+    for (method, target, header) in [
+        ("GET", "/", "x: y"),
+        ("GET", "/a/b/c", "x: y"),
+        ("POST", "/a/b/c", "content-length: 0"),
+        ("GET", "/a/b/c/d", "x: y"),
+        ("GET", "/a//b/./x/../c", "x: y"),
+        ("GET", "/a/x/c", "x: y"),
+        ("GET", "/a/12", "x: y"),
+        ("GET", "/a/%31%32", "x: y"),
+        ("GET", "/..", "x: y"),
+        ("GET", "/a/..;/b", "x: y"),
+        ("GET", "/%zz", "x: y"),
+        ("GET", "/", "host: b.test"),
+        ("GET", "/", "host: a b"),
+        ("GET", "/", "content-length: 1, 1"),
+        ("GET", "/", "transfer-encoding: gzip"),
+        ("GET", "/", "connection: cookie"),
+        ("CONNECT", "/", "x: y"),
+    ] {
+        let url = format!("http://a.test{target}");
+        let (code, told) = explain(&folder, &[&url, "-X", method, "-H", header]);
+        let host = if header.starts_with("host") { "" } else { "host: a.test\r\n" };
+        let request = format!("{method} {target} HTTP/1.1\r\n{host}{header}\r\nconnection: close\r\n\r\n");
+        let request =
+            if header.starts_with("connection") { request.replace("connection: close\r\n", "") } else { request };
+        let answer = Client::connect(edge.web()).await.request(&request).await;
+        match told["route"]["name"].as_str() {
+            Some(route) => {
+                assert_eq!((answer.status, &*answer.text(), code), (200, route, Some(0)), "{method} {target} {header}")
+            }
+            None => assert_eq!(
+                (Value::from(answer.status), code),
+                (told["refused"]["status"].clone(), Some(1)),
+                "{method} {target} {header}: {told:#}"
+            ),
+        }
+    }
+}
