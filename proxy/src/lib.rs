@@ -17,6 +17,8 @@ pub mod listening;
 
 mod crowd;
 
+mod limits;
+
 mod transport;
 
 pub mod tls;

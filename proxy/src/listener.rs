@@ -1,6 +1,7 @@
 //! Listeners: accepting connections, TLS, and handing them to Pingora, each on the worker that accepted it.
 
-use std::cell::Cell;
+pub(crate) mod connection;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::tls::TlsRef;
-use pingora::protocols::{Ssl, Stream};
+use pingora::protocols::{ALPN, Ssl, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use pingora::{ErrorType, OrErr};
@@ -20,10 +21,12 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use self::connection::{CONNECTION, Connection, Shared, header_is_read, is_idle, overdue, stopped_while_silent};
 use crate::crowd::Place;
 use crate::request::Edge;
+use crate::telemetry::counters::Counters;
 use crate::tls::{self, CertificateStore, ListenerTls};
-use crate::transport::Transport;
+use crate::transport::{Told, Transport};
 
 /// What a request needs to know about where it arrived.
 #[derive(Debug)]
@@ -42,12 +45,24 @@ pub struct ListenerFacts {
     pub tcp: bool,
     /// The longest request body taken, in bytes; longer ones get 413.
     pub body_limit: u64,
+    /// The largest request header, in bytes; a larger one gets 431.
+    pub header_size: u64,
+    /// How many fields it may have; more get 431.
+    pub header_count: usize,
+    /// The longest target, in bytes; a longer one gets 414.
+    pub uri_length: usize,
     /// How long a client may take over a request header, once the connection stopped being idle.
     pub header_timeout: Duration,
     /// How many connections there may be at once.
     pub connections: usize,
     /// How many of them one client may have; `None` = any number.
     pub connections_per_client: Option<u32>,
+    /// How many requests a connection may carry; `None` = any number.
+    pub requests_per_connection: Option<u32>,
+    /// How many HTTP/2 streams may be open at once on a connection.
+    pub h2_streams: u32,
+    /// How many HTTP/2 streams of a connection may be given up before their answers begin, less those that were waited for.
+    pub h2_resets: u32,
     /// How long a connection may be idle between two requests, and a read or write may take within one.
     pub idle_timeout: Duration,
 }
@@ -65,10 +80,16 @@ impl ListenerFacts {
             http1: speaks(Protocol::H1),
             tcp: listener.tcp.is_some(),
             body_limit: listener.limits.body.bytes(),
+            header_size: listener.limits.header_size.bytes(),
+            header_count: listener.limits.header_count.into(),
+            uri_length: listener.limits.uri_length.as_usize(),
             header_timeout: listener.limits.header_timeout,
             idle_timeout: listener.limits.idle_timeout,
             connections: listener.limits.connections.into(),
             connections_per_client: listener.limits.connections_per_client.map(u32::from),
+            requests_per_connection: listener.limits.requests_per_connection.map(u32::from),
+            h2_streams: listener.limits.h2_streams.into(),
+            h2_resets: listener.limits.h2_resets.into(),
         }
     }
 
@@ -76,84 +97,6 @@ impl ListenerFacts {
     #[must_use]
     pub fn scheme(&self) -> &'static str {
         if self.tls { "https" } else { "http" }
-    }
-}
-
-/// What an HTTP/1 connection is doing, for its deadlines.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Doing {
-    /// Waiting for the first byte of a request.
-    Idle,
-    /// Receiving a request header.
-    Header,
-    /// Being served; or speaking HTTP/2, which has deadlines of its own.
-    Exchange,
-}
-
-struct Connection {
-    /// With a number that changes whenever it does something else, so that [`overdue`] notices without a clock.
-    doing: Cell<(Doing, u64)>,
-    /// The client has sent something at all.
-    begun: Cell<bool>,
-}
-
-impl Connection {
-    fn new() -> Self {
-        Self { doing: Cell::new((Doing::Idle, 0)), begun: Cell::new(false) }
-    }
-
-    fn turns_to(&self, doing: Doing) {
-        self.doing.set((doing, self.doing.get().1.wrapping_add(1)));
-    }
-}
-
-tokio::task_local! {
-    static CONNECTION: Connection;
-}
-
-/// Says that bytes have come from the client.
-pub(crate) fn bytes_have_come() {
-    let _ = CONNECTION.try_with(|connection| {
-        connection.begun.set(true);
-        if connection.doing.get().0 == Doing::Idle {
-            connection.turns_to(Doing::Header);
-        }
-    });
-}
-
-/// Says that the request header is complete: the deadline for it no longer applies.
-pub(crate) fn header_is_read() {
-    let _ = CONNECTION.try_with(|connection| connection.turns_to(Doing::Exchange));
-}
-
-/// Ends when a header is overdue, or the connection was idle for too long; at most half a deadline late. Looks twice per deadline: one
-/// timer per connection and interval, and no clock read, instead of both per request.
-async fn overdue(facts: &ListenerFacts) {
-    let interval = facts.header_timeout.min(facts.idle_timeout) / 2;
-    let mut seen = CONNECTION.with(|connection| connection.doing.get());
-    let mut lasted = Duration::ZERO;
-    loop {
-        // Pingora's coarse timer: thousands of connections share a few entries.
-        pingora::time::fast_timeout::fast_sleep(interval).await;
-        let now = CONNECTION.with(|connection| connection.doing.get());
-        lasted = if now == seen { lasted + interval } else { Duration::ZERO };
-        seen = now;
-        let late = match now.0 {
-            Doing::Idle => lasted >= facts.idle_timeout,
-            Doing::Header => lasted >= facts.header_timeout,
-            Doing::Exchange => false,
-        };
-        if late {
-            return;
-        }
-    }
-}
-
-/// Ends when the node stops while the connection has not said a word. One that has is told by Pingora.
-async fn stopped_while_silent(mut shutdown: ShutdownWatch) {
-    let stopping = shutdown.wait_for(|stopping| *stopping).await.is_ok();
-    if !stopping || CONNECTION.with(|connection| connection.begun.get()) {
-        std::future::pending().await
     }
 }
 
@@ -166,11 +109,17 @@ const H2_STREAM_WINDOW: u32 = 1 << 20;
 /// The same for all streams of a connection, which bounds what one client can make us hold.
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// How many streams a client may reset before they are taken up, which is at once; one more ends the connection with a GOAWAY.
+const H2_PENDING_RESETS: usize = 20;
+/// How many streams of a connection may be reset by us because they break the protocol; one more ends it with a GOAWAY.
+const H2_ERROR_RESETS: usize = 256;
+
 /// Pingora's HTTP application behind a listener: the proxy, and a deadline on every request header.
 pub(crate) struct Door {
     pub(crate) proxy: Arc<HttpProxy<Edge>>,
     pub(crate) facts: Arc<ListenerFacts>,
     pub(crate) options: HttpServerOptions,
+    pub(crate) counters: Arc<Counters>,
 }
 
 #[async_trait]
@@ -181,6 +130,9 @@ impl HttpServerApp for Door {
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         if session.as_http1().is_none() {
+            if let Some(connection) = session.digest().and_then(Told::connection) {
+                connection.opened();
+            }
             return self.proxy.process_new_http(session, shutdown).await; // HTTP/2 streams come with their header.
         }
         if !self.facts.http1 {
@@ -189,7 +141,7 @@ impl HttpServerApp for Door {
             return None;
         }
         session.set_keepalive(Some(KEEPALIVE));
-        let _ = CONNECTION.try_with(|connection| connection.turns_to(Doing::Idle));
+        is_idle();
         self.proxy.process_new_http(session, shutdown).await
     }
 
@@ -206,6 +158,12 @@ impl HttpServerApp for Door {
         header_is_read();
         let mut options = default_h2_options();
         options.initial_window_size(H2_STREAM_WINDOW).initial_connection_window_size(H2_CONNECTION_WINDOW);
+        options.max_concurrent_streams(self.facts.h2_streams);
+        options.max_header_list_size(u32::try_from(self.facts.header_size).unwrap_or(u32::MAX));
+        // A client that resets streams faster than they are taken up is ended here, the others by `Shared::closed`.
+        options
+            .max_pending_accept_reset_streams(H2_PENDING_RESETS)
+            .max_local_error_reset_streams(Some(H2_ERROR_RESETS));
         Some(options)
     }
 }
@@ -227,12 +185,20 @@ pub(crate) async fn accept(
         let shutdown = shutdown.clone();
         async move {
             let stream = Transport::new(stream, peer);
-            let served = CONNECTION.scope(Connection::new(), async {
+            let shared = Shared::new(&door.facts, &door.counters);
+            let stopping = shared.shutdown(&shutdown);
+            let served = CONNECTION.scope(Connection::new(Arc::clone(&shared)), async {
                 tokio::select! {
                     biased;
-                    () = serve(stream, &door, acceptor.as_deref(), &shutdown) => {}
-                    () = stopped_while_silent(shutdown.clone()) => {}
-                    () = overdue(&door.facts) => debug!(%peer, "no complete request in time"),
+                    () = serve(stream, &door, acceptor.as_deref(), &stopping) => {}
+                    () = stopped_while_silent(shutdown.clone(), &shared) => {}
+                    () = shared.ended() => debug!(%peer, "a limit was exceeded"),
+                    limit = overdue(&door.facts) => {
+                        if let Some(limit) = limit {
+                            door.counters.limit(limit);
+                        }
+                        debug!(%peer, "no complete request in time");
+                    }
                 }
             });
             served.await;
@@ -294,7 +260,7 @@ async fn serve(
     let stream: Stream = match tls {
         None => Box::new(stream),
         Some((acceptor, certificates)) => {
-            let server_name = stream.expect_server_name();
+            let told = stream.expect_told();
             let handshake = async {
                 if certificates.refuses() {
                     tls::greet(&mut stream, certificates).await.or_err(ErrorType::TLSHandshakeFailure, "refused")?;
@@ -303,7 +269,8 @@ async fn serve(
             };
             match tokio::time::timeout(door.facts.header_timeout, handshake).await {
                 Ok(Ok(stream)) => {
-                    server_name.set(stream.get_ssl().and_then(TlsRef::server_name));
+                    let name = stream.get_ssl().and_then(TlsRef::server_name);
+                    told.handshake(name, stream.selected_alpn_proto() == Some(ALPN::H2));
                     Box::new(stream)
                 }
                 Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),

@@ -308,8 +308,11 @@ impl Worker {
         let mut options = HttpServerOptions::default();
         options.h2c = facts.http2 && !facts.tls;
         options.h2_idle_timeout = Some(facts.idle_timeout);
+        // How often it may be used again after the first request.
+        options.keepalive_request_limit = facts.requests_per_connection.map(|most| most - 1);
         proxy.server_options = Some(options.clone());
-        Arc::new(Door { proxy: Arc::new(proxy), facts: Arc::clone(facts), options })
+        let counters = Arc::clone(&self.current.plan().counters);
+        Arc::new(Door { proxy: Arc::new(proxy), facts: Arc::clone(facts), options, counters })
     }
 }
 

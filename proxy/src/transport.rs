@@ -22,7 +22,7 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::listener::bytes_have_come;
+use crate::listener::connection::{Shared, bytes_have_come, shared};
 
 /// The longest first write that is held back, in bytes.
 const HEADER_MAX: usize = 16 * 1024;
@@ -44,25 +44,47 @@ pub(crate) struct Transport {
     peeked: Vec<u8>,
     digest: Arc<SocketDigest>,
     accepted: SystemTime,
-    server_name: Option<ServerName>,
+    told: Option<Told>,
 }
 
-/// Where the name goes that the client asks for in its TLS handshake: to every request of the connection, whichever protocol it speaks. In
-/// Pingora's digests only the one for CONNECT proxies, which clients of ours do not have, takes data from outside.
+/// What every request of the connection may learn of it, whichever protocol it speaks. In Pingora's digests only the one for CONNECT
+/// proxies, which clients of ours do not have, takes data from outside.
 #[derive(Clone, Default)]
-pub(crate) struct ServerName(Arc<OnceLock<Arc<ProxyDigest>>>);
+pub(crate) struct Told(Arc<OnceLock<Arc<ProxyDigest>>>);
 
-impl ServerName {
-    /// Tells it, once, when the handshake is over.
-    pub(crate) fn set(&self, name: Option<&str>) {
-        let Ok(header) = ResponseHeader::build_no_case(200, Some(0)) else { return };
-        let name = name.map(|name| Box::new(Arc::<str>::from(name)) as Box<_>);
-        let _first_one_stays = self.0.set(Arc::new(ProxyDigest::new(Box::new(header), name)));
+/// What is told.
+#[derive(Default)]
+struct Facts {
+    /// The name that was asked for in the TLS handshake.
+    server_name: Option<Arc<str>>,
+    /// What HTTP/2 streams share.
+    connection: Option<Arc<Shared>>,
+}
+
+impl Told {
+    /// Tells, once, that the TLS handshake is over and what came of it.
+    pub(crate) fn handshake(&self, server_name: Option<&str>, http2: bool) {
+        let facts = Facts { server_name: server_name.map(Into::into), connection: http2.then(shared).flatten() };
+        self.tell(facts);
     }
 
-    /// The name that came with a connection's digest.
-    pub(crate) fn of(digest: &Digest) -> Option<Arc<str>> {
-        digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref::<Arc<str>>().cloned()
+    fn tell(&self, facts: Facts) {
+        let Ok(header) = ResponseHeader::build_no_case(200, Some(0)) else { return };
+        let _first_ones_stay = self.0.set(Arc::new(ProxyDigest::new(Box::new(header), Some(Box::new(facts)))));
+    }
+
+    fn facts(digest: &Digest) -> Option<&Facts> {
+        digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// The name that was asked for in the TLS handshake.
+    pub(crate) fn server_name(digest: &Digest) -> Option<Arc<str>> {
+        Self::facts(digest)?.server_name.clone()
+    }
+
+    /// The connection an HTTP/2 stream belongs to.
+    pub(crate) fn connection(digest: &Digest) -> Option<&Shared> {
+        Self::facts(digest)?.connection.as_deref()
     }
 }
 
@@ -80,13 +102,13 @@ impl Transport {
             peeked: Vec::new(),
             digest: Arc::new(digest),
             accepted: SystemTime::now(),
-            server_name: None,
+            told: None,
         }
     }
 
-    /// To be told the name that is asked for in the handshake that comes now.
-    pub(crate) fn expect_server_name(&mut self) -> ServerName {
-        self.server_name.get_or_insert_default().clone()
+    /// To be told what comes of the TLS handshake.
+    pub(crate) fn expect_told(&mut self) -> Told {
+        self.told.get_or_insert_default().clone()
     }
 
     /// What comes next, which will be read again.
@@ -96,7 +118,7 @@ impl Transport {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        bytes_have_come();
+        bytes_have_come(count);
         let before = self.peeked.len();
         self.peeked.extend_from_slice(&chunk[..count]);
         Ok(&self.peeked[before..])
@@ -128,7 +150,7 @@ impl Transport {
     fn poll_pieces(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         // Nobody flushes the alert that ends a handshake.
-        let shaking_hands = self.server_name.as_ref().is_some_and(|name| name.0.get().is_none());
+        let shaking_hands = self.told.as_ref().is_some_and(|told| told.0.get().is_none());
         if !self.begun && !shaking_hands && self.pending.is_empty() && total <= HEADER_MAX {
             self.begun = true;
             for piece in pieces {
@@ -171,7 +193,7 @@ impl AsyncRead for Transport {
         }
         if !self.peeked.is_empty() {
             let count = self.peeked.len().min(buffer.remaining());
-            bytes_have_come();
+            bytes_have_come(count);
             buffer.put_slice(&self.peeked[..count]);
             self.peeked.drain(..count);
             if self.peeked.is_empty() {
@@ -179,8 +201,9 @@ impl AsyncRead for Transport {
             }
             return Poll::Ready(Ok(()));
         }
+        let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        bytes_have_come();
+        bytes_have_come(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
@@ -224,6 +247,9 @@ impl Peek for Transport {
         }
         let count = self.peeked.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.peeked[..count]);
+        if self.peeked.starts_with(PREFACE) {
+            self.expect_told().tell(Facts { connection: shared(), ..Facts::default() });
+        }
         Ok(true)
     }
 }
@@ -252,7 +278,7 @@ impl GetTimingDigest for Transport {
 
 impl GetProxyDigest for Transport {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.server_name.as_ref()?.0.get().cloned()
+        self.told.as_ref()?.0.get().cloned()
     }
 }
 

@@ -654,7 +654,11 @@ async fn a_body_over_the_limit_is_a_413() {
         assert_eq!(Client::post(edge.web(), &path, "", &fits).await.status, 200, "{way}");
         let before = origin.started();
         let response = Client::post(edge.web(), &path, "", &exceeds).await;
-        assert_eq!((response.status, proxy_status(&response)), (413, "edge; error=http_request_error"), "{way}");
+        assert_eq!(
+            (response.status, proxy_status(&response)),
+            (413, "edge; error=http_request_error; details=\"limit body\""),
+            "{way}"
+        );
         assert_eq!(origin.started(), before, "{way}: announced, so the origin is not bothered");
 
         let h2 = H2Client::connect(edge.web()).await;

@@ -8,6 +8,8 @@ mod http;
 
 mod hygiene;
 
+mod client_limits;
+
 mod actions;
 
 mod door;

@@ -1,16 +1,19 @@
 //! `listeners`: the addresses the node answers on.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
+mod limits;
+
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, choice, duration, filled_list, list, parsed, path, reference, size, whole},
+    decode::{At, Cx, Fields, choice, filled_list, list, parsed, path, reference},
     filters::{Declared, FilterUse},
     report::{Fault, Position},
     tree::{Data, Kind},
-    values::{ByteSize, DurationText},
 };
+
+pub use self::limits::ListenerLimits;
 
 /// One bound address.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
@@ -156,48 +159,6 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// How much and how slowly a client may send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct ListenerLimits {
-    /// The largest request body; a larger one is answered with 413 (Content Too Large). It bounds what one client can
-    /// make the origin read. Not with `tcp`. Above zero. Default `16MiB`.
-    #[schemars(with = "Option<ByteSize>", extend("default" = "16MiB"))]
-    pub body: ByteSize,
-
-    /// How long a client may take to send a request's headers, from its first byte. Short stops slow-header attacks, long
-    /// serves bad radio links. The same for a TLS handshake. Above zero. Default `10s`.
-    #[schemars(with = "Option<DurationText>", extend("default" = "10s"))]
-    pub header_timeout: Duration,
-
-    /// How long a connection may stand idle between requests before it is closed. Long saves handshakes, short saves
-    /// memory. With `tcp`: how long both sides may be silent. Above zero. Default `60s`.
-    #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
-    pub idle_timeout: Duration,
-
-    /// How many connections there may be at once; one more is closed as soon as it is accepted, and counted. 1 to 65535. Default `50000`.
-    #[schemars(with = "Option<u16>", range(min = 1), extend("default" = 50000))]
-    pub connections: u16,
-
-    /// How many of them one client may have: an IPv4 address, or an IPv6 network of 64 bits. `node.trusted_proxies` are not counted, since
-    /// they connect for many. 1 to 65535. Low stops one client from taking all places, and shuts out people who share an address. Default:
-    /// no limit.
-    #[schemars(range(min = 1))]
-    pub connections_per_client: Option<u16>,
-}
-
-impl Default for ListenerLimits {
-    fn default() -> Self {
-        Self {
-            body: ByteSize::mib(16),
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
-            connections: 50_000,
-            connections_per_client: None,
-        }
-    }
-}
-
 /// What a listener may refer to.
 pub(crate) struct Names<'n> {
     pub(crate) upstreams: &'n BTreeSet<&'n str>,
@@ -221,7 +182,8 @@ impl Listener {
         let tcp_at = fields.get("tcp");
         let tcp = tcp_at.as_ref().and_then(|at| Tcp::read(cx, at, names));
         if tcp_at.is_some() {
-            for at in [protocols_at, limits_at.and_then(|at| entry_of(&at, "body"))].into_iter().flatten() {
+            let of_http = limits::OF_HTTP.iter().filter_map(|key| entry_of(limits_at.as_ref()?, key));
+            for at in protocols_at.into_iter().chain(of_http) {
                 let fault = Fault::at(at.name_position(), "this has no meaning with `tcp`").with_key(at.path.clone());
                 cx.report(fault.with_help("it is about HTTP: remove one of them"));
             }
@@ -317,25 +279,5 @@ impl CertificateFiles {
         let key = fields.need(cx, "key", path);
         fields.close(cx);
         Some(Self { cert: cert?, key: key?, position: at.node.position.clone() })
-    }
-}
-
-impl ListenerLimits {
-    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
-        let default = Self::default();
-        let mut fields = Fields::open(cx, at, "ListenerLimits")?;
-        let body = fields.read(cx, "body", size);
-        let header_timeout = fields.read(cx, "header_timeout", duration);
-        let idle_timeout = fields.read(cx, "idle_timeout", duration);
-        let connections = fields.read(cx, "connections", |cx, at| whole(cx, at, 1, u16::MAX));
-        let connections_per_client = fields.read(cx, "connections_per_client", |cx, at| whole(cx, at, 1, u16::MAX));
-        fields.close(cx);
-        Some(Self {
-            body: body.unwrap_or(default.body),
-            header_timeout: header_timeout.unwrap_or(default.header_timeout),
-            idle_timeout: idle_timeout.unwrap_or(default.idle_timeout),
-            connections: connections.unwrap_or(default.connections),
-            connections_per_client,
-        })
     }
 }

@@ -278,7 +278,31 @@ fn listeners() {
         ),
         (
             "web: { bind: 127.0.0.1:8080, limits: { header_bytes: 32KiB } }",
-            "4:42 listeners.web.limits.header_bytes: unknown key `header_bytes` | known keys: `body`, `header_timeout`, `idle_timeout`, `connections`, `connections_per_client`",
+            "4:42 listeners.web.limits.header_bytes: unknown key `header_bytes` | did you mean `header_size`?",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { header_size: 2MiB } }",
+            "4:55 listeners.web.limits.header_size: this size must be at most 1MiB",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { header_count: 257 } }",
+            "4:56 listeners.web.limits.header_count: `257` is not a number from 1 to 256",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { uri_length: 64KiB } }",
+            "4:54 listeners.web.limits.uri_length: this size must be at most 65534B",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { requests_per_connection: 0 } }",
+            "4:67 listeners.web.limits.requests_per_connection: `0` is not a number from 1 to 65535",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { h2_streams: 0 } }",
+            "4:54 listeners.web.limits.h2_streams: `0` is not a number from 1 to 65535",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  db: { bind: 127.0.0.1:1, limits: { h2_resets: 9, connections: 1 }, tcp: { upstream: demo } }",
+            "5:38 listeners.db.limits.h2_resets: this has no meaning with `tcp` | it is about HTTP: remove one of them",
         ),
         (
             "web: { bind: 127.0.0.1:8080, limits: { connections_per_client: 0 } }",

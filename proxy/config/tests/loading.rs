@@ -79,10 +79,16 @@ fn what_is_not_written_has_its_default() {
         web.limits,
         ListenerLimits {
             body: ByteSize(16 << 20),
+            header_size: ByteSize(64 << 10),
+            header_count: 100,
+            uri_length: ByteSize(8 << 10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             connections: 50_000,
             connections_per_client: None,
+            requests_per_connection: None,
+            h2_streams: 100,
+            h2_resets: 200,
         }
     );
     assert_eq!((web.position.line, web.position.column), (3, 3));
@@ -138,11 +144,14 @@ node:
   module_cache: modules
 telemetry: { access_log: { format: text, output: off } }
 listeners:
-  web: { bind: "[::1]:8080", protocols: [h2] }
+  web:
+    bind: "[::1]:8080"
+    protocols: [h2]
+    limits: { connections: 1, connections_per_client: 2, requests_per_connection: 65535, h2_streams: 3, h2_resets: 1 }
   secure:
     bind: 127.0.0.1:8443
     tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse }
-    limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m }
+    limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m, header_size: 1MiB, header_count: 256, uri_length: 65534B }
 geo: { database: geo.mmdb, reload: off }
 cache: { memory: { size: 8MiB }, collapse: { wait: 1s } }
 upstreams:
@@ -200,7 +209,29 @@ sites:
     assert_eq!((tls.min, tls.unknown_names), (TlsVersion::V1_3, UnknownNames::Refuse));
     let Certificates::Files(files) = &tls.certificates else { panic!("{tls:?}") };
     assert_eq!((files[0].cert.clone(), files[0].key.clone()), (PathBuf::from("a.pem"), PathBuf::from("/etc/b.pem")));
-    assert_eq!(secure.limits.header_timeout, Duration::from_millis(250));
+    assert_eq!(
+        secure.limits,
+        ListenerLimits {
+            body: ByteSize(1 << 30),
+            header_timeout: Duration::from_millis(250),
+            idle_timeout: Duration::from_mins(5),
+            header_size: ByteSize(1 << 20),
+            header_count: 256,
+            uri_length: ByteSize(65_534),
+            ..ListenerLimits::default()
+        }
+    );
+    assert_eq!(
+        config.listeners["web"].limits,
+        ListenerLimits {
+            connections: 1,
+            connections_per_client: Some(2),
+            requests_per_connection: Some(u16::MAX),
+            h2_streams: 3,
+            h2_resets: 1,
+            ..ListenerLimits::default()
+        }
+    );
     let geo = config.geo.unwrap();
     assert_eq!((geo.database, geo.reload), (GeoDatabase::File("geo.mmdb".into()), Reload::Off));
     let cache = config.cache.unwrap();

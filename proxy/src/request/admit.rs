@@ -15,6 +15,7 @@ use selvedge_config::Paths;
 use super::downstream::Downstream;
 use super::paths::BadPath;
 use super::{RequestCtx, hygiene, paths};
+use crate::limits::Limit;
 use crate::listener::ListenerFacts;
 
 /// How long the rest of a request body is read after an answer that did not need it.
@@ -37,11 +38,8 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     // A second request in the same packet waits for its turn instead of ending the connection (RFC 9112, 9.3.2).
     downstream.set_pipelining_enabled(true);
 
-    if announced_length(session).is_some_and(|length| length > listener.body_limit) {
-        return Error::e_explain(ErrorType::HTTPStatus(413), "the announced body exceeds the listener's limit");
-    }
-
     let raw = session.downstream_session.as_http1().map(|session| session.get_headers_raw_bytes());
+    limits(session, raw.as_deref(), listener).map_err(|limit| limit.exceeded(&ctx.plan.counters))?;
     let request = session.req_header_mut();
     hygiene::check(request, raw.as_deref())?;
     to_origin_form(request)?;
@@ -62,6 +60,24 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     }
     // After Host: an HTTP/2 target holds the authority too.
     one_path(request, &ctx.plan.paths)?;
+    Ok(())
+}
+
+/// Whether the request keeps the listener's limits. The HTTP/2 session sees to the size of its headers itself.
+fn limits(session: &Session, raw: Option<&[u8]>, listener: &ListenerFacts) -> std::result::Result<(), Limit> {
+    let request = session.req_header();
+    if raw.is_some_and(|raw| raw.len() as u64 > listener.header_size) {
+        return Err(Limit::HeaderSize);
+    }
+    if request.headers.len() > listener.header_count {
+        return Err(Limit::HeaderCount);
+    }
+    if request.raw_path().len() > listener.uri_length {
+        return Err(Limit::UriLength);
+    }
+    if announced_length(session).is_some_and(|length| length > listener.body_limit) {
+        return Err(Limit::Body);
+    }
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use super::{RequestCtx, respond};
 use crate::chain::session::{Slot, reply_message};
 use crate::chain::{Asked, ChainError, Direction};
 use crate::grpc::reply;
+use crate::limits::Limit;
 
 /// A filter failed closed, or stayed paused too long.
 const FILTER_FAILED: ErrorType = ErrorType::Custom("FilterFailed");
@@ -120,8 +121,11 @@ fn is_cut(error: &Error) -> bool {
     *error.etype() == FILTER_CLOSED
 }
 
-/// What the client is told about the filter that is to blame.
+/// What the client is told about the filter that is to blame, or the limit it did not keep.
 fn details(error: &Error) -> Option<String> {
+    if let Some((_, limit)) = Limit::of(error) {
+        return Some(format!("limit {limit}"));
+    }
     match error.cause.as_ref()?.downcast_ref::<ChainError>()? {
         ChainError::Failed { filter } => Some(format!("filter {filter} failed")),
         ChainError::Stuck { filter } => Some(format!("filter {filter} timed out")),
@@ -141,7 +145,7 @@ fn judge(error: &Error) -> Verdict {
         (_, kind) if *kind == NO_ENDPOINT => (503, Some("destination_unavailable")),
         (_, kind) if *kind == NO_ROOM => (503, Some("connection_limit_reached")),
         (_, kind) if *kind == NO_UPSTREAM => (503, Some("destination_not_found")),
-        (_, ErrorType::HTTPStatus(413)) => (413, Some("http_request_error")),
+        (_, ErrorType::CustomCode(_, status)) => (*status, Some("http_request_error")), // a `Limit`
         (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),
         (Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => (504, Some("connection_timeout")),
         (Upstream, ErrorType::ConnectRefused) => (502, Some("connection_refused")),

@@ -16,6 +16,8 @@ use selvedge_wasm::LocalReply;
 use super::{Edge, RequestCtx, fail, respond};
 use crate::chain::session::{FilteredSession, RequestBody, lost, reply_message};
 use crate::chain::{Chain, Direction, Event, ExchangeState, Passage};
+use crate::limits::Limit;
+use crate::telemetry::counters::Counters;
 
 /// Whether the exchange was answered by a filter.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,7 +49,9 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let asked = chain.state.asked;
     let downstream = &mut session.downstream_session;
     let upgrade = downstream.is_upgrade_req();
-    let mut body = BodyReader { limit: edge.listener.body_limit, received: 0, ended: downstream.is_body_empty() };
+    let counters = Arc::clone(&ctx.plan.counters);
+    let limit = edge.listener.body_limit;
+    let mut body = BodyReader { counters: &counters, limit, received: 0, ended: downstream.is_body_empty() };
     let ran = run(&mut chain, downstream, &mut body, upgrade).await;
     ctx.body_received = body.received;
     chain.state.request_goes();
@@ -121,7 +125,7 @@ async fn pass_body(
 
     ctx.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
     if ctx.body_received > edge.listener.body_limit {
-        return Error::e_explain(ErrorType::HTTPStatus(413), "the body exceeds the listener's limit");
+        return Err(Limit::Body.exceeded(&ctx.plan.counters));
     }
     if ctx.body == BodyFlow::Untouched {
         return Ok(());
@@ -155,7 +159,7 @@ enum Verdict {
     Reply(LocalReply),
 }
 
-async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader, upgrade: bool) -> Result<Verdict> {
+async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader<'_>, upgrade: bool) -> Result<Verdict> {
     match chain.request(io, Event::Headers { end: body.ended }).await.map_err(fail::from_chain)? {
         Passage::Reply(reply) => return Ok(Verdict::Reply(reply)),
         Passage::Through(_) => {}
@@ -209,13 +213,14 @@ async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader, upg
 }
 
 /// Reads the request body within the listener's limit.
-struct BodyReader {
+struct BodyReader<'c> {
+    counters: &'c Counters,
     limit: u64,
     received: u64,
     ended: bool,
 }
 
-impl BodyReader {
+impl BodyReader<'_> {
     async fn next(&mut self, io: &mut HttpSession) -> Result<Bytes> {
         if self.ended {
             // Held beyond the end of the body: the chain has waited and failed before this can be asked.
@@ -226,7 +231,7 @@ impl BodyReader {
         let chunk = chunk.unwrap_or_default();
         self.received += chunk.len() as u64;
         if self.received > self.limit {
-            return Error::e_explain(ErrorType::HTTPStatus(413), "the body exceeds the listener's limit");
+            return Err(Limit::Body.exceeded(self.counters));
         }
         Ok(chunk)
     }

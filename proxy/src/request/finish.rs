@@ -1,5 +1,6 @@
 //! Step 10: tell the filters, write one line, give back what was borrowed.
 
+use http::Version;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
@@ -7,6 +8,7 @@ use super::{Edge, RequestCtx};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
 use crate::telemetry::{self, AccessLine};
+use crate::transport::Told;
 use crate::upstream::Failure;
 
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
@@ -38,6 +40,12 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
     }
     if session.subrequest_ctx.is_some() {
         return; // Nobody asked for it.
+    }
+    // Of an HTTP/2 connection: streams that are opened only to be reset.
+    if session.req_header().version == Version::HTTP_2
+        && let Some(connection) = session.digest().and_then(Told::connection)
+    {
+        connection.closed(session.response_written().is_some());
     }
     ctx.plan.counters.request(session.response_written().map_or(0, |response| response.status.as_u16()));
     if edge.access_log.is_on() {

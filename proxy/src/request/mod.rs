@@ -141,7 +141,7 @@ impl ProxyHttp for Edge {
     type CTX = RequestCtx;
 
     fn new_ctx(&self) -> RequestCtx {
-        crate::listener::header_is_read();
+        crate::listener::connection::header_is_read();
         RequestCtx {
             number: REQUESTS.with(|requests| {
                 requests.set(requests.get() + 1);

@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
 
+use crate::limits::Limit;
+
 /// Counts of one node, as long as the process: a reload does not reset them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -16,6 +18,8 @@ pub(crate) struct Counters {
     requests: [AtomicU64; 6],
     /// Connections there was no room for.
     refused_connections: AtomicU64,
+    /// What clients sent beyond a limit, in the order of [`Limit::ALL`].
+    limits: [AtomicU64; Limit::ALL.len()],
     /// Reloads that were done, and that failed.
     reloads: [AtomicU64; 2],
     /// When the configuration in force came into force, in seconds since 1970.
@@ -60,6 +64,16 @@ impl Counters {
     /// Connections there was no room for.
     pub(crate) fn refused_connections(&self) -> u64 {
         self.refused_connections.load(Relaxed)
+    }
+
+    /// A client did not keep a limit.
+    pub(crate) fn limit(&self, limit: Limit) {
+        self.limits[limit as usize].fetch_add(1, Relaxed);
+    }
+
+    /// How often clients did not keep each limit.
+    pub(crate) fn limits(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Limit::ALL.iter().map(|limit| limit.name()).zip(self.limits.iter().map(|count| count.load(Relaxed)))
     }
 
     /// The configuration was to be changed.

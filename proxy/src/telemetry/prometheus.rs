@@ -40,6 +40,11 @@ fn node(page: &mut Page, observed: &Observed, generation: u64) {
         "Connections closed at once: limits.connections or its share for one client.",
     );
     page.sample("selvedge_connections_refused_total", &[], observed.counters.refused_connections());
+    let help = "What clients sent beyond a limit of a listener, by its key.";
+    page.family("selvedge_limit_exceeded_total", "counter", help);
+    for (limit, count) in observed.counters.limits() {
+        page.sample("selvedge_limit_exceeded_total", &[("limit", limit)], count);
+    }
     let (reloads, since) = observed.counters.reloads();
     page.family(
         "selvedge_config_reloads_total",

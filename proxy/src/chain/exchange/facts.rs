@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{Digest, SocketDigest};
 
-use crate::transport::ServerName;
+use crate::transport::Told;
 
 /// The client's connection.
 #[derive(Default)]
@@ -25,7 +25,7 @@ impl Connection {
         Self {
             socket: digest.socket_digest.clone(),
             tls: digest.ssl_digest.clone(),
-            server_name: ServerName::of(digest),
+            server_name: Told::server_name(digest),
         }
     }
 }
