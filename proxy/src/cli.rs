@@ -13,15 +13,12 @@ use clap::{Args, Parser, Subcommand};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use selvedge_config::{Report, parse_duration};
 use serde_json::{Map, Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
 
-use crate::control::Control;
 use crate::listening;
-use crate::node::{self, Node, StartError};
+use crate::node::{self, StartError};
 use crate::offline::OfflineError;
 use crate::plan::{self, Resources};
-use crate::reload::FileWatch;
+use crate::process::{self, RunError};
 use crate::telemetry;
 
 /// An edge proxy: runs chains of proxy-wasm filters per route, in front of a cache, in front of origins.
@@ -34,7 +31,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a node until SIGTERM or SIGINT. SIGHUP, and a change of any of its files, reloads the configuration.
+    /// Run a node until SIGTERM or SIGINT. SIGHUP, and a change of any of its files, reloads the configuration; SIGUSR2 starts the program
+    /// anew, which takes over.
     Run(ConfigArgs),
     /// Say everything that is wrong with a configuration, as starting a node with it would; exit code 2 if anything is.
     Check(ConfigArgs),
@@ -99,79 +97,10 @@ pub fn main() -> ExitCode {
 
 fn run(path: &Path) -> ExitCode {
     telemetry::init();
-    // Signals and file events are waited for here; requests have their own threads.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return complain(format_args!("no runtime: {error}\n"), ExitCode::FAILURE),
-    };
-    // Watched from before it is read, so that no change falls in between.
-    let mut watch = FileWatch::new().inspect_err(|error| warn!(%error, "files are not watched: use SIGHUP")).ok();
-    if let Some(watch) = &mut watch {
-        watch.set(&[path.to_owned()]);
-    }
-    let node = match Node::start(path.to_owned(), node::loader()) {
-        Ok(node) => node,
-        Err(StartError::Config(report)) => return faulty(&report),
-        Err(error) => return complain(format_args!("{}\n", crate::error_chain(&error)), ExitCode::FAILURE),
-    };
-    match runtime.block_on(serve(node.control(), watch)) {
-        Ok(()) => {
-            end_at_a_second_signal(runtime);
-            node.shutdown();
-            ExitCode::SUCCESS
-        }
-        Err(error) => complain(format_args!("{error:#}\n"), ExitCode::FAILURE),
-    }
-}
-
-/// Reloads and waits, until a signal says to stop.
-async fn serve(control: &Control, mut watch: Option<FileWatch>) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut files = control.files();
-    loop {
-        if let Some(watch) = &mut watch {
-            watch.set(&files.borrow_and_update());
-        }
-        let changed = async {
-            match &mut watch {
-                Some(watch) => watch.changed().await,
-                None => std::future::pending().await,
-            }
-        };
-        // A reload tells itself how it went.
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => drop(control.reload()),
-            () = changed => drop(control.reload()),
-            _ = files.changed() => {}
-        }
-    }
-    info!("stopping: requests under way may end; a second signal cuts them off");
-    Ok(())
-}
-
-/// Whoever asks twice does not want to wait for requests under way.
-fn end_at_a_second_signal(runtime: tokio::runtime::Runtime) {
-    let waiting = move || {
-        runtime.block_on(async {
-            let (Ok(mut terminate), Ok(mut interrupt)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            else {
-                return std::future::pending().await;
-            };
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        });
-        warn!("stopped by a second signal");
-        std::process::exit(1);
-    };
-    if let Err(error) = std::thread::Builder::new().name("signals".into()).spawn(waiting) {
-        warn!(%error, "a second signal will not be heard");
+    match process::run(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(RunError::Start(StartError::Config(report))) => faulty(&report),
+        Err(error) => complain(format_args!("{}\n", crate::error_chain(&error)), ExitCode::FAILURE),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a running node can be told, from any thread: reload, roll back, say that it drains. One such order is carried out at a time.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::admin::Guard;
 use crate::listening::Listening;
 use crate::node::Current;
 use crate::plan::{self, Built, Resources};
+use crate::sockets::{Inherited, Socket};
 use crate::telemetry;
 use crate::telemetry::counters::{Observed, Reloaded};
 use crate::telemetry::endpoint::MetricsServer;
@@ -124,7 +126,7 @@ impl Control {
         let current = Arc::new(Current::new(plan));
         let listening = Arc::new(listening);
         let page = MetricsPage::new(&resources, &current, &listening);
-        let metrics = metrics_server(&config, page).map_err(|fault| report(vec![*fault]))?;
+        let metrics = metrics_server(&config, page, resources.inherited()).map_err(|fault| report(vec![*fault]))?;
         let files = watched(files, &mut prepared.files);
         listening.put_in_force(prepared);
 
@@ -226,6 +228,16 @@ impl Control {
         self.0.listening.addresses()
     }
 
+    /// Another handle of every socket that listens, but the admin API's, and what each is for.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<(String, Socket)>> {
+        let running = self.0.running.lock();
+        let mut sockets = self.0.listening.sockets()?;
+        if let Some((_, server)) = &running.metrics {
+            sockets.push(server.socket()?);
+        }
+        Ok(sockets)
+    }
+
     /// Where metrics are served, if they are.
     pub(crate) fn metrics_address(&self) -> Option<SocketAddr> {
         self.0.running.lock().metrics.as_ref().and_then(|(_, server)| server.address())
@@ -322,7 +334,7 @@ impl Inner {
             return Ok(Metrics::AsBefore);
         }
         let page = MetricsPage::new(&self.resources, &self.current, &self.listening);
-        metrics_server(config, page).map(Metrics::Elsewhere)
+        metrics_server(config, page, self.resources.inherited()).map(Metrics::Elsewhere)
     }
 }
 
@@ -348,10 +360,14 @@ impl MetricsPage {
     }
 }
 
-fn metrics_server(config: &Config, page: MetricsPage) -> Result<Option<(SocketAddr, MetricsServer)>, Box<Fault>> {
+fn metrics_server(
+    config: &Config,
+    page: MetricsPage,
+    inherited: &Inherited,
+) -> Result<Option<(SocketAddr, MetricsServer)>, Box<Fault>> {
     let Some(settings) = &config.telemetry.metrics else { return Ok(None) };
     let page = Arc::new(move || page.write());
-    let server = MetricsServer::start(settings.bind, page).map_err(|error| {
+    let server = MetricsServer::start(settings.bind, page, inherited).map_err(|error| {
         let message = format!("metrics cannot be served at {}: {error}", settings.bind);
         Box::new(Fault::at(&settings.position, message).with_key("telemetry.metrics"))
     })?;

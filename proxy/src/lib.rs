@@ -5,6 +5,12 @@
 
 pub mod cli;
 
+mod process;
+
+mod upgrade;
+
+pub mod sockets;
+
 pub mod node;
 
 pub mod reload;

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -21,6 +22,7 @@ use crate::listener::{self, Door, ListenerFacts};
 use crate::node::Current;
 use crate::plan::Resources;
 use crate::request::Edge;
+use crate::sockets::Socket;
 use crate::tcp::{self, TcpDoor};
 use crate::telemetry::AccessLogSink;
 use crate::tls::{CertificateStore, ListenerTls, Renewed};
@@ -139,6 +141,13 @@ impl Listening {
         bound.iter().filter_map(of).collect()
     }
 
+    /// Another handle of each listener's socket, and what it is for.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<(String, Socket)>> {
+        let bound = self.bound.load();
+        let handle = |bound: &Arc<Bound>| Ok((socket_name(&bound.facts.name), Socket::Tcp(bound.socket.try_clone()?)));
+        bound.iter().map(handle).collect()
+    }
+
     /// The address of each listener, by name.
     pub(crate) fn addresses(&self) -> BTreeMap<String, SocketAddr> {
         self.bound.load().iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect()
@@ -177,7 +186,8 @@ impl Bound {
         let socket = match predecessor {
             Some(socket) => socket.try_clone().map_err(cannot)?,
             None => {
-                let socket = TcpListener::bind(listener.bind).map_err(cannot)?;
+                let inherited = resources.inherited().take(&socket_name(name), listener.bind);
+                let socket = inherited.map_or_else(|| TcpListener::bind(listener.bind), Ok).map_err(cannot)?;
                 socket.set_nonblocking(true).map_err(cannot)?;
                 socket
             }
@@ -245,9 +255,7 @@ pub(crate) async fn attend(worker: Worker, mut stop: watch::Receiver<bool>, aliv
         changed.mark_unchanged();
         let bound = worker.listening.bound.load_full();
         let gone: Vec<u64> = served.keys().filter(|id| !bound.iter().any(|bound| bound.id == **id)).copied().collect();
-        for door in gone.iter().filter_map(|id| served.remove(id).flatten()) {
-            door.http_cleanup().await; // Its idle connections end now.
-        }
+        gone.iter().filter_map(|id| served.remove(id).flatten()).for_each(retire);
         for new in bound.iter() {
             served.entry(new.id).or_insert_with(|| worker.serve(new, &alive));
         }
@@ -257,9 +265,24 @@ pub(crate) async fn attend(worker: Worker, mut stop: watch::Receiver<bool>, aliv
             _ = changed.changed() => {}
         }
     }
-    for door in served.into_values().flatten() {
+    served.into_values().flatten().for_each(retire);
+}
+
+/// Ends the idle connections of a listener that is gone, after a moment: a request that was on its way when we stopped is answered, with
+/// `connection: close`, and no client has to wonder what became of it.
+fn retire(door: Arc<Door>) {
+    tokio::spawn(async move {
+        tokio::time::sleep(LINGER).await;
         door.http_cleanup().await;
-    }
+    });
+}
+
+/// How long connections that wait for a request may go on waiting when their listener is gone.
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
+
+/// What a listener's socket is called when it is handed over.
+fn socket_name(listener: &str) -> String {
+    format!("listener {listener}")
 }
 
 impl Worker {

@@ -22,6 +22,7 @@ use crate::control::Control;
 use crate::listening::{self, Worker};
 use crate::plan::{Plan, Resources};
 use crate::request::retry;
+use crate::sockets::{Inherited, Socket};
 use crate::telemetry::AccessLog;
 
 /// The plan in force.
@@ -101,11 +102,20 @@ impl Node {
     /// # Errors
     /// See [`StartError`]; nothing is left running then.
     pub fn start(path: PathBuf, loader: Loader) -> Result<Self, StartError> {
+        Self::inheriting(path, loader, Inherited::default())
+    }
+
+    /// The same, with sockets that listen already: what is configured at their addresses is served by them.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub fn inheriting(path: PathBuf, loader: Loader, inherited: Inherited) -> Result<Self, StartError> {
         let loaded = loader.load(&path).map_err(|report| StartError::Config(Box::new(report)))?;
         let config = loaded.config.clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.node.workers.count(cores);
-        let resources = Resources::new(workers, &config.node.module_cache).map_err(StartError::Engine)?;
+        let resources =
+            Resources::inheriting(workers, &config.node.module_cache, inherited).map_err(StartError::Engine)?;
 
         let guard = config.admin.as_ref().map(|settings| Arc::new(Guard::new(settings)));
         let control =
@@ -146,7 +156,24 @@ impl Node {
             let thread = node.spawn_worker(worker).map_err(|source| StartError::Worker { worker, source })?;
             node.threads.push(thread);
         }
+        node.control.resources().inherited().close_the_rest();
         Ok(node)
+    }
+
+    /// Another handle of every socket that listens, and what each is for: for a process that takes over.
+    pub(crate) fn sockets(&mut self) -> io::Result<Vec<(String, Socket)>> {
+        let mut sockets = self.control.sockets()?;
+        if let Some(admin) = &mut self.admin {
+            sockets.push(admin.server().socket()?);
+        }
+        Ok(sockets)
+    }
+
+    /// Another process has the sockets now.
+    pub(crate) fn leave_sockets(&mut self) {
+        if let Some(admin) = &mut self.admin {
+            admin.server().leave_socket();
+        }
     }
 
     /// What the node can be told while it runs, from any thread.

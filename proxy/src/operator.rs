@@ -24,6 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
+use crate::sockets::{Inherited, Socket};
+
 /// Connections at once; more wait. Operators and monitoring have a few.
 const CONNECTIONS_MAX: usize = 32;
 /// Bytes and fields of a request's header.
@@ -44,42 +46,57 @@ pub(crate) trait Answer: Send + Sync + 'static {
 pub(crate) struct Server {
     /// With a real port in place of 0; `None` for Unix sockets.
     address: Option<SocketAddr>,
+    socket: Socket,
+    /// Removed at the end.
     socket_file: Option<PathBuf>,
     name: &'static str,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
-enum Socket {
-    Tcp(std::net::TcpListener),
-    Unix(StdUnixListener),
-}
-
 impl Server {
-    /// Binds, and serves on a thread of this name.
+    /// Binds, unless the socket is handed over, and serves on a thread of this name.
     ///
     /// # Errors
     /// The address is not free or not ours, the socket file cannot be made, or the system gives no thread.
-    pub(crate) fn start(name: &'static str, bind: &AdminBind, answer: Arc<impl Answer>) -> io::Result<Self> {
+    pub(crate) fn start(
+        name: &'static str,
+        bind: &AdminBind,
+        answer: Arc<impl Answer>,
+        inherited: &Inherited,
+    ) -> io::Result<Self> {
         let mut socket_file = None;
         let (socket, address) = match bind {
             AdminBind::Tcp(address) => {
-                let socket = std::net::TcpListener::bind(address)?;
+                let given = inherited.take(name, *address);
+                let socket = given.map_or_else(|| std::net::TcpListener::bind(address), Ok)?;
                 socket.set_nonblocking(true)?;
                 let address = socket.local_addr()?;
                 (Socket::Tcp(socket), Some(address))
             }
             AdminBind::Unix(path) => {
-                let socket = bind_unix(path)?;
+                let socket = inherited.take_path(path).map_or_else(|| bind_unix(path), Ok)?;
+                socket.set_nonblocking(true)?;
                 socket_file = Some(path.clone());
                 (Socket::Unix(socket), None)
             }
         };
+        let kept = socket.try_clone()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = watch::channel(false);
         let thread = std::thread::Builder::new().name(name.into());
         let thread = thread.spawn(move || runtime.block_on(serve(name, socket, answer, stopped)))?;
-        Ok(Self { address, socket_file, name, stop, thread: Some(thread) })
+        Ok(Self { address, socket: kept, socket_file, name, stop, thread: Some(thread) })
+    }
+
+    /// Another handle of its socket, and what it is for.
+    pub(crate) fn socket(&self) -> io::Result<(String, Socket)> {
+        Ok((self.name.to_owned(), self.socket.try_clone()?))
+    }
+
+    /// Its socket is another process's now: the file stays.
+    pub(crate) fn leave_socket(&mut self) {
+        self.socket_file = None;
     }
 
     pub(crate) fn address(&self) -> Option<SocketAddr> {
@@ -111,7 +128,6 @@ fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
     }
     let socket = StdUnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    socket.set_nonblocking(true)?;
     Ok(socket)
 }
 

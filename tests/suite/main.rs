@@ -32,6 +32,8 @@ mod admin;
 
 mod life;
 
+mod upgrade;
+
 mod grpc;
 
 mod grpc_replies;

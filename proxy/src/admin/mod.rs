@@ -55,13 +55,19 @@ impl AdminServer {
     /// # Errors
     /// See [`Server::start`].
     pub(crate) fn start(settings: &selvedge_config::Admin, guard: Arc<Guard>, state: State) -> io::Result<Self> {
-        let server = Server::start("admin", &settings.bind, Arc::new(Api { guard, state }))?;
+        let resources = Arc::clone(state.control.resources());
+        let server = Server::start("admin", &settings.bind, Arc::new(Api { guard, state }), resources.inherited())?;
         Ok(Self { server, setting: settings.bind.clone() })
     }
 
     /// With a real port in place of 0; `None` for a Unix socket.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.server.address()
+    }
+
+    /// The server under it.
+    pub(crate) fn server(&mut self) -> &mut Server {
+        &mut self.server
     }
 
     /// Where it is, for the log.

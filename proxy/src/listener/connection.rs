@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::ListenerFacts;
 use crate::limits::Limit;
+use crate::listening::LINGER;
 use crate::telemetry::counters::Counters;
 
 /// What an HTTP/1 connection is doing, for its deadlines.
@@ -119,6 +120,9 @@ pub(super) async fn stopped_while_silent(mut shutdown: ShutdownWatch, shared: &S
     let stopping = shutdown.wait_for(|stopping| *stopping).await.is_ok();
     if stopping {
         shared.is_last();
+    }
+    if stopping {
+        tokio::time::sleep(LINGER).await;
     }
     if !stopping || CONNECTION.with(|connection| connection.begun.get()) {
         std::future::pending().await

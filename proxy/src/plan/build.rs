@@ -34,6 +34,7 @@ use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Target, TcpRoute, Tro
 use crate::bundled;
 use crate::error_chain;
 use crate::request::actions::{Fields, Redirect, Rewrite};
+use crate::sockets::Inherited;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
 use crate::upstream::{self, Keeper, Upstreams};
@@ -59,6 +60,8 @@ pub struct Resources {
     listeners: Mutex<HashMap<String, usize>>,
     workers: usize,
     generations: AtomicU64,
+    /// Sockets that listen already.
+    inherited: Inherited,
 }
 
 /// How exactly filters' deadlines are kept. Finer costs the whole node a wake-up each time, which shows in the CPU a request takes.
@@ -74,7 +77,19 @@ impl Resources {
     /// # Errors
     /// The engine does not run on this machine.
     pub fn new(workers: usize, module_cache: &ModuleCache) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
-        Self::with(workers, module_cache, Keeper::default(), false)
+        Self::inheriting(workers, module_cache, Inherited::default())
+    }
+
+    /// The same, for a process that was given sockets which listen already.
+    ///
+    /// # Errors
+    /// The engine does not run on this machine.
+    pub fn inheriting(
+        workers: usize,
+        module_cache: &ModuleCache,
+        inherited: Inherited,
+    ) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
+        Self::with(workers, module_cache, Keeper::default(), false, inherited)
     }
 
     /// For questions about a configuration: no socket is opened for its plans, and nobody is asked anything. Names stand for addresses
@@ -83,7 +98,7 @@ impl Resources {
     /// # Errors
     /// The engine does not run on this machine.
     pub(crate) fn offline(module_cache: &ModuleCache) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
-        Self::with(1, module_cache, Keeper::offline(), true)
+        Self::with(1, module_cache, Keeper::offline(), true, Inherited::default())
     }
 
     fn with(
@@ -91,6 +106,7 @@ impl Resources {
         module_cache: &ModuleCache,
         keeper: Keeper,
         offline: bool,
+        inherited: Inherited,
     ) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
         let options = EngineOptions {
             module_cache: module_cache_folder(module_cache),
@@ -112,6 +128,7 @@ impl Resources {
             listeners: Mutex::default(),
             workers,
             generations: AtomicU64::new(0),
+            inherited,
         }))
     }
 
@@ -128,6 +145,11 @@ impl Resources {
     /// What looks after the upstreams.
     pub(crate) fn keeper(&self) -> &Arc<Keeper> {
         &self.keeper
+    }
+
+    /// Sockets that listen already, and that nobody has taken.
+    pub(crate) fn inherited(&self) -> &Inherited {
+        &self.inherited
     }
 
     /// How many workers the node has.

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use selvedge_config::AdminBind;
 
 use crate::operator::{Answer, Server};
+use crate::sockets::{Inherited, Socket};
 
 /// Makes the page.
 pub(crate) type Page = Arc<dyn Fn() -> String + Send + Sync>;
@@ -24,8 +25,13 @@ pub(crate) struct MetricsServer(Server);
 
 impl MetricsServer {
     /// Binds and serves.
-    pub(crate) fn start(bind: SocketAddr, page: Page) -> io::Result<Self> {
-        Server::start("metrics", &AdminBind::Tcp(bind), Arc::new(Metrics { page })).map(Self)
+    pub(crate) fn start(bind: SocketAddr, page: Page, inherited: &Inherited) -> io::Result<Self> {
+        Server::start("metrics", &AdminBind::Tcp(bind), Arc::new(Metrics { page }), inherited).map(Self)
+    }
+
+    /// Another handle of its socket, and what it is for.
+    pub(crate) fn socket(&self) -> io::Result<(String, Socket)> {
+        self.0.socket()
     }
 
     /// With a real port in place of 0.

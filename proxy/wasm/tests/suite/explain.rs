@@ -171,7 +171,8 @@ fn callbacks_are_counted_by_how_they_end() {
     assert_eq!((response.calls, response.failures[0]), (1, ("trap", 1)));
     assert_eq!(request.durations.iter().map(|(_, count)| count).sum::<u64>(), 1, "the first call is measured");
     assert!(request.measured > Duration::ZERO);
-    assert_eq!((stats.vm_starts, stats.vm_start_failures), (2, 0));
+    // The one that trapped, its successor, and on a slow machine one in reserve.
+    assert!(matches!(stats.vm_starts, 2 | 3) && stats.vm_start_failures == 0, "{stats:?}");
 }
 
 #[test]
