@@ -25,7 +25,7 @@ use self::connection::{CONNECTION, Connection, Shared, header_is_read, is_idle, 
 use crate::crowd::Place;
 use crate::request::Edge;
 use crate::telemetry::counters::Counters;
-use crate::tls::{self, CertificateStore, ListenerTls};
+use crate::tls::{self, CertificateStore, Handshake, ListenerTls};
 use crate::transport::{Told, Transport};
 
 /// What a request needs to know about where it arrived.
@@ -37,6 +37,8 @@ pub struct ListenerFacts {
     pub name: String,
     /// Whether it speaks TLS.
     pub tls: bool,
+    /// Whether upstreams are told the client's certificate.
+    pub tells_certificate: bool,
     /// Whether HTTP/2 is offered: by ALPN with TLS, by prior knowledge without.
     pub http2: bool,
     /// Whether HTTP/1 is offered.
@@ -76,6 +78,11 @@ impl ListenerFacts {
             index,
             name: name.to_owned(),
             tls: listener.tls.is_some(),
+            tells_certificate: listener
+                .tls
+                .as_ref()
+                .and_then(|tls| tls.clients.as_ref())
+                .is_some_and(|clients| clients.forward),
             http2: speaks(Protocol::H2),
             http1: speaks(Protocol::H1),
             tcp: listener.tcp.is_some(),
@@ -269,8 +276,10 @@ async fn serve(
             };
             match tokio::time::timeout(door.facts.header_timeout, handshake).await {
                 Ok(Ok(stream)) => {
-                    let name = stream.get_ssl().and_then(TlsRef::server_name);
-                    told.handshake(name, stream.selected_alpn_proto() == Some(ALPN::H2));
+                    let tls = stream.get_ssl();
+                    let certificate = tls.and_then(TlsRef::peer_certificate_der);
+                    let handshake = Handshake::new(tls.and_then(TlsRef::server_name), certificate);
+                    told.handshake(handshake, stream.selected_alpn_proto() == Some(ALPN::H2));
                     Box::new(stream)
                 }
                 Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),

@@ -82,7 +82,10 @@ impl Listening {
             if let Some(Certificates::Files(pairs)) = listener.tls.as_ref().map(|tls| &tls.certificates) {
                 prepared.files.extend(pairs.iter().flat_map(|pair| [pair.cert.clone(), pair.key.clone()]));
             }
-            if let Some(same) = old.iter().find(|old| old.facts.name == *name && goes_on(&old.setting, listener)) {
+            if let Some(clients) = listener.tls.as_ref().and_then(|tls| tls.clients.as_ref()) {
+                prepared.files.push(clients.ca.clone());
+            }
+            if let Some(same) = old.iter().find(|old| old.facts.name == *name && old.goes_on(listener)) {
                 match same.renew(listener) {
                     Ok(renewed) => prepared.renewed.extend(renewed),
                     Err(more) => faults.extend(more),
@@ -161,6 +164,9 @@ fn goes_on(old: &Listener, new: &Listener) -> bool {
     if let (Some(old), Some(new)) = (&old.tls, &mut new.tls) {
         new.certificates = old.certificates.clone();
         new.position = old.position.clone();
+        if let (Some(old), Some(new)) = (&old.clients, &mut new.clients) {
+            new.position = old.position.clone();
+        }
     }
     if let (Some(old), Some(new)) = (&old.tcp, &mut new.tcp) {
         *new = old.clone();
@@ -207,6 +213,12 @@ impl Bound {
             crowd,
             drain: watch::Sender::new(false),
         })
+    }
+
+    /// Whether it is what this configuration asks for, and trusts whom the files say it should.
+    fn goes_on(&self, listener: &Listener) -> bool {
+        let trusts = self.tls.as_ref().zip(listener.tls.as_ref()).is_none_or(|(bound, tls)| bound.trusts_as(tls));
+        trusts && goes_on(&self.setting, listener)
     }
 
     /// Its certificates, loaded again.

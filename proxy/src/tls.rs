@@ -2,6 +2,10 @@
 
 mod certificate;
 
+mod clients;
+
+mod client;
+
 mod hello;
 
 mod names;
@@ -14,13 +18,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, ServerConfig, SignatureScheme};
 use selvedge_config::{CertificateFiles, Certificates, Fault, Protocol, Tls, TlsVersion, UnknownNames};
 
 pub use self::certificate::Certificate;
 pub(crate) use self::certificate::hex;
+pub(crate) use self::client::{CLIENT_CERT, CLIENT_CERT_CHAIN, Handshake, Shown};
+use self::clients::Authorities;
 pub(crate) use self::hello::{greet, greet_any};
 use self::names::{Names, Overlap};
 
@@ -51,6 +57,15 @@ pub enum CertificateError {
     #[error("{path} does not go with its certificate")]
     Key {
         /// The key file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// An authority for clients cannot be used as such.
+    #[error("an authority in {path} is not valid")]
+    Authority {
+        /// The file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -232,6 +247,8 @@ pub struct ListenerTls {
     pub config: Arc<ServerConfig>,
     /// Its certificates.
     pub certificates: Arc<CertificateStore>,
+    /// The digest of the authorities for clients' certificates, where they are asked for any.
+    authorities: Option<[u8; 32]>,
 }
 
 impl ListenerTls {
@@ -240,10 +257,29 @@ impl ListenerTls {
     /// # Errors
     /// What cannot be used, each at its place.
     pub fn load(tls: &Tls, protocols: &[Protocol], names: &[String]) -> Result<Self, Vec<Fault>> {
-        let certificates = CertificateStore::load(tls, names)?;
-        let config = server_config(tls, protocols, Arc::clone(&certificates))
-            .map_err(|error| vec![Fault::at(&tls.position, crate::error_chain(&error))])?;
-        Ok(Self { config, certificates })
+        let fault = |position, error: CertificateError| Fault::at(position, crate::error_chain(&error));
+        let authorities = tls
+            .clients
+            .as_ref()
+            .map(|clients| Authorities::load(&clients.ca).map_err(|error| vec![fault(&clients.position, error)]));
+        let (certificates, authorities) = match (CertificateStore::load(tls, names), authorities.transpose()) {
+            (Ok(certificates), Ok(authorities)) => (certificates, authorities),
+            (one, other) => return Err(one.err().into_iter().chain(other.err()).flatten().collect()),
+        };
+        let digest = authorities.as_ref().map(|authorities| authorities.digest);
+        let config = server_config(tls, protocols, Arc::clone(&certificates), authorities)
+            .map_err(|error| vec![fault(&tls.position, error)])?;
+        Ok(Self { config, certificates, authorities: digest })
+    }
+
+    /// Whether it trusts the authorities that are in the file now.
+    pub(crate) fn trusts_as(&self, tls: &Tls) -> bool {
+        let now = tls.clients.as_ref().map(|clients| Authorities::load(&clients.ca).map(|now| now.digest));
+        match (self.authorities, now) {
+            (None, None) => true,
+            (Some(then), Some(Ok(now))) => then == now,
+            _ => false,
+        }
     }
 }
 
@@ -251,16 +287,26 @@ fn server_config(
     tls: &Tls,
     protocols: &[Protocol],
     store: Arc<CertificateStore>,
+    authorities: Option<Authorities>,
 ) -> Result<Arc<ServerConfig>, CertificateError> {
     let versions: &[&rustls::SupportedProtocolVersion] = match tls.min {
         TlsVersion::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsVersion::V1_3 => &[&rustls::version::TLS13],
     };
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)
-        .map_err(CertificateError::Setup)?
-        .with_no_client_auth()
-        .with_cert_resolver(store);
+        .map_err(CertificateError::Setup)?;
+    let mut config = match tls.clients.as_ref().zip(authorities) {
+        None => config.with_no_client_auth().with_cert_resolver(store),
+        Some((clients, authorities)) => {
+            let verifier = clients::verifier(clients, authorities)?;
+            let mut config = config.with_client_cert_verifier(verifier).with_cert_resolver(store);
+            // A resumed session is not verified again: a certificate would be good for as long as its session.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            config
+        }
+    };
     for protocol in [Protocol::H2, Protocol::H1] {
         if protocols.contains(&protocol) {
             config.alpn_protocols.push(if protocol == Protocol::H2 { b"h2".to_vec() } else { b"http/1.1".to_vec() });
@@ -305,18 +351,21 @@ fn loaded(file: Option<&Path>, key: CertifiedKey) -> Result<Loaded, CertificateE
 }
 
 fn from_files(cert: &Path, key: &Path) -> Result<CertifiedKey, CertificateError> {
-    let read = |path: &Path| {
-        let path = path.to_owned();
-        move |source| CertificateError::Read { path, source }
-    };
-    let chain =
-        CertificateDer::pem_file_iter(cert).map_err(read(cert))?.collect::<Result<Vec<_>, _>>().map_err(read(cert))?;
-    if chain.is_empty() {
-        return Err(CertificateError::Empty(cert.to_owned()));
-    }
-    let private = PrivateKeyDer::from_pem_file(key).map_err(read(key))?;
+    let chain = certificates_in(cert)?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(unreadable(key))?;
     CertifiedKey::from_der(chain, private, &provider())
         .map_err(|source| CertificateError::Key { path: key.to_owned(), source })
+}
+
+fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let all = CertificateDer::pem_file_iter(path).map_err(unreadable(path))?;
+    let all = all.collect::<Result<Vec<_>, _>>().map_err(unreadable(path))?;
+    if all.is_empty() { Err(CertificateError::Empty(path.to_owned())) } else { Ok(all) }
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(rustls::pki_types::pem::Error) -> CertificateError {
+    let path = path.to_owned();
+    move |source| CertificateError::Read { path, source }
 }
 
 fn self_signed(names: &[String]) -> Result<CertifiedKey, CertificateError> {

@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::listener::connection::{Shared, bytes_have_come, shared};
+use crate::tls::Handshake;
 
 /// The longest first write that is held back, in bytes.
 const HEADER_MAX: usize = 16 * 1024;
@@ -55,17 +56,17 @@ pub(crate) struct Told(Arc<OnceLock<Arc<ProxyDigest>>>);
 /// What is told.
 #[derive(Default)]
 struct Facts {
-    /// The name that was asked for in the TLS handshake.
-    server_name: Option<Arc<str>>,
+    /// What the client has told in the TLS handshake.
+    handshake: Option<Arc<Handshake>>,
     /// What HTTP/2 streams share.
     connection: Option<Arc<Shared>>,
 }
 
 impl Told {
     /// Tells, once, that the TLS handshake is over and what came of it.
-    pub(crate) fn handshake(&self, server_name: Option<&str>, http2: bool) {
-        let facts = Facts { server_name: server_name.map(Into::into), connection: http2.then(shared).flatten() };
-        self.tell(facts);
+    pub(crate) fn handshake(&self, handshake: Handshake, http2: bool) {
+        let connection = http2.then(shared).flatten();
+        self.tell(Facts { handshake: Some(Arc::new(handshake)), connection });
     }
 
     fn tell(&self, facts: Facts) {
@@ -77,9 +78,9 @@ impl Told {
         digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
     }
 
-    /// The name that was asked for in the TLS handshake.
-    pub(crate) fn server_name(digest: &Digest) -> Option<Arc<str>> {
-        Self::facts(digest)?.server_name.clone()
+    /// What the client has told in the TLS handshake; `None` without one.
+    pub(crate) fn client(digest: &Digest) -> Option<&Arc<Handshake>> {
+        Self::facts(digest)?.handshake.as_ref()
     }
 
     /// The connection an HTTP/2 stream belongs to.

@@ -11,6 +11,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::soon;
@@ -65,6 +66,15 @@ impl Caller {
     /// # Panics
     /// When nobody listens, or the client makes no sense.
     pub async fn try_call(&self, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+        self.call_with(&self.connector(), address).await
+    }
+
+    /// What connects as this client does, and remembers its sessions.
+    ///
+    /// # Panics
+    /// When the client makes no sense.
+    #[must_use]
+    pub fn connector(&self) -> TlsConnector {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let anybody = Anybody { provider: Arc::clone(&provider), schemes: self.schemes.clone() };
         let config = ClientConfig::builder_with_provider(provider)
@@ -80,11 +90,22 @@ impl Caller {
         };
         config.alpn_protocols.clone_from(&self.alpn);
         config.enable_sni = !self.name.is_empty();
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// Connects and tries to shake hands, with the memory of this connector.
+    ///
+    /// # Errors
+    /// The handshake failed.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    pub async fn call_with(&self, connector: &TlsConnector, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let name = if self.name.is_empty() { "localhost" } else { &self.name };
         let name = ServerName::try_from(name.to_owned()).expect("a name");
         let stream = soon("connect", TcpStream::connect(address)).await.expect("connects");
         stream.set_nodelay(true).expect("nodelay");
-        soon("handshake", tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+        soon("handshake", connector.connect(name, stream)).await
     }
 }
 

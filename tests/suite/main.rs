@@ -64,6 +64,8 @@ mod tls;
 
 mod explain;
 
+mod mtls;
+
 mod crowded;
 
 mod tour;

@@ -4,10 +4,11 @@ mod limits;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, choice, filled_list, list, parsed, path, reference},
+    decode::{At, Cx, Fields, choice, filled_list, list, parsed, path, reference, truth},
     filters::{Declared, FilterUse},
     report::{Fault, Position},
     tree::{Data, Kind},
@@ -93,10 +94,55 @@ pub struct Tls {
     #[schemars(with = "Option<TlsVersion>", extend("default" = "1.2"))]
     pub min: TlsVersion,
 
+    /// Certificates of clients. Absent: none are asked for.
+    pub clients: Option<ClientCertificates>,
+
     /// Where it is written.
     #[schemars(skip)]
     pub position: Position,
 }
+
+/// Which certificates clients may show.
+#[derive(Debug, Clone, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ClientCertificates {
+    /// `require`: a client without a certificate gets no connection. `request`: it may do without, but one that it shows has to
+    /// be valid. Required.
+    pub mode: ClientMode,
+
+    /// PEM file with the authorities whose certificates are valid; intermediates are for the client to send. Watched: when it
+    /// changes, connections under the old one end after the exchange they are in. Required.
+    pub ca: PathBuf,
+
+    /// The keys that clients may have, whatever the authorities vouch for: SHA-256 of the certificate's SubjectPublicKeyInfo, in
+    /// base64. Lets in only who is known by name, and has to be told of new keys. Default: any.
+    #[schemars(with = "Option<Vec<Pin>>", length(min = 1))]
+    pub pins: Vec<Pin>,
+
+    /// Whether upstreams are told the client's certificate, in the header `Client-Cert` (RFC 9440). What clients write there
+    /// themselves is removed on every listener, whatever is set here. Not with `tcp`. Default `false`.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub forward: bool,
+
+    /// Where it is written.
+    #[schemars(skip)]
+    pub position: Position,
+}
+
+/// Whether clients need a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum ClientMode {
+    /// They may do without.
+    Request,
+    /// They need one.
+    Require,
+}
+
+/// SHA-256 of a key, as a SubjectPublicKeyInfo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String", extend("pattern" = r"^[A-Za-z0-9+/]{43}=$|\$\{"))]
+pub struct Pin(pub [u8; 32]);
 
 /// What clients get that ask for a name which no certificate is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
@@ -176,14 +222,16 @@ impl Listener {
         let bind = fields.need(cx, "bind", |cx, at| parsed(cx, at, "an address and a port: `127.0.0.1:8080`", address));
         let protocols_at = fields.get("protocols");
         let protocols = protocols_at.as_ref().and_then(|at| read_protocols(cx, at));
-        let tls = fields.read(cx, "tls", Tls::read);
+        let tls_at = fields.get("tls");
+        let tls = tls_at.as_ref().and_then(|at| Tls::read(cx, at));
         let limits_at = fields.get("limits");
         let limits = limits_at.as_ref().and_then(|at| ListenerLimits::read(cx, at)).unwrap_or_default();
         let tcp_at = fields.get("tcp");
         let tcp = tcp_at.as_ref().and_then(|at| Tcp::read(cx, at, names));
         if tcp_at.is_some() {
             let of_http = limits::OF_HTTP.iter().filter_map(|key| entry_of(limits_at.as_ref()?, key));
-            for at in protocols_at.into_iter().chain(of_http) {
+            let forward_at = tls_at.and_then(|at| entry_of(&at, "clients")).and_then(|at| entry_of(&at, "forward"));
+            for at in protocols_at.into_iter().chain(of_http).chain(forward_at) {
                 let fault = Fault::at(at.name_position(), "this has no meaning with `tcp`").with_key(at.path.clone());
                 cx.report(fault.with_help("it is about HTTP: remove one of them"));
             }
@@ -249,6 +297,7 @@ impl Tls {
         let unknown_names = fields.read(cx, "unknown_names", |cx, at| {
             choice(cx, at, &[("first", UnknownNames::First), ("refuse", UnknownNames::Refuse)])
         });
+        let clients = fields.read(cx, "clients", ClientCertificates::read);
         let min =
             fields.read(cx, "min", |cx, at| choice(cx, at, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
         fields.close(cx);
@@ -256,9 +305,45 @@ impl Tls {
             certificates: certificates?,
             unknown_names: unknown_names.unwrap_or(UnknownNames::First),
             min: min.unwrap_or(TlsVersion::V1_2),
+            clients,
             position: at.name_position().clone(),
         })
     }
+}
+
+impl ClientCertificates {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "ClientCertificates")?;
+        let mode = fields.need(cx, "mode", |cx, at| {
+            choice(cx, at, &[("request", ClientMode::Request), ("require", ClientMode::Require)])
+        });
+        let ca = fields.need(cx, "ca", path);
+        let mut seen = Vec::new();
+        let pins = fields.read(cx, "pins", |cx, at| {
+            filled_list(cx, at, |cx, at| {
+                let pin = parsed(cx, at, "44 letters, SHA-256 in base64", pin)?;
+                if seen.contains(&pin) {
+                    return cx.refuse(at.fault("this pin is written twice"));
+                }
+                seen.push(pin);
+                Some(pin)
+            })
+        });
+        let forward = fields.read(cx, "forward", truth);
+        fields.close(cx);
+        Some(Self {
+            mode: mode?,
+            ca: ca?,
+            pins: pins.unwrap_or_default(),
+            forward: forward.unwrap_or(false),
+            position: at.name_position().clone(),
+        })
+    }
+}
+
+fn pin(text: &str) -> Result<Pin, (String, Option<String>)> {
+    let bytes = STANDARD.decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    bytes.map(Pin).ok_or_else(|| ("is not SHA-256 in base64".into(), None))
 }
 
 impl Certificates {

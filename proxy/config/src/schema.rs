@@ -135,7 +135,7 @@ node: { paths: {} }
 admin: { bind: 127.0.0.1:4 }
 telemetry: { access_log: {}, metrics: { bind: 127.0.0.1:3 }, trace: { header: x-trace, value: 0123456789abcdef } }
 listeners:
-  web: { bind: 127.0.0.1:1, limits: {}, tls: { certificates: [{ cert: a, key: b }] } }
+  web: { bind: 127.0.0.1:1, limits: {}, tls: { certificates: [{ cert: a, key: b }], clients: { mode: require, ca: c } } }
   db: { bind: 127.0.0.1:2, tcp: { upstream: a } }
 geo: { database: builtin:test }
 cache: { memory: {}, collapse: {} }
@@ -211,6 +211,7 @@ sites:
             ("ByHash", json!(["consistent_hash"])),
             ("Admin", json!(["bind"])),
             ("CertificateFiles", json!(["cert", "key"])),
+            ("ClientCertificates", json!(["mode", "ca"])),
             ("ConsistentHash", json!(["by"])),
             ("FailureRate", json!(["above"])),
             ("Filter", json!(["wasm"])),
@@ -250,7 +251,8 @@ sites:
                 }
                 Value::Object(object)
             };
-            let tls = shape("Tls", json!({ "certificates": "development" }));
+            let clients = shape("ClientCertificates", json!({ "mode": "request", "ca": "ca.pem" }));
+            let tls = shape("Tls", json!({ "certificates": "development", "clients": clients }));
             let limits = shape("ListenerLimits", json!({}));
             let mut upstream = shape("Upstream", json!({ "endpoints": [] }));
             let failure_rate = shape("FailureRate", json!({ "above": "10%" }));

@@ -265,6 +265,38 @@ fn listeners() {
             "4:54 listeners.web.tls.certificates[0].key: `key` is missing",
         ),
         (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { ca: a.pem } } }",
+            "4:66 listeners.web.tls.clients.mode: `mode` is missing",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: on, ca: a.pem } } }",
+            "4:83 listeners.web.tls.clients.mode: `on` is not one of `request`, `require`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: require } } }",
+            "4:66 listeners.web.tls.clients.ca: `ca` is missing",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: require, ca: a, pins: [] } } }",
+            "4:105 listeners.web.tls.clients.pins: the list is empty",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: require, ca: a, pins: [c2hvcnQ=] } } }",
+            "4:106 listeners.web.tls.clients.pins[0]: `c2hvcnQ=` is not SHA-256 in base64 | expected 44 letters, SHA-256 in base64",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: require, ca: a, pins: [AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=, AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=] } } }",
+            "4:152 listeners.web.tls.clients.pins[1]: this pin is written twice",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: require, ca: a, forward: yes } } }",
+            "4:108 listeners.web.tls.clients.forward: expected `true` or `false`, found `yes`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  db: { bind: 127.0.0.1:1, tcp: { upstream: demo }, tls: { certificates: development, clients: { mode: require, ca: a, forward: true } } }",
+            "5:120 listeners.db.tls.clients.forward: this has no meaning with `tcp` | it is about HTTP: remove one of them",
+        ),
+        (
             "web: { bind: 127.0.0.1:8080, tls: { certificates: development, unknown_names: refused } }",
             "4:81 listeners.web.tls.unknown_names: `refused` is not one of `first`, `refuse` | did you mean `refuse`?",
         ),

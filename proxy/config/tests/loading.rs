@@ -12,11 +12,11 @@ use std::{
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, Collapse, Compat, Config, EndpointAddr,
-    FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
-    Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Protocol, QueryKey, Rate, Reload, Report,
-    Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UnknownNames, UpstreamLimits,
-    UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
+    AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, ClientMode, Collapse, Compat, Config,
+    EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader,
+    LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey,
+    Rate, Reload, Report, Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UnknownNames,
+    UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -150,7 +150,7 @@ listeners:
     limits: { connections: 1, connections_per_client: 2, requests_per_connection: 65535, h2_streams: 3, h2_resets: 1 }
   secure:
     bind: 127.0.0.1:8443
-    tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse }
+    tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse, clients: { mode: request, ca: clients.pem, pins: ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="], forward: true } }
     limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m, header_size: 1MiB, header_count: 256, uri_length: 65534B }
 geo: { database: geo.mmdb, reload: off }
 cache: { memory: { size: 8MiB }, collapse: { wait: 1s } }
@@ -207,6 +207,9 @@ sites:
     let secure = &config.listeners["secure"];
     let tls = secure.tls.as_ref().unwrap();
     assert_eq!((tls.min, tls.unknown_names), (TlsVersion::V1_3, UnknownNames::Refuse));
+    let clients = tls.clients.as_ref().unwrap();
+    assert_eq!((clients.mode, clients.ca.clone()), (ClientMode::Request, PathBuf::from("clients.pem")));
+    assert_eq!((&clients.pins[..], clients.forward), (&[Pin([1; 32])][..], true));
     let Certificates::Files(files) = &tls.certificates else { panic!("{tls:?}") };
     assert_eq!((files[0].cert.clone(), files[0].key.clone()), (PathBuf::from("a.pem"), PathBuf::from("/etc/b.pem")));
     assert_eq!(

@@ -12,6 +12,7 @@ use selvedge_wasm::{Exchange, HeaderMap, PropertyKind};
 
 use super::exchange::facts::{DOWNSTREAM_CONNECTION_TERMINATION, FROM_CACHE, flag};
 use super::exchange::{View, authority};
+use crate::tls::Handshake;
 
 /// Whether the host answers for this path, so that no filter can put something else in its place.
 pub(super) fn is_ours(path: &[&str]) -> bool {
@@ -163,13 +164,20 @@ fn connection(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
     match path {
         // The kernel's number of the socket, which no other one gets.
         ["id"] => connection.socket.as_ref()?.socket_cookie().ok().map(|cookie| cookie.to_le_bytes().to_vec()),
-        ["mtls"] => Some(vec![u8::from(tls.is_some_and(|tls| !tls.cert_digest.is_empty()))]),
-        ["requested_server_name"] => Some(text(connection.server_name.as_deref().unwrap_or_default())),
         ["tls_version"] => Some(text(tls_version(&tls?.version))),
         ["cipher"] => Some(cipher(&tls?.cipher)),
-        ["sha256_peer_certificate_digest"] => hex(&tls?.cert_digest),
         ["termination_details"] => view.state.ended.as_ref()?.termination.as_ref().map(|why| text(why)),
+        [name] => handshake(connection.handshake.as_deref(), name),
         _ => None,
+    }
+}
+
+/// The client's part in the TLS handshake, if there was one.
+pub(crate) fn handshake(handshake: Option<&Handshake>, name: &str) -> Option<Vec<u8>> {
+    match (handshake.and_then(|handshake| handshake.property(name)), name) {
+        (None, "mtls") => Some(vec![0]),
+        (None, "requested_server_name") => Some(Vec::new()),
+        (told, _) => told,
     }
 }
 

@@ -17,6 +17,8 @@ use super::paths::BadPath;
 use super::{RequestCtx, hygiene, paths};
 use crate::limits::Limit;
 use crate::listener::ListenerFacts;
+use crate::tls::{CLIENT_CERT, CLIENT_CERT_CHAIN, Shown};
+use crate::transport::Told;
 
 /// How long the rest of a request body is read after an answer that did not need it.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -40,8 +42,9 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
 
     let raw = session.downstream_session.as_http1().map(|session| session.get_headers_raw_bytes());
     limits(session, raw.as_deref(), listener).map_err(|limit| limit.exceeded(&ctx.plan.counters))?;
+    hygiene::check(session.req_header_mut(), raw.as_deref())?;
+    client_certificate(session, listener)?;
     let request = session.req_header_mut();
-    hygiene::check(request, raw.as_deref())?;
     to_origin_form(request)?;
     // HTTP/2 names the authority in the URI; filters, cache keys and HTTP/1 upstreams look for Host.
     if !request.headers.contains_key(header::HOST)
@@ -60,6 +63,25 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     }
     // After Host: an HTTP/2 target holds the authority too.
     one_path(request, &ctx.plan.paths)?;
+    Ok(())
+}
+
+/// Nobody but us says which certificate the client has shown (RFC 9440, 4): what came is removed, and said anew where that is wanted. Before
+/// anything looks at the fields, so that `Vary: Client-Cert` holds for the cache; and again for a refresh in the background, which begins with
+/// what the client has sent.
+fn client_certificate(session: &mut Session, listener: &ListenerFacts) -> Result<()> {
+    let request = session.req_header_mut();
+    for name in [CLIENT_CERT, CLIENT_CERT_CHAIN] {
+        if request.headers.contains_key(&name) {
+            request.remove_header(&name);
+        }
+    }
+    if listener.tells_certificate
+        && let Some(handshake) = session.digest().and_then(Told::client).cloned()
+        && let Some(field) = handshake.certificate.as_ref().and_then(Shown::field)
+    {
+        session.req_header_mut().insert_header(CLIENT_CERT, field.clone())?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use selvedge_wasm::{Body, Buffer, Exchange, ExchangeError, HeaderMap, PropertyKi
 
 use crate::chain::properties;
 use crate::plan::TcpRoute;
+use crate::tls::Handshake;
 use crate::upstream::Upstream;
 
 /// What a connection carries from its first filter to its last.
@@ -38,8 +39,7 @@ pub(super) struct Facts {
 /// The client's TLS.
 pub(super) struct Tls {
     version: &'static str,
-    /// The name the client asked for (SNI).
-    server_name: Option<String>,
+    handshake: Handshake,
 }
 
 /// Properties one connection may hold for its filters, so that a guest cannot grow the host's memory.
@@ -56,7 +56,8 @@ impl Tls {
             Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
             _ => "unknown",
         };
-        Self { version, server_name: connection.server_name().map(String::from) }
+        let certificate = connection.peer_certificates().and_then(|chain| chain.first());
+        Self { version, handshake: Handshake::new(connection.server_name(), certificate.map(|first| &**first)) }
     }
 }
 
@@ -104,9 +105,8 @@ impl Facts {
             ["source", rest @ ..] => address(Some(self.client), rest),
             ["destination", rest @ ..] => address(self.server, rest),
             ["connection", "id"] => Some(self.number.to_le_bytes().to_vec()),
-            ["connection", "mtls"] => Some(vec![0]),
             ["connection", "tls_version"] => Some(text(self.tls.as_ref()?.version)),
-            ["connection", "requested_server_name"] => self.tls.as_ref()?.server_name.as_deref().map(text),
+            ["connection", name] => properties::handshake(self.tls.as_ref().map(|tls| &tls.handshake), name),
             ["upstream", "address"] => address(self.endpoint, &["address"]),
             ["upstream", "port"] => address(self.endpoint, &["port"]),
             ["upstream", "local_address"] => address(self.local, &["address"]),

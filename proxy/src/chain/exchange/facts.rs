@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{Digest, SocketDigest};
 
+use crate::tls::Handshake;
 use crate::transport::Told;
 
 /// The client's connection.
@@ -15,8 +16,8 @@ use crate::transport::Told;
 pub(crate) struct Connection {
     pub(crate) socket: Option<Arc<SocketDigest>>,
     pub(crate) tls: Option<Arc<SslDigest>>,
-    /// The name the client asked for in its TLS handshake.
-    pub(crate) server_name: Option<Arc<str>>,
+    /// What the client has told in its TLS handshake.
+    pub(crate) handshake: Option<Arc<Handshake>>,
 }
 
 impl Connection {
@@ -25,7 +26,7 @@ impl Connection {
         Self {
             socket: digest.socket_digest.clone(),
             tls: digest.ssl_digest.clone(),
-            server_name: Told::server_name(digest),
+            handshake: Told::client(digest).cloned(),
         }
     }
 }

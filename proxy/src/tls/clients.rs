@@ -1,0 +1,111 @@
+//! Certificates of clients: whose are valid, and which of them may come in.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use selvedge_config::{ClientCertificates, ClientMode, Pin};
+use sha2::{Digest, Sha256};
+
+use super::{CertificateError, provider};
+
+/// The authorities of a file.
+pub(super) struct Authorities {
+    roots: RootCertStore,
+    /// Of all of them: other authorities, another digest.
+    pub(super) digest: [u8; 32],
+}
+
+impl Authorities {
+    /// Reads them.
+    pub(super) fn load(path: &Path) -> Result<Self, CertificateError> {
+        let mut roots = RootCertStore::empty();
+        let mut digest = Sha256::new();
+        for certificate in super::certificates_in(path)? {
+            digest.update(&certificate);
+            roots.add(certificate).map_err(|source| CertificateError::Authority { path: path.to_owned(), source })?;
+        }
+        Ok(Self { roots, digest: digest.finalize().into() })
+    }
+}
+
+/// What verifies clients as the configuration says, by these authorities.
+pub(super) fn verifier(
+    settings: &ClientCertificates,
+    authorities: Authorities,
+) -> Result<Arc<dyn ClientCertVerifier>, CertificateError> {
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities.roots), provider());
+    let builder = match settings.mode {
+        ClientMode::Request => builder.allow_unauthenticated(),
+        ClientMode::Require => builder,
+    };
+    let by_authority =
+        builder.build().map_err(|source| CertificateError::Setup(rustls::Error::General(source.to_string())))?;
+    if settings.pins.is_empty() {
+        return Ok(by_authority);
+    }
+    Ok(Arc::new(Pinned { by_authority, pins: settings.pins.clone() }))
+}
+
+/// Takes the certificates that the authorities vouch for, if their keys are known.
+#[derive(Debug)]
+struct Pinned {
+    by_authority: Arc<dyn ClientCertVerifier>,
+    pins: Vec<Pin>,
+}
+
+impl ClientCertVerifier for Pinned {
+    fn offer_client_auth(&self) -> bool {
+        self.by_authority.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.by_authority.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.by_authority.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.by_authority.verify_client_cert(end_entity, intermediates, now)?;
+        let parsed = webpki::EndEntityCert::try_from(end_entity)
+            .map_err(|_| rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
+        let key = Pin(Sha256::digest(&*parsed.subject_public_key_info()).into());
+        if self.pins.contains(&key) {
+            return Ok(verified);
+        }
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_authority.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_authority.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_authority.supported_verify_schemes()
+    }
+}
