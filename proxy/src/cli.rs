@@ -1,6 +1,7 @@
 //! The command line.
 
 mod route;
+mod test;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -39,6 +40,8 @@ enum Command {
     /// Ask the router about a request, without a node.
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// Run the `tests` of a configuration, on its routes and filters, without sockets; exit code 1 if one fails.
+    Test(test::TestArgs),
     /// Print the JSON Schema of the configuration, for editors.
     Schema {
         /// The schema of included files instead: the same keys, none required.
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run(&args.config),
         Command::Check(args) => check(&args.config),
         Command::Route(command) => route::run(command),
+        Command::Test(args) => test::run(&args),
         Command::Schema { include } => {
             let schema = if include { selvedge_config::include_schema() } else { selvedge_config::schema() };
             print(format_args!("{schema:#}\n"))

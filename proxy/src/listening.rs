@@ -338,17 +338,24 @@ impl Worker {
             listener: Arc::clone(facts),
             worker: self.number,
             access_log: self.access_log.clone(),
+            witness: None,
         };
-        let mut proxy = pingora::proxy::http_proxy(&self.conf, edge);
-        let mut options = HttpServerOptions::default();
-        options.h2c = facts.http2 && !facts.tls;
-        options.h2_idle_timeout = Some(facts.idle_timeout);
-        // How often it may be used again after the first request.
-        options.keepalive_request_limit = facts.requests_per_connection.map(|most| most - 1);
-        proxy.server_options = Some(options.clone());
-        let counters = Arc::clone(&self.current.plan().counters);
-        Arc::new(Door { proxy: Arc::new(proxy), facts: Arc::clone(facts), options, counters })
+        door(&self.conf, edge)
     }
+}
+
+/// What Pingora serves a listener with.
+pub(crate) fn door(conf: &Arc<ServerConf>, edge: Edge) -> Arc<Door> {
+    let facts = Arc::clone(&edge.listener);
+    let counters = Arc::clone(&edge.current.plan().counters);
+    let mut proxy = pingora::proxy::http_proxy(conf, edge);
+    let mut options = HttpServerOptions::default();
+    options.h2c = facts.http2 && !facts.tls;
+    options.h2_idle_timeout = Some(facts.idle_timeout);
+    // How often it may be used again after the first request.
+    options.keepalive_request_limit = facts.requests_per_connection.map(|most| most - 1);
+    proxy.server_options = Some(options.clone());
+    Arc::new(Door { proxy: Arc::new(proxy), facts, options, counters })
 }
 
 /// What a development certificate is made out to: this machine, and the sites' own names.

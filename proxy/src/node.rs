@@ -233,7 +233,7 @@ impl Node {
             current: Arc::clone(self.control.current()),
             listening: Arc::clone(self.control.listening()),
             access_log: self.access_log.sink(),
-            conf: Arc::new(ServerConf { max_retries: retry::ATTEMPTS_MAX, ..ServerConf::default() }),
+            conf: server_conf(),
         };
         let stop = self.stop.subscribe();
         let grace = Arc::clone(&self.grace);
@@ -256,6 +256,11 @@ impl Node {
             });
         })
     }
+}
+
+/// What Pingora is told of how we serve.
+pub(crate) fn server_conf() -> Arc<ServerConf> {
+    Arc::new(ServerConf { max_retries: retry::ATTEMPTS_MAX, ..ServerConf::default() })
 }
 
 impl Drop for Node {

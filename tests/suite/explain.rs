@@ -247,3 +247,125 @@ async fn what_is_explained_is_what_happens() {
         }
     }
 }
+
+const TESTED: &str = r#"version: 1
+node: { module_cache: CACHE, workers: 1, trusted_proxies: [10.0.0.0/8] }
+listeners:
+  web: { bind: "127.0.0.1:8080" }
+  secure: { bind: "127.0.0.1:8443", tls: { certificates: development } }
+geo: { database: "builtin:test" }
+cache: { memory: { size: 16MiB } }
+include: [more.yaml]
+upstreams:
+  demo: { builtin: demo }
+  shop: { endpoints: [192.0.2.1:80], tls: {}, retries: { attempts: 1 } }
+  named: { endpoints: [app.internal.test:8080], health_check: { http: { path: / } }, protocol: h2 }
+filters:
+  jwt: { wasm: builtin:jwt-auth, limits: { deadline: 20s, cpu: 10s }, config: { secret: 0123456789abcdef0123456789abcdef } }
+  limit: { wasm: builtin:rate-limit, limits: { deadline: 20s, cpu: 10s }, config: { rate: 1/h, burst: 1 } }
+  geo: { wasm: builtin:geo-routing, limits: { deadline: 20s, cpu: 10s }, config: { unknown: allow, response_header: x-country } }
+sites:
+  - hosts: [shop.test]
+    headers: { response: { set: { x-node: edge } } }
+    routes:
+      - { name: products, match: { path: /products/*, method: [GET, HEAD] }, cache: { query: [id], ttl: 1h }, rewrite: { prefix: /v2 }, to: shop }
+      - { name: members, match: { path: /members/* }, filters: [jwt], to: named }
+      - { name: limited, match: { path: /limited }, filters: [limit], respond: { status: 200, body: fine } }
+      - { name: countries, match: { path: /where }, filters: [geo], to: demo }
+      - { name: old, match: { path: /old }, redirect: { to: "/new", status: 301 } }
+"#;
+
+const PASSING: &str = r#"tests:
+  - name: a product comes from the shop under another path
+    request: { url: "http://shop.test:8080/a/../products//7?utm=1&id=9" }
+    origins: { shop: { status: 201, headers: { x-from: the-shop, cache-control: no-store }, body: hello } }
+    expect:
+      route: products
+      site: shop.test
+      status: 201
+      headers: { x-from: the-shop, x-node: edge, via: { regex: "^1.1 " }, x-none: { present: false }, cache-status: { prefix: selvedge } }
+      cache_key: "http://shop.test:8080/products/7?id=9"
+      upstream: shop
+      path: "/v2/7?utm=1&id=9"
+  - { name: once more and nothing is left of the first time, request: { url: "http://shop.test:8080/products/7?id=9" }, expect: { upstream: shop, path: "/v2/7?id=9", status: 200 } }
+  - { name: what is down is said to be, request: { url: "http://shop.test/products/7" }, origins: { shop: { down: true } }, expect: { status: 502, upstream: shop, path: none, headers: { proxy-status: { regex: connection_refused } } } }
+  - { name: strangers are no members, request: { url: "http://shop.test/members/1" }, expect: { route: members, status: 401, upstream: none, path: none, cache_key: none } }
+  - name: members are
+    request: { url: "http://shop.test/members/1", method: POST, body: "a=b", headers: { authorization: "Bearer TOKEN" } }
+    expect: { status: 200, upstream: named, path: /members/1 }
+  - { name: the first within the limit, request: { url: "http://shop.test/limited", client: 192.0.2.1 }, expect: { status: 200, upstream: none } }
+  - { name: and the first again, request: { url: "http://shop.test/limited", client: 192.0.2.1 }, expect: { status: 200, upstream: none } }
+  - { name: somebody from Japan, request: { url: "http://shop.test/where", country: JP }, expect: { upstream: demo, headers: { x-country: JP } } }
+  - { name: moved, request: { url: "https://shop.test/old" }, expect: { route: old, status: 301, location: /new } }
+  - { name: nobody else is served, request: { url: "http://other.test/" }, expect: { route: none, status: 404 } }
+  - { name: out of the root, request: { url: "http://shop.test/../x" }, expect: { route: none, status: 400 } }
+  - { name: two lengths, request: { url: "http://shop.test/old", headers: { content-length: "1, 1" } }, expect: { route: none, status: 400 } }
+"#;
+
+const FAILING: &str = r#"tests:
+  - { name: passes, request: { url: "http://shop.test/old" }, expect: { status: 301 } }
+  - name: fails in every way
+    request: { url: "http://shop.test/old" }
+    expect:
+      route: products
+      status: 200
+      location: /newer
+      cache_key: http://x/
+      upstream: shop
+      path: /y
+      headers:
+        x-node: other
+        location: { present: false }
+"#;
+
+fn tested(tests: &str) -> TempDir {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-modules");
+    let folder = folder_with(&TESTED.replace("CACHE", &modules.display().to_string()));
+    std::fs::write(folder.path().join("more.yaml"), tests).expect("written");
+    folder
+}
+
+#[test]
+fn tests_of_a_configuration_run_on_its_routes_and_filters() {
+    let folder = tested("");
+    let minted = selvedge(folder.path(), &["token", "--filter", "jwt"]);
+    let token = text(&minted.stdout);
+    std::fs::write(folder.path().join("more.yaml"), PASSING.replace("TOKEN", token.trim())).expect("written");
+    let output = selvedge(folder.path(), &["test"]);
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{told}{}", text(&output.stderr));
+    assert!(told.contains("12 tests, 0 failed") && told.contains("ok    members are"), "{told}");
+}
+
+#[test]
+fn what_fails_is_told_with_its_place_and_what_came_instead() {
+    let folder = tested(FAILING);
+    let output = selvedge(folder.path(), &["test"]);
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{told}{}", text(&output.stderr));
+    for expected in [
+        "ok    passes\n",
+        "FAIL  fails in every way\n",
+        "more.yaml:6:14: route: expected products, got old\n",
+        "more.yaml:7:15: status: expected 200, got 301\n",
+        "more.yaml:8:17: location: expected /newer, got /new\n",
+        "more.yaml:9:18: cache_key: expected http://x/, got none\n",
+        "more.yaml:10:17: upstream: expected shop, got none\n",
+        "more.yaml:11:13: path: expected /y, got none\n",
+        "more.yaml:13:17: headers.x-node: expected other, got edge\n",
+        "more.yaml:14:19: headers.location: expected none, got /new\n",
+        "2 tests, 1 failed\n",
+    ] {
+        assert!(told.contains(expected), "{expected} is not in:\n{told}");
+    }
+
+    // One that passes, by its name; one that does not exist; a fault.
+    assert_eq!(selvedge(folder.path(), &["test", "asse"]).status.code(), Some(0));
+    assert_eq!(selvedge(folder.path(), &["test", "nobody"]).status.code(), Some(1));
+    std::fs::write(folder.path().join("more.yaml"), FAILING.replace("status: 200", "state: 200")).expect("written");
+    for command in ["test", "check"] {
+        let output = selvedge(folder.path(), &[command]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("more.yaml:7:7"), "{}", text(&output.stderr));
+    }
+}

@@ -24,6 +24,7 @@
 mod actions;
 mod admin;
 mod cache;
+mod cases;
 mod decode;
 mod filters;
 mod geo;
@@ -43,6 +44,7 @@ mod values;
 pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath, Template};
 pub use admin::{Admin, AdminBind};
 pub use cache::{Cache, CacheMemory, Collapse};
+pub use cases::{Expect, Test, TestOrigin, TestRequest};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};
 pub use isolation::{Compat, Isolation, Snapshot, Tick};

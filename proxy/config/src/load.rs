@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use crate::{
     admin::Admin,
     cache::Cache,
+    cases::{self, Test},
     decode::{At, Cx, Fields, beside, brief, check_key, list, mapping, parsed, whole},
     filters::{Declared, Filter},
     geo::Geo,
@@ -90,6 +91,10 @@ pub struct Config {
     /// Which hosts are served, and by which routes. At least one over all files, unless every listener has `tcp`.
     #[schemars(with = "Option<Vec<Site>>")]
     pub sites: Vec<Site>,
+
+    /// Requests and what is expected of them: `selvedge test` runs them. A node does not.
+    #[schemars(with = "Option<Vec<Test>>")]
+    pub tests: Vec<Test>,
 }
 
 /// A configuration and the files it was made of.
@@ -332,6 +337,7 @@ struct Sections<'t> {
     upstreams: BTreeMap<&'t str, At<'t>>,
     filters: BTreeMap<&'t str, At<'t>>,
     sites: Vec<At<'t>>,
+    tests: Vec<At<'t>>,
     /// Where to say that something is missing.
     start: Option<At<'t>>,
     /// Whether `listeners` or `sites` is written somewhere, so that it is not missing, whatever is wrong with it.
@@ -400,6 +406,10 @@ impl<'t> Sections<'t> {
                 let sites = list(cx, &at, |_, at| Some(at.clone()));
                 all.sites.extend(sites.unwrap_or_default());
             }
+            if let Some(at) = fields.get("tests") {
+                let tests = list(cx, &at, |_, at| Some(at.clone()));
+                all.tests.extend(tests.unwrap_or_default());
+            }
             fields.close(cx);
         }
         all
@@ -466,10 +476,33 @@ impl<'t> Sections<'t> {
         let mut hosts = BTreeMap::new();
         let sites: Vec<Site> = self.sites.iter().filter_map(|at| Site::read(cx, at, &names, &mut hosts)).collect();
 
+        let tests = {
+            let all_read = sites.len() == self.sites.len() && !cx.incomplete;
+            let names = cases::Names {
+                listeners: &names.listeners,
+                upstreams: &names.upstreams,
+                sites: all_read.then_some(sites.as_slice()),
+            };
+            cases::read(cx, &self.tests, &names)
+        };
+
         let filters = filters.into_iter().filter_map(|(name, filter)| Some((name, filter?))).collect();
         let include = self.include;
         let version = self.version?;
-        Some(Config { version, include, node, admin, telemetry, listeners, geo, cache, upstreams, filters, sites })
+        Some(Config {
+            version,
+            include,
+            node,
+            admin,
+            telemetry,
+            listeners,
+            geo,
+            cache,
+            upstreams,
+            filters,
+            sites,
+            tests,
+        })
     }
 }
 

@@ -435,14 +435,14 @@ pub(crate) fn range(cx: &mut Cx<'_>, at: &At<'_>) -> Option<IpNet> {
 
 /// What carries names and values.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Named {
+pub(crate) enum Named {
     Header,
     Parameter,
     Cookie,
 }
 
 /// Values by name, sorted.
-fn values(cx: &mut Cx<'_>, at: &At<'_>, kind: Named) -> Option<Vec<(String, ValueMatch)>> {
+pub(crate) fn values(cx: &mut Cx<'_>, at: &At<'_>, kind: Named) -> Option<Vec<(String, ValueMatch)>> {
     let mut whole = true;
     let mut seen: BTreeMap<String, (Option<ValueMatch>, Position)> = BTreeMap::new();
     for entry in mapping(cx, at)? {

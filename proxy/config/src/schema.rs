@@ -161,6 +161,8 @@ sites:
   - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: {}, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
   - { respond: { status: 200 } }
+tests:
+- { name: t, request: { url: / }, origins: { a: {} }, expect: { status: 200 } }
 "#;
 
     /// The keys of every mapping in the schema, by the mapping's name.
@@ -227,6 +229,8 @@ sites:
             ("Site", json!(["hosts", "routes"])),
             ("Sticky", json!(["cookie"])),
             ("Tcp", json!(["upstream"])),
+            ("Test", json!(["name", "request", "expect"])),
+            ("TestRequest", json!(["url"])),
             ("Tls", json!(["certificates"])),
             ("TraceRequests", json!(["header", "value"])),
             ("WeightedEndpoint", json!(["addr"])),
@@ -288,6 +292,10 @@ sites:
                     },
                     { "match": { "path": "/r" }, "redirect": shape("Redirect", json!({ "to": "/" })) },
                 ] }],
+                "tests": [{
+                    "name": "t", "request": shape("TestRequest", json!({ "url": "/" })),
+                    "origins": { "a": shape("TestOrigin", json!({})) }, "expect": { "status": 200 },
+                }],
             });
             let loaded =
                 Loader::new().load_str("a.yaml", &config.to_string()).map(|loaded| format!("{:#?}", loaded.config));
@@ -325,7 +333,7 @@ sites:
         let keys: Vec<&String> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key).collect();
         assert_eq!(
             keys,
-            ["admin", "cache", "filters", "geo", "include", "listeners", "sites", "telemetry", "upstreams"]
+            ["admin", "cache", "filters", "geo", "include", "listeners", "sites", "telemetry", "tests", "upstreams"]
         );
         assert_eq!(schema.get("required"), None);
     }

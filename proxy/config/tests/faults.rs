@@ -71,7 +71,7 @@ fn top_level() {
         ("cach: {}\ncache: {}", "2:1 cach: unknown key `cach` | did you mean `cache`?"),
         (
             "zebra: 1\ncache: {}",
-            "2:1 zebra: unknown key `zebra` | known keys: `version`, `node`, `include`, `admin`, `telemetry`, `geo`, `cache`, `listeners`, `upstreams`, `filters`, `sites`",
+            "2:1 zebra: unknown key `zebra` | known keys: `version`, `node`, `include`, `admin`, `telemetry`, `geo`, `cache`, `listeners`, `upstreams`, `filters`, `sites`, `tests`",
         ),
         ("cache: [1]", "2:8 cache: expected a mapping, found a list"),
         ("cache:", "2:1 cache: expected a mapping, found nothing"),
@@ -1112,4 +1112,80 @@ fn a_later_fault_is_shown_at_the_place_of_a_named_thing() {
     let report = Report::new(Path::new("a.yaml"), vec![fault]);
     let expected = "error: the module does not load\n --> a.yaml:8:17\n  |\n8 |   auth: { wasm: builtin:jwt-auth }\n  |                 ^^^^^^^^^^^^^^^^\n\n1 fault in a.yaml";
     assert_eq!(report.to_string(), expected);
+}
+
+/// A test is written in one line below a sound configuration, whose last line is the 12th.
+#[test]
+fn tests_of_the_configuration() {
+    let cases = [
+        ("{}", "14:3 tests[0].name: `name` is missing"),
+        (
+            "{ name: a, request: { url: /x }, expect: { status: 200 }, expects: {} }",
+            "14:61 tests[0].expects: unknown key `expects` | did you mean `expect`?",
+        ),
+        (
+            "{ name: a, request: { url: example.com/x }, expect: { status: 200 } }",
+            "14:30 tests[0].request.url: `example.com/x` is neither a URL of http or https nor a path | expected `https://host/path` or a path",
+        ),
+        (
+            "{ name: a, request: { url: /x, methods: GET }, expect: { status: 200 } }",
+            "14:34 tests[0].request.methods: unknown key `methods` | did you mean `method`?",
+        ),
+        (
+            "{ name: a, request: { url: /x, method: G T }, expect: { status: 200 } }",
+            "14:42 tests[0].request.method: `G T` is not a method | expected a method",
+        ),
+        (
+            "{ name: a, request: { url: /x, client: nobody }, expect: { status: 200 } }",
+            "14:42 tests[0].request.client: `nobody` is not an IP address | expected an IP address",
+        ),
+        (
+            "{ name: a, request: { url: /x, country: DE }, expect: { status: 200 } }",
+            "14:43 tests[0].request.country: nobody knows where clients are: there is no `geo` | declare a database: `geo: { database: .. }` at the top level",
+        ),
+        (
+            "{ name: a, request: { url: /x, listener: wep }, expect: { status: 200 } }",
+            "14:44 tests[0].request.listener: there is no listener `wep` | did you mean `web`?",
+        ),
+        (
+            "{ name: a, request: { url: /x }, origins: { demos: {} }, expect: { status: 200 } }",
+            "14:47 tests[0].origins.demos: there is no upstream `demos` | did you mean `demo`?",
+        ),
+        (
+            "{ name: a, request: { url: /x }, origins: { demo: { status: 99 } }, expect: { status: 200 } }",
+            "14:63 tests[0].origins.demo.status: `99` is not a number from 200 to 599",
+        ),
+        (
+            "{ name: a, request: { url: /x }, expect: {} }",
+            "14:44 tests[0].expect: nothing is expected | write what must come of it: `status: 200`",
+        ),
+        (
+            "{ name: a, request: { url: /x }, expect: { state: 200 } }",
+            "14:46 tests[0].expect.state: unknown key `state` | did you mean `status`?",
+        ),
+        (
+            "{ name: a, request: { url: /x }, expect: { route: home } }",
+            "14:53 tests[0].expect.route: there is no route `home` | known routes: `none`, `routes[0]`",
+        ),
+        (
+            "{ name: a, request: { url: /x }, expect: { site: b.test } }",
+            "14:52 tests[0].expect.site: there is no site `b.test` | did you mean `a.test`?",
+        ),
+        (
+            "{ name: a, request: { url: /x }, expect: { upstream: x } }",
+            "14:56 tests[0].expect.upstream: there is no upstream `x` | known upstreams: `demo`, `none`",
+        ),
+        (
+            "{ name: a, request: { url: /x }, expect: { headers: { x: {} } } }",
+            "14:60 tests[0].expect.headers.x: nothing is said about the value | write one of `prefix`, `regex` and `present`",
+        ),
+    ];
+    for (test, expected) in cases {
+        let text = format!("{}tests:\n- {test}\n", SOUND.text());
+        let found: Vec<String> = faults_of(&text).iter().map(line).collect();
+        assert!(found.iter().any(|found| found == expected), "for `{test}`: {found:#?}");
+    }
+    let twice = "- { name: a, request: { url: / }, expect: { status: 200 } }\n".repeat(2);
+    let found: Vec<String> = faults_of(&format!("{}tests:\n{twice}", SOUND.text())).iter().map(line).collect();
+    assert_eq!(found, ["15:3 tests[1]: another test has the same name"]);
 }

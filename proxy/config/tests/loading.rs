@@ -880,3 +880,34 @@ fn the_admin_token_comes_from_its_file_and_is_shown_nowhere() {
     assert!(loaded.files.contains(&dir.path().join("token")), "a new token is noticed");
     assert!(!format!("{:?}", loaded.config).contains("a-secret"));
 }
+
+#[test]
+fn tests_are_read_with_the_places_of_what_they_expect() {
+    let config = load(&format!(
+        "{SMALL}tests:
+- name: one
+  request: {{ url: \"http://a/b?c\" }}
+  expect:
+    status: 404
+    headers:
+      X-A: {{ prefix: b }}
+- name: two
+  request: {{ url: /, method: PUT, headers: {{ X: y }}, body: z, client: 192.0.2.1, listener: web }}
+  origins: {{ demo: {{ down: true, status: 503, headers: {{ X: y }}, body: z }} }}
+  expect: {{ route: none, site: \"*\", location: /l, cache_key: none, upstream: demo, path: /p }}
+"
+    ));
+    let [one, two] = &config.tests[..] else { panic!("{:?}", config.tests) };
+    assert_eq!(
+        (one.name.as_str(), one.request.url.as_str(), one.request.method.as_str()),
+        ("one", "http://a/b?c", "GET")
+    );
+    assert_eq!((one.request.client, &one.origins, one.expect.status), (None, &BTreeMap::new(), Some(404)));
+    assert_eq!(one.expect.headers, [("x-a".to_owned(), ValueMatch::Prefix("b".into()))]);
+    let line = |key: &str| one.expect.position_of(key).map(|position| position.line);
+    assert_eq!((line("status"), line("headers.x-a"), line("route")), (Some(14), Some(16), None));
+    assert_eq!((two.request.body.as_str(), two.request.headers.len()), ("z", 1));
+    let demo = &two.origins["demo"];
+    assert_eq!((demo.down, demo.status, demo.body.as_str()), (true, 503, "z"));
+    assert_eq!((two.expect.route.as_deref(), two.expect.path.as_deref()), (Some("none"), Some("/p")));
+}

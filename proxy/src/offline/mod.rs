@@ -7,24 +7,31 @@ mod question;
 
 mod wire;
 
+mod origin;
+
 pub(crate) mod explain;
 
+mod trial;
+
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use selvedge_config::{Config, Position, Report};
+use selvedge_config::{Config, Loaded, Position, Report, TestOrigin};
 
+use self::origin::Canned;
 pub(crate) use self::question::Question;
 use crate::listener::ListenerFacts;
 use crate::node::{self, Current};
 use crate::plan::{self, Resources};
 use crate::request::Edge;
 use crate::telemetry::AccessLog;
+use crate::upstream::DialFor;
 
 /// A configuration to be asked about.
 pub(crate) struct Offline {
     pub(crate) config: Config,
+    loaded: Loaded,
     resources: Arc<Resources>,
     current: Arc<Current>,
     listeners: BTreeMap<String, Arc<ListenerFacts>>,
@@ -43,15 +50,27 @@ impl Offline {
     /// Reads a configuration and resolves it as a node would: every fault that a node would report is one.
     pub(crate) fn load(path: &Path) -> Result<Self, OfflineError> {
         let loaded = node::loader().load(path).map_err(OfflineError::Config)?;
+        let nobody = TestOrigin { down: true, ..TestOrigin::default() };
+        let resources =
+            Resources::offline(&loaded.config.node.module_cache, Box::new(move |_| Arc::new(Canned(nobody.clone()))));
+        Self::of(loaded, resources.map_err(OfflineError::Engine)?, path)
+    }
+
+    /// The same configuration with nothing learnt or stored, and other answers of upstreams.
+    fn afresh(&self, dial: DialFor) -> Result<Self, OfflineError> {
+        let path = self.loaded.files.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+        Self::of(self.loaded.clone(), self.resources.afresh(dial), path)
+    }
+
+    fn of(loaded: Loaded, resources: Arc<Resources>, path: &Path) -> Result<Self, OfflineError> {
         let config = loaded.config.clone();
-        let resources = Resources::offline(&config.node.module_cache).map_err(OfflineError::Engine)?;
-        let built =
-            plan::build(&resources, loaded).map_err(|faults| OfflineError::Config(Report::new(path, faults)))?;
+        let built = plan::build(&resources, loaded.clone())
+            .map_err(|faults| OfflineError::Config(Report::new(path, faults)))?;
         let facts = |(name, listener): (&String, _)| {
             (name.clone(), Arc::new(ListenerFacts::of(name, listener, resources.listener_index(name))))
         };
         let listeners = config.listeners.iter().map(facts).collect();
-        Ok(Self { config, current: Arc::new(Current::offline(built.plan)), listeners, resources })
+        Ok(Self { config, loaded, current: Arc::new(Current::offline(built.plan)), listeners, resources })
     }
 
     /// The proxy behind a listener.
@@ -65,6 +84,7 @@ impl Offline {
             listener: Arc::clone(listener),
             worker: 0,
             access_log: AccessLog::start(off).sink(),
+            witness: None,
         }
     }
 

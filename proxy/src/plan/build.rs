@@ -37,7 +37,7 @@ use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::sockets::Inherited;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
-use crate::upstream::{self, Keeper, Upstreams};
+use crate::upstream::{self, DialFor, Keeper, Upstreams};
 
 /// What is made once per process and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
 /// the cache, the demo origin.
@@ -89,32 +89,29 @@ impl Resources {
         module_cache: &ModuleCache,
         inherited: Inherited,
     ) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
-        Self::with(workers, module_cache, Keeper::default(), false, inherited)
+        Ok(Self::with(workers, engine(module_cache)?, Keeper::default(), false, inherited))
     }
 
     /// For questions about a configuration: no socket is opened for its plans, and nobody is asked anything. Names stand for addresses
-    /// that nobody has, and so does the demo origin.
+    /// that nobody has, and so does the demo origin; `dial` makes the connections.
     ///
     /// # Errors
     /// The engine does not run on this machine.
-    pub(crate) fn offline(module_cache: &ModuleCache) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
-        Self::with(1, module_cache, Keeper::offline(), true, Inherited::default())
+    pub(crate) fn offline(module_cache: &ModuleCache, dial: DialFor) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
+        Ok(Self::with(1, engine(module_cache)?, Keeper::offline(dial), true, Inherited::default()))
     }
 
-    fn with(
-        workers: usize,
-        module_cache: &ModuleCache,
-        keeper: Keeper,
-        offline: bool,
-        inherited: Inherited,
-    ) -> Result<Arc<Self>, selvedge_wasm::EngineError> {
-        let options = EngineOptions {
-            module_cache: module_cache_folder(module_cache),
-            epoch_tick: DEADLINE_PRECISION,
-            ..EngineOptions::default()
-        };
-        Ok(Arc::new(Self {
-            engine: Engine::new(options)?,
+    /// The same modules, and nothing else of what was learnt or stored: for another question.
+    pub(crate) fn afresh(&self, dial: DialFor) -> Arc<Self> {
+        let fresh =
+            Self::with(self.workers, Arc::clone(&self.engine), Keeper::offline(dial), true, Inherited::default());
+        fresh.modules.lock().clone_from(&self.modules.lock());
+        fresh
+    }
+
+    fn with(workers: usize, engine: Arc<Engine>, keeper: Keeper, offline: bool, inherited: Inherited) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
             modules: Mutex::default(),
             live: Registry::default(),
             shared: Arc::default(),
@@ -129,7 +126,7 @@ impl Resources {
             workers,
             generations: AtomicU64::new(0),
             inherited,
-        }))
+        })
     }
 
     /// Where everything that is counted is found.
@@ -197,6 +194,14 @@ impl Resources {
         *demo = Some(started);
         Ok(address)
     }
+}
+
+fn engine(module_cache: &ModuleCache) -> Result<Arc<Engine>, selvedge_wasm::EngineError> {
+    Engine::new(EngineOptions {
+        module_cache: module_cache_folder(module_cache),
+        epoch_tick: DEADLINE_PRECISION,
+        ..EngineOptions::default()
+    })
 }
 
 /// A plan, and the files it was read from.

@@ -25,7 +25,7 @@ use self::host::{NodeHost, View};
 pub use self::identity::Identity;
 pub(crate) use self::live::Live;
 pub use self::router::{Asker, Router, Selected};
-pub(crate) use self::router::{HostRule, without_port};
+pub(crate) use self::router::{FieldValue, HostRule, without_port};
 pub use self::trouble::Trouble;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::telemetry::counters::Counters;

@@ -43,6 +43,8 @@ pub(crate) mod fail;
 
 pub(crate) mod finish;
 
+pub(crate) mod witness;
+
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,6 +63,7 @@ use selvedge_cache::CacheCtx;
 use selvedge_wasm::Trace;
 
 use self::downstream::Downstream;
+use self::witness::Witness;
 use crate::chain::ExchangeState;
 use crate::chain::session::Slot;
 use crate::listener::ListenerFacts;
@@ -83,6 +86,8 @@ pub(crate) struct Edge {
     pub(crate) listener: Arc<ListenerFacts>,
     pub(crate) worker: usize,
     pub(crate) access_log: AccessLogSink,
+    /// Is told what becomes of requests, where a configuration is tested.
+    pub(crate) witness: Option<Arc<Witness>>,
 }
 
 thread_local! {
@@ -245,7 +250,9 @@ impl ProxyHttp for Edge {
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        forward::request(session, request, ctx)
+        forward::request(session, request, ctx)?;
+        witness::sent(self, session, request);
+        Ok(())
     }
 
     async fn connected_to_upstream(

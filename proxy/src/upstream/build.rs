@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use selvedge_config::{Config, Dns, EndpointAddr, Fault, PreferBy, Servers, UpstreamProtocol};
 use tracing::warn;
 
+use super::keeper::Dial;
 use super::names::{Name, Unresolved};
 use super::{Keeper, PeerTls, Rules, Source, Speech, Upstream, Upstreams, balance};
 
@@ -42,18 +43,19 @@ pub(crate) fn all(
         if nearest && config.geo.is_none() {
             faults.push(Fault::at(&upstream.position, "`prefer: { by: nearest }` needs `geo`, which is not written"));
         }
-        match speech(upstream, files) {
+        match speech(upstream, keeper.dial(name), files) {
             Ok(speech) => drafts.push((name, upstream, speech, sources)),
             Err(message) => faults.push(Fault::at(&upstream.position, message)),
         }
     }
 
+    let offline = keeper.dial("").is_some();
     let named = drafts.iter().flat_map(|(.., sources)| sources.iter().filter_map(|source| source.name.clone()));
     let unresolved = match keeper.look_up(named.collect()).and_then(|unresolved| {
         let works = drafts.iter().any(|(_, upstream, _, sources)| {
             upstream.health_check.is_some() || sources.iter().any(|source| source.name.is_some())
         });
-        if works && !keeper.is_offline() { keeper.handle().map(|_| unresolved) } else { Ok(unresolved) }
+        if works && !offline { keeper.handle().map(|_| unresolved) } else { Ok(unresolved) }
     }) {
         Ok(unresolved) => unresolved,
         Err(error) => {
@@ -75,7 +77,12 @@ pub(crate) fn all(
                 warn!(upstream = %name, why = %fault.message, "an endpoint is left out until it resolves");
             }
         }
-        upstreams.insert(Upstream::new(Rules::of(name, upstream), speech, sources, keeper));
+        let mut rules = Rules::of(name, upstream);
+        if offline {
+            // Nobody asks endpoints how they are, and what one request met is not for the next.
+            (rules.health, rules.outlier) = (None, None);
+        }
+        upstreams.insert(Upstream::new(rules, speech, sources, keeper));
     }
     upstreams
 }
@@ -122,9 +129,13 @@ fn lost(
         .collect()
 }
 
-fn speech(upstream: &selvedge_config::Upstream, files: &mut Vec<PathBuf>) -> Result<Speech, String> {
+fn speech(
+    upstream: &selvedge_config::Upstream,
+    dial: Option<Dial>,
+    files: &mut Vec<PathBuf>,
+) -> Result<Speech, String> {
     let http2 = upstream.protocol == UpstreamProtocol::H2;
-    let Some(tls) = &upstream.tls else { return Ok(Speech { tls: None, http2 }) };
+    let Some(tls) = &upstream.tls else { return Ok(Speech { tls: None, http2, dial }) };
     let ca = tls.ca.as_deref().map(|path| certificates(path, files)).transpose()?;
     let trust =
         ca.iter().flatten().fold(0, |trust, certificate| balance::key::mix(trust ^ balance::key::hash(certificate)));
@@ -133,7 +144,7 @@ fn speech(upstream: &selvedge_config::Upstream, files: &mut Vec<PathBuf>) -> Res
         None => None,
     };
     let tls = PeerTls { sni: tls.sni.clone(), ca: ca.map(authorities).transpose()?, client, trust, verify: tls.verify };
-    Ok(Speech { tls: Some(tls), http2 })
+    Ok(Speech { tls: Some(tls), http2, dial })
 }
 
 fn certificates(path: &Path, files: &mut Vec<PathBuf>) -> Result<Vec<CertificateDer<'static>>, String> {

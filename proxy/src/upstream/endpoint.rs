@@ -209,6 +209,11 @@ impl Endpoint {
         *self.state.home.lock() = Arc::downgrade(upstream);
     }
 
+    /// The name of the upstream it belongs to.
+    pub(crate) fn upstream_name(&self) -> &str {
+        &self.rules.name
+    }
+
     /// Where it stands.
     pub(super) fn place(&self) -> &selvedge_config::Place {
         &self.place

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use hickory_resolver::TokioResolver;
 use parking_lot::Mutex;
+use pingora::connectors::l4::Connect;
 use selvedge_config::Dns;
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::AbortHandle;
@@ -19,6 +20,12 @@ use super::endpoint::{Address, State};
 use super::names::{self, Answer, Name, Unresolved};
 use super::traffic::Traffic;
 use super::{Upstreams, health};
+
+/// Makes connections in place of the network.
+pub(crate) type Dial = Arc<dyn Connect + Send + Sync>;
+
+/// What makes connections to an upstream, by its name.
+pub(crate) type DialFor = Box<dyn Fn(&str) -> Dial + Send + Sync>;
 
 /// The keeper of a node's upstreams. Its thread is started when there is something to do for it, and ends with [`Keeper::stop`], or when
 /// it is dropped.
@@ -35,21 +42,21 @@ pub(crate) struct Keeper {
     tasks: Mutex<Vec<AbortHandle>>,
     runtime: Mutex<Option<Runtime>>,
     /// Nobody is asked anything: see [`Keeper::offline`].
-    offline: bool,
+    offline: Option<DialFor>,
 }
 
 impl Keeper {
     /// One that asks nobody: each name stands for one address out of those that are for documentation (RFC 3849), and every endpoint is
-    /// as it was when its plan was made.
-    pub(crate) fn offline() -> Self {
+    /// well. Connections are made by `dial`.
+    pub(crate) fn offline(dial: DialFor) -> Self {
         let mut keeper = Self::default();
-        keeper.offline = true;
+        keeper.offline = Some(dial);
         keeper
     }
 
-    /// Whether nobody is asked anything.
-    pub(super) fn is_offline(&self) -> bool {
-        self.offline
+    /// What makes connections to an upstream, where nobody is asked anything; `None` = the network does.
+    pub(super) fn dial(&self, upstream: &str) -> Option<Dial> {
+        self.offline.as_ref().map(|dial| dial(upstream))
     }
 
     /// What is known of an endpoint, and whether it is new.
@@ -106,7 +113,7 @@ impl Keeper {
     pub(super) fn look_up(self: &Arc<Self>, names: Vec<Name>) -> io::Result<HashMap<Name, Unresolved>> {
         let mut unresolved = HashMap::new();
         let unknown: Vec<Name> = names.into_iter().filter(|name| self.answer(name).is_none()).collect();
-        if self.offline {
+        if self.offline.is_some() {
             for name in unknown {
                 let known = u16::try_from(self.names.lock().len()).unwrap_or(u16::MAX);
                 let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, known);

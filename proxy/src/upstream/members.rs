@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn upstream(rules: Rules, weights: &[u16]) -> Arc<Upstream> {
-        let speech = Speech { tls: None, http2: false };
+        let speech = Speech { tls: None, http2: false, dial: None };
         let address =
             |port: usize| EndpointAddr::Ip(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port + 1).unwrap())));
         let source = |(index, weight): (usize, &u16)| Source {

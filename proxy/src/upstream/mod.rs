@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::protocols::tls::CaType;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Scheme};
 use pingora::utils::tls::CertKey;
 use selvedge_config::{
     Balance, EndpointAddr, HealthCheck, Outlier, Percent, Place, Prefer, PreferBy, Retries, Sticky, Timeouts,
@@ -54,7 +54,7 @@ use tracing::{debug, info, warn};
 
 pub use self::endpoint::{Address, EndpointId, EndpointStatus};
 pub(crate) use self::endpoint::{Endpoint, Failure, Lease, State};
-pub(crate) use self::keeper::Keeper;
+pub(crate) use self::keeper::{Dial, DialFor, Keeper};
 use self::members::Members;
 use self::names::Name;
 use self::near::Spot;
@@ -164,6 +164,8 @@ impl Rules {
 pub(crate) struct Speech {
     pub(crate) tls: Option<PeerTls>,
     pub(crate) http2: bool,
+    /// What makes connections in place of the network, over which plain HTTP/1.1 is spoken; see [`Keeper::offline`].
+    pub(crate) dial: Option<Dial>,
 }
 
 /// How a TLS upstream is verified.
@@ -492,6 +494,11 @@ impl Speech {
         if self.http2 {
             peer.options.alpn = ALPN::H2;
             peer.options.max_h2_streams = 100;
+        }
+        if let Some(dial) = &self.dial {
+            peer.scheme = Scheme::HTTP;
+            peer.options.alpn = ALPN::H1;
+            peer.options.custom_l4 = Some(Arc::clone(dial));
         }
         Some(peer)
     }

@@ -53,8 +53,8 @@ pub(super) struct Conditions {
     tls: Option<bool>,
 }
 
-/// What a value has to be.
-enum Value {
+/// What a value has to be, ready to be asked.
+pub(crate) enum Value {
     Exact(Vec<u8>),
     Prefix(Vec<u8>),
     Regex(Regex),
@@ -64,7 +64,7 @@ enum Value {
 
 /// What cannot be matched, by its name in the configuration.
 #[derive(Debug)]
-pub(super) struct Unmatched(pub(super) String);
+pub(crate) struct Unmatched(pub(super) String);
 
 impl Conditions {
     pub(super) fn of(when: &Match) -> Result<Self, Unmatched> {
@@ -185,7 +185,7 @@ impl fmt::Display for Condition<'_> {
 }
 
 impl Value {
-    fn of(name: &str, value: &ValueMatch) -> Result<Self, Unmatched> {
+    pub(crate) fn of(name: &str, value: &ValueMatch) -> Result<Self, Unmatched> {
         Ok(match value {
             ValueMatch::Exact(text) => Self::Exact(text.clone().into_bytes()),
             ValueMatch::Prefix(text) => Self::Prefix(text.clone().into_bytes()),
@@ -199,7 +199,7 @@ impl Value {
     }
 
     /// Whether one of the values is as it has to be.
-    fn matches<'v>(&self, mut given: impl Iterator<Item = Cow<'v, [u8]>>) -> bool {
+    pub(crate) fn matches<'v>(&self, mut given: impl Iterator<Item = Cow<'v, [u8]>>) -> bool {
         match self {
             Self::Exact(wanted) => given.any(|value| *value == **wanted),
             Self::Prefix(wanted) => given.any(|value| value.starts_with(wanted)),

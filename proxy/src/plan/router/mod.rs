@@ -14,6 +14,7 @@ use regex::{Regex, RegexBuilder};
 use selvedge_config::{Host, Match, PathMatch, REGEX_SIZE, matches_pattern};
 
 pub use self::conditions::Asker;
+pub(crate) use self::conditions::Value as FieldValue;
 use self::conditions::{Conditions, Unmatched};
 pub(crate) use self::explain::HostRule;
 use super::Route;
