@@ -1,5 +1,7 @@
 //! The limits of what clients may send (`listeners.*.limits`): their names, what a client is told, and the error that says so.
 
+use std::io;
+
 use pingora::{Error, ErrorType};
 
 use crate::telemetry::counters::Counters;
@@ -17,14 +19,26 @@ pub(crate) enum Limit {
     Body,
     /// The header was not complete in time.
     HeaderTimeout,
+    /// The body came too slowly.
+    UploadRate,
+    /// The request was not whole in time.
+    RequestTime,
     /// Too many HTTP/2 streams were given up.
     H2Resets,
 }
 
 impl Limit {
     /// All of them, in the order of the metrics page.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::HeaderSize, Self::HeaderCount, Self::UriLength, Self::Body, Self::HeaderTimeout, Self::H2Resets];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::HeaderSize,
+        Self::HeaderCount,
+        Self::UriLength,
+        Self::Body,
+        Self::HeaderTimeout,
+        Self::UploadRate,
+        Self::RequestTime,
+        Self::H2Resets,
+    ];
 
     /// Its key in the configuration: the label of the counter, and what `Proxy-Status` names.
     pub(crate) fn name(self) -> &'static str {
@@ -34,6 +48,8 @@ impl Limit {
             Self::UriLength => "uri_length",
             Self::Body => "body",
             Self::HeaderTimeout => "header_timeout",
+            Self::UploadRate => "upload_rate",
+            Self::RequestTime => "request_time",
             Self::H2Resets => "h2_resets",
         }
     }
@@ -44,7 +60,7 @@ impl Limit {
             Self::HeaderSize | Self::HeaderCount => 431, // RFC 6585, 5
             Self::UriLength => 414,                      // RFC 9110, 15.5.15
             Self::Body => 413,                           // RFC 9110, 15.5.14
-            Self::HeaderTimeout => 408,                  // RFC 9110, 15.5.9
+            Self::HeaderTimeout | Self::UploadRate | Self::RequestTime => 408, // RFC 9110, 15.5.9
             Self::H2Resets => 400,
         }
     }
@@ -52,6 +68,11 @@ impl Limit {
     /// Counts it, and makes the error that ends the request.
     pub(crate) fn exceeded(self, counters: &Counters) -> Box<Error> {
         counters.limit(self);
+        self.error()
+    }
+
+    /// The error that ends the request, for one that has been counted.
+    pub(crate) fn error(self) -> Box<Error> {
         Error::explain(ErrorType::CustomCode(self.name(), self.status()), "beyond a limit of the listener").into_down()
     }
 
@@ -59,7 +80,16 @@ impl Limit {
     pub(crate) fn of(error: &Error) -> Option<(u16, &'static str)> {
         match error.etype() {
             ErrorType::CustomCode(name, status) => Some((*status, name)),
+            ErrorType::ReadError => {
+                let Late(limit) = error.root_cause().downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()?;
+                Some((limit.status(), limit.name()))
+            }
             _ => None,
         }
     }
 }
+
+/// Why nothing more is read of a request: what reading its body fails with.
+#[derive(Debug, thiserror::Error)]
+#[error("the client is too slow: {}", .0.name())]
+pub(crate) struct Late(pub(crate) Limit);

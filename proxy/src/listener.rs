@@ -59,6 +59,10 @@ pub struct ListenerFacts {
     pub connections: usize,
     /// How many of them one client may have; `None` = any number.
     pub connections_per_client: Option<u32>,
+    /// How many bytes of a body must come in a second at least, on average; 0 = any number.
+    pub upload_rate: u64,
+    /// How long a whole request may take to arrive; `None` = any time.
+    pub request_time: Option<Duration>,
     /// How many requests a connection may carry; `None` = any number.
     pub requests_per_connection: Option<u32>,
     /// How many HTTP/2 streams may be open at once on a connection.
@@ -94,10 +98,17 @@ impl ListenerFacts {
             idle_timeout: listener.limits.idle_timeout,
             connections: listener.limits.connections.into(),
             connections_per_client: listener.limits.connections_per_client.map(u32::from),
+            upload_rate: listener.limits.upload_rate.0,
+            request_time: listener.limits.request_time,
             requests_per_connection: listener.limits.requests_per_connection.map(u32::from),
             h2_streams: listener.limits.h2_streams.into(),
             h2_resets: listener.limits.h2_resets.into(),
         }
+    }
+
+    /// Whether there is a limit to how slowly a body may come.
+    pub(crate) fn judges_uploads(&self) -> bool {
+        self.upload_rate > 0 || self.request_time.is_some()
     }
 
     /// `https` or `http`.
@@ -140,6 +151,9 @@ impl HttpServerApp for Door {
             if let Some(connection) = session.digest().and_then(Told::connection) {
                 connection.opened();
             }
+            if self.facts.request_time.is_some() && !session.is_body_empty() {
+                return self.in_time(session, shutdown).await;
+            }
             return self.proxy.process_new_http(session, shutdown).await; // HTTP/2 streams come with their header.
         }
         if !self.facts.http1 {
@@ -175,6 +189,24 @@ impl HttpServerApp for Door {
     }
 }
 
+impl Door {
+    /// Serves an HTTP/2 stream whose request has to be whole in time. It has a task of its own, and so deadlines of its own.
+    async fn in_time(self: &Arc<Self>, session: HttpSession, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        let stream = Connection::new(Shared::new(&self.facts, &self.counters));
+        let served = CONNECTION.scope(stream, async {
+            tokio::select! {
+                biased;
+                reused = self.proxy.process_new_http(session, shutdown) => reused,
+                () = overdue(&self.facts, &self.counters) => {
+                    debug!("no complete request in time"); // Dropped, the stream is reset.
+                    None
+                }
+            }
+        });
+        Box::pin(served).await
+    }
+}
+
 /// Accepts until told to stop. Every connection is served on this thread and holds a clone of `alive` to its end.
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
@@ -191,7 +223,10 @@ pub(crate) async fn accept(
         let acceptor = acceptor.clone();
         let shutdown = shutdown.clone();
         async move {
-            let stream = Transport::new(stream, peer);
+            let mut stream = Transport::new(stream, peer);
+            if door.facts.judges_uploads() {
+                stream.judge_uploads();
+            }
             let shared = Shared::new(&door.facts, &door.counters);
             let stopping = shared.shutdown(&shutdown);
             let served = CONNECTION.scope(Connection::new(Arc::clone(&shared)), async {
@@ -200,12 +235,7 @@ pub(crate) async fn accept(
                     () = serve(stream, &door, acceptor.as_deref(), &stopping) => {}
                     () = stopped_while_silent(shutdown.clone(), &shared) => {}
                     () = shared.ended() => debug!(%peer, "a limit was exceeded"),
-                    limit = overdue(&door.facts) => {
-                        if let Some(limit) = limit {
-                            door.counters.limit(limit);
-                        }
-                        debug!(%peer, "no complete request in time");
-                    }
+                    () = overdue(&door.facts, &door.counters) => debug!(%peer, "no complete request in time"),
                 }
             });
             served.await;

@@ -22,7 +22,8 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::listener::connection::{Shared, bytes_have_come, shared};
+use crate::limits::Late;
+use crate::listener::connection::{Shared, bytes_have_come, late, shared, waits};
 use crate::tls::Handshake;
 
 /// The longest first write that is held back, in bytes.
@@ -46,6 +47,8 @@ pub(crate) struct Transport {
     digest: Arc<SocketDigest>,
     accepted: SystemTime,
     told: Option<Told>,
+    /// Whether the client's uploads have a deadline or a least rate.
+    judged: bool,
 }
 
 /// What every request of the connection may learn of it, whichever protocol it speaks. In Pingora's digests only the one for CONNECT
@@ -104,7 +107,13 @@ impl Transport {
             digest: Arc::new(digest),
             accepted: SystemTime::now(),
             told: None,
+            judged: false,
         }
+    }
+
+    /// What the client uploads is to come in time: reading on after that fails with [`Late`].
+    pub(crate) fn judge_uploads(&mut self) {
+        self.judged = true;
     }
 
     /// To be told what comes of the TLS handshake.
@@ -149,6 +158,9 @@ impl Transport {
 
     /// Writes pieces behind what is pending; says how much of the pieces was taken.
     fn poll_pieces(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.judged {
+            waits(false);
+        }
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         // Nobody flushes the alert that ends a handshake.
         let shaking_hands = self.told.as_ref().is_some_and(|told| told.0.get().is_none());
@@ -203,7 +215,16 @@ impl AsyncRead for Transport {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
+        if self.judged {
+            if let Some(limit) = late() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Late(limit))));
+            }
+            waits(true);
+        }
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if self.judged {
+            waits(false);
+        }
         bytes_have_come(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }

@@ -1,6 +1,7 @@
 //! What clients may send, and what they are told when they send more.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::{Client, Edge, Origin, Response, until};
@@ -34,7 +35,11 @@ async fn origin() -> Origin {
 
 /// How often a limit was exceeded, as the metrics say.
 async fn exceeded(edge: &Edge, limit: &str) -> u64 {
-    let page = Client::get(edge.metrics(), "/metrics").await.text();
+    counted(edge.metrics(), limit).await
+}
+
+async fn counted(metrics: SocketAddr, limit: &str) -> u64 {
+    let page = Client::get(metrics, "/metrics").await.text();
     let sample = format!("selvedge_limit_exceeded_total{{limit=\"{limit}\"}} ");
     let line = page.lines().find_map(|line| line.strip_prefix(&sample));
     line.unwrap_or_else(|| panic!("no {sample}in {page}")).parse().unwrap()
@@ -123,6 +128,127 @@ async fn bodies_have_a_limit_with_and_without_filters() {
     }
     assert_eq!(exceeded(&edge, "body").await, 2);
     assert!(origin.received().iter().all(|request| request.body.is_empty()), "no whole body has arrived");
+}
+
+/// Sends a byte of a body every 100 ms until the connection ends or `enough` holds.
+async fn trickle(client: &mut Client, enough: impl Fn() -> bool) {
+    for _ in 0..300 {
+        if enough() {
+            return;
+        }
+        client.send(b"1\r\nb\r\n").await;
+        tokio::time::sleep(Duration::from_millis(100)).await; // this is what the client is like
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_takes_long_is_a_408() {
+    let origin = origin().await;
+    let edge = edge("{ request_time: 400ms, upload_rate: 0B/s }", &origin);
+    for path in ["/", "/f/"] {
+        // Nothing at all comes, or a little all the time: over both kinds of connections.
+        for (address, tls) in [(edge.web(), false), (edge.secure(), true)] {
+            for chunks in [false, true] {
+                let mut client = match tls {
+                    true => Client::connect_tls(address, "localhost", &["http/1.1"]).await,
+                    false => Client::connect(address).await,
+                };
+                let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+                client.send(head.as_bytes()).await;
+                let before = exceeded(&edge, "request_time").await;
+                if chunks {
+                    trickle(&mut client, || too_slow(&edge) > before).await;
+                }
+                let response = client.response("POST").await;
+                assert_eq!(
+                    (response.status, response.header("connection")),
+                    (408, Some("close")),
+                    "{path} {tls} {chunks}"
+                );
+                blames(&response, "request_time");
+                assert!(client.is_closed().await);
+                assert_eq!(exceeded(&edge, "request_time").await, before + 1);
+            }
+        }
+        // What comes in time is served, also after another one, and so is a long answer.
+        let mut client = Client::connect(edge.web()).await;
+        for _ in 0..2 {
+            let request = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi");
+            assert_eq!(client.request(&request).await.status, 200);
+        }
+    }
+}
+
+/// How often uploads were too slow, from within a closure.
+fn too_slow(edge: &Edge) -> u64 {
+    let metrics = edge.metrics();
+    tokio::task::block_in_place(|| {
+        tokio::runtime::Handle::current()
+            .block_on(async { counted(metrics, "request_time").await + counted(metrics, "upload_rate").await })
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_may_take_its_time_when_the_request_has_come() {
+    let origin = Origin::start_async(|_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(1200)).await; // longer than the client may take
+            Origin::reply(200, &[], "late")
+        })
+    })
+    .await;
+    let edge = edge("{ request_time: 400ms }", &origin);
+    for path in ["/", "/f/"] {
+        assert_eq!(Client::post(edge.web(), path, "", b"hi").await.text(), "late");
+        let h2 = H2Client::connect(edge.web()).await;
+        assert_eq!(h2.request("POST", path, &[], b"hi").await.unwrap().text(), "late");
+    }
+    assert_eq!(exceeded(&edge, "request_time").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_takes_long_is_a_408_or_is_reset() {
+    let origin = origin().await;
+    let edge = edge("{ request_time: 400ms }", &origin);
+    let client = H2Client::connect(edge.web()).await;
+    for path in ["/", "/f/"] {
+        let (response, upload) = client.open("POST", path, &[], false).await.unwrap();
+        assert!(selvedge_tests::soon("the end of the stream", response).await.is_err(), "it is silent, and reset");
+        drop(upload);
+
+        let (response, mut upload) = client.open("POST", path, &[], false).await.unwrap();
+        let mut response = std::pin::pin!(response);
+        let response = loop {
+            let _ = upload.send_data(bytes::Bytes::from_static(b"b"), false);
+            if let Ok(response) = tokio::time::timeout(Duration::from_millis(20), &mut response).await {
+                break H2Client::collect(response.unwrap()).await.unwrap();
+            }
+        };
+        assert_eq!(response.status, 408);
+        blames(&response, "request_time");
+    }
+    assert_eq!(exceeded(&edge, "request_time").await, 4);
+    assert_eq!(client.request("POST", "/", &[], b"hi").await.unwrap().status, 200, "the connection goes on");
+}
+
+/// Bytes come, but too few. The first ten seconds are for free, so this takes its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_trickles_is_a_408() {
+    let origin = origin().await;
+    let edge = edge("{ upload_rate: 10KB/s }", &origin);
+    let mut client = Client::connect(edge.web()).await;
+    client.send(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    // Another one is as fast as it has to be, and a third waits to be asked for its body.
+    let mut fast = Client::connect(edge.web()).await;
+    fast.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 400000\r\n\r\n").await;
+    fast.send(&[b'f'; 399_999]).await;
+    trickle(&mut client, || too_slow(&edge) > 0).await;
+    let response = client.response("POST").await;
+    assert_eq!(response.status, 408);
+    blames(&response, "upload_rate");
+    fast.send(b"f").await;
+    assert_eq!(fast.response("POST").await.status, 200);
+    assert_eq!(exceeded(&edge, "upload_rate").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -267,7 +393,7 @@ async fn flood(web: SocketAddr, streams: u32, pause: usize) -> Option<u32> {
         if writer.write_all(&raw::get(id)).await.is_err() {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await; // no state to wait for: the server has it, or not yet
+        tokio::time::sleep(Duration::from_millis(1)).await; // no state to wait for: the server has it, or not yet
         if writer.write_all(&raw::reset(id)).await.is_err() {
             break;
         }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     report::{Fault, MAX_FAULTS, Position},
     tree::{Data, Entry, Kind, Node, Place, Scalar, Settings},
-    values::{ByteSize, Percent, ValueError, parse_duration},
+    values::{ByteRate, ByteSize, Percent, ValueError, parse_duration},
 };
 
 /// What all readers share.
@@ -377,6 +377,18 @@ pub(crate) fn size(cx: &mut Cx<'_>, at: &At<'_>) -> Option<ByteSize> {
         Err(error) => {
             let help = "a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`";
             cx.refuse(wrong_value(at, scalar, error, "size").with_help(help))
+        }
+    }
+}
+
+/// So many bytes in a second, or none.
+pub(crate) fn byte_rate(cx: &mut Cx<'_>, at: &At<'_>) -> Option<ByteRate> {
+    let scalar = scalar(cx, at, "a rate")?;
+    match scalar.text.parse::<ByteRate>() {
+        Ok(rate) => Some(rate),
+        Err(error) => {
+            let help = "bytes in a second are a size and `/s`: `240B/s`, `64KiB/s`";
+            cx.refuse(wrong_value(at, scalar, error, "rate").with_help(help))
         }
     }
 }

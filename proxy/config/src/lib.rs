@@ -64,4 +64,4 @@ pub use upstreams::{
     HealthCheck, HttpProbe, InitialHealth, Outlier, Place, Prefer, PreferBy, Probe, Retries, RetryOn, Servers, Sticky,
     TcpProbe, Timeouts, Upstream, UpstreamLimits, UpstreamProtocol, UpstreamTls,
 };
-pub use values::{ByteSize, Percent, Rate, ValueError, parse_duration};
+pub use values::{ByteRate, ByteSize, Percent, Rate, ValueError, parse_duration};

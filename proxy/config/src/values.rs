@@ -109,6 +109,28 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// So many bytes in a second, written `240B/s`, `64KiB/s`, `1MB/s`: a size and `/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ByteRate(pub u64);
+
+impl FromStr for ByteRate {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.strip_suffix("/s") {
+            Some(size) => Ok(Self(size.parse::<ByteSize>()?.bytes())),
+            None if number_and_unit(text)?.1.contains('/') => Err(ValueError::UnknownUnit),
+            None => Err(ValueError::NoUnit),
+        }
+    }
+}
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", ByteSize(self.0))
+    }
+}
+
 /// So many things per unit of time, written `100/min`, `5/s`, `1000/h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rate {
@@ -226,5 +248,6 @@ macro_rules! text_with_unit {
 // The second half of each pattern lets `${VAR}` through, which the loader replaces before it reads the value.
 text_with_unit!(DurationText, "Duration", r"^[0-9]+(ms|s|m|h|d)$|\$\{", ["250ms", "30s", "5m", "1h", "7d"]);
 text_with_unit!(ByteSize, "ByteSize", r"^[0-9]+(B|KB|MB|GB|KiB|MiB|GiB)$|\$\{", ["64KiB", "16MiB", "1GiB"]);
+text_with_unit!(ByteRate, "ByteRate", r"^[0-9]+(B|KB|MB|GB|KiB|MiB|GiB)/s$|\$\{", ["240B/s", "64KiB/s", "1MB/s"]);
 text_with_unit!(Rate, "Rate", r"^[0-9]+/(s|min|h)$|\$\{", ["100/min", "5/s", "1000/h"]);
 text_with_unit!(Percent, "Percent", r"^[0-9]+(\.[0-9]{1,2})?%$|\$\{", ["10%", "0.25%"]);

@@ -329,6 +329,18 @@ fn listeners() {
             "4:67 listeners.web.limits.requests_per_connection: `0` is not a number from 1 to 65535",
         ),
         (
+            "web: { bind: 127.0.0.1:8080, limits: { upload_rate: 1KiB } }",
+            "4:55 listeners.web.limits.upload_rate: `1KiB` has no unit | bytes in a second are a size and `/s`: `240B/s`, `64KiB/s`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { upload_rate: 1KiB/min } }",
+            "4:55 listeners.web.limits.upload_rate: `1KiB/min` has an unknown unit | bytes in a second are a size and `/s`: `240B/s`, `64KiB/s`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080, limits: { request_time: 0s } }",
+            "4:56 listeners.web.limits.request_time: this duration must be above zero",
+        ),
+        (
             "web: { bind: 127.0.0.1:8080, limits: { h2_streams: 0 } }",
             "4:54 listeners.web.limits.h2_streams: `0` is not a number from 1 to 65535",
         ),

@@ -12,7 +12,7 @@ use std::{
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, BodyMode, Builtin, ByteSize, CacheMemory, Certificates, ClientMode, Collapse, Compat, Config,
+    AccessLog, BodyMode, Builtin, ByteRate, ByteSize, CacheMemory, Certificates, ClientMode, Collapse, Compat, Config,
     EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader,
     LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey,
     Rate, Reload, Report, Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UnknownNames,
@@ -84,6 +84,8 @@ fn what_is_not_written_has_its_default() {
             uri_length: ByteSize(8 << 10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            upload_rate: ByteRate(240),
+            request_time: None,
             connections: 50_000,
             connections_per_client: None,
             requests_per_connection: None,
@@ -147,7 +149,7 @@ listeners:
   web:
     bind: "[::1]:8080"
     protocols: [h2]
-    limits: { connections: 1, connections_per_client: 2, requests_per_connection: 65535, h2_streams: 3, h2_resets: 1 }
+    limits: { connections: 1, connections_per_client: 2, requests_per_connection: 65535, h2_streams: 3, h2_resets: 1, upload_rate: 1KiB/s, request_time: 1m }
   secure:
     bind: 127.0.0.1:8443
     tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse, clients: { mode: request, ca: clients.pem, pins: ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="], forward: true } }
@@ -232,6 +234,8 @@ sites:
             requests_per_connection: Some(u16::MAX),
             h2_streams: 3,
             h2_resets: 1,
+            upload_rate: ByteRate(1024),
+            request_time: Some(Duration::from_mins(1)),
             ..ListenerLimits::default()
         }
     );

@@ -23,9 +23,17 @@ pub(super) enum Doing {
     Idle,
     /// Receiving a request header.
     Header,
+    /// Receiving a request body, if it does not wait to be asked for it.
+    Body {
+        /// It waits: nothing has come yet.
+        asked: bool,
+    },
     /// Being served; or speaking HTTP/2, which has deadlines of its own.
     Exchange,
 }
+
+/// How long a body may take before its average rate is looked at.
+const UPLOAD_GRACE: Duration = Duration::from_secs(10);
 
 /// How much more than `header_size` is read before an HTTP/1 connection ends without an answer: what follows the header may come with it.
 const HEADER_SLACK: u64 = 64 * 1024;
@@ -39,6 +47,12 @@ pub(super) struct Connection {
     received: Cell<u64>,
     /// How many bytes may come before a header is complete.
     header_max: u64,
+    /// Counts the requests.
+    request: Cell<u64>,
+    /// The last thing done was to wait for the client to send.
+    waiting: Cell<bool>,
+    /// The request is overdue: reading on fails. With whether somebody has been told.
+    late: Cell<Option<(Limit, bool)>>,
     shared: Arc<Shared>,
 }
 
@@ -52,6 +66,9 @@ impl Connection {
             doing: Cell::new((Doing::Idle, 0)),
             begun: Cell::new(false),
             received: Cell::new(0),
+            request: Cell::new(0),
+            waiting: Cell::new(false),
+            late: Cell::new(None),
             header_max: shared.facts.header_size.saturating_add(HEADER_SLACK),
             shared,
         }
@@ -60,12 +77,18 @@ impl Connection {
     fn turns_to(&self, doing: Doing) {
         self.doing.set((doing, self.doing.get().1.wrapping_add(1)));
         self.received.set(0);
+        self.late.set(None);
     }
 
     fn received(&self, count: usize) {
         self.begun.set(true);
-        if self.doing.get().0 == Doing::Idle {
-            self.turns_to(Doing::Header);
+        match self.doing.get().0 {
+            Doing::Idle => {
+                self.request.set(self.request.get().wrapping_add(1));
+                self.turns_to(Doing::Header);
+            }
+            Doing::Body { asked: false } => self.turns_to(Doing::Body { asked: true }),
+            Doing::Header | Doing::Body { asked: true } | Doing::Exchange => {}
         }
         let received = self.received.get() + count as u64;
         self.received.set(received);
@@ -85,9 +108,29 @@ pub(crate) fn bytes_have_come(count: usize) {
     let _ = CONNECTION.try_with(|connection| connection.received(count));
 }
 
-/// Says that the request header is complete: the deadline for it no longer applies.
+/// Says that what is to be read is complete: no deadline applies but the exchange's own.
 pub(crate) fn header_is_read() {
     let _ = CONNECTION.try_with(|connection| connection.turns_to(Doing::Exchange));
+}
+
+/// Says that a body is to come, at once or when it is `asked` for.
+pub(crate) fn body_is_to_come(asked: bool) {
+    let _ = CONNECTION.try_with(|connection| connection.turns_to(Doing::Body { asked }));
+}
+
+/// Says whether the connection waits for bytes of the client now.
+pub(crate) fn waits(waiting: bool) {
+    let _ = CONNECTION.try_with(|connection| connection.waiting.set(waiting));
+}
+
+/// The limit that the request has not kept: nothing more is to be read of it.
+pub(crate) fn late() -> Option<Limit> {
+    let told = |connection: &Connection| {
+        let (limit, _) = connection.late.get()?;
+        connection.late.set(Some((limit, true)));
+        Some(limit)
+    };
+    CONNECTION.try_with(told).ok()?
 }
 
 /// What the HTTP/2 streams of this connection share.
@@ -95,23 +138,94 @@ pub(crate) fn shared() -> Option<Arc<Shared>> {
     CONNECTION.try_with(|connection| Arc::clone(&connection.shared)).ok()
 }
 
-/// Ends when a header is overdue, or the connection was idle for too long; at most half a deadline late. Looks twice per deadline: one
-/// timer per connection and interval, and no clock read, instead of both per request.
-pub(super) async fn overdue(facts: &ListenerFacts) -> Option<Limit> {
-    let interval = facts.header_timeout.min(facts.idle_timeout) / 2;
-    let mut seen = CONNECTION.with(|connection| connection.doing.get());
-    let mut lasted = Duration::ZERO;
+/// Ends when the connection was idle for too long, or something is overdue: a header, or a request whose client does not even take
+/// notice of that. At most half a deadline late. Looks twice per deadline: one timer per connection and interval, and no clock read, instead
+/// of both per request.
+pub(super) async fn overdue(facts: &ListenerFacts, counters: &Counters) {
+    let mut interval = facts.header_timeout.min(facts.idle_timeout);
+    if facts.upload_rate > 0 {
+        interval = interval.min(UPLOAD_GRACE);
+    }
+    interval = interval.min(facts.request_time.unwrap_or(interval)) / 2;
+    let mut clocks = Clocks::default();
     loop {
         // Pingora's coarse timer: thousands of connections share a few entries.
         pingora::time::fast_timeout::fast_sleep(interval).await;
-        let now = CONNECTION.with(|connection| connection.doing.get());
-        lasted = if now == seen { lasted + interval } else { Duration::ZERO };
-        seen = now;
-        match now.0 {
-            Doing::Idle if lasted >= facts.idle_timeout => return None,
-            Doing::Header if lasted >= facts.header_timeout => return Some(Limit::HeaderTimeout),
-            Doing::Idle | Doing::Header | Doing::Exchange => {}
+        let verdict = CONNECTION.with(|connection| clocks.tick(connection, facts, interval));
+        match verdict {
+            Verdict::Fine => {}
+            Verdict::Idle => return,
+            Verdict::Late(limit) => {
+                counters.limit(limit);
+                if limit == Limit::HeaderTimeout {
+                    return;
+                }
+                CONNECTION.with(|connection| connection.late.set(Some((limit, false))));
+                // This task comes again at once, and whoever waits to read on is told.
+                tokio::task::yield_now().await;
+            }
+            Verdict::Unheard => return,
         }
+    }
+}
+
+/// What [`Clocks::tick`] finds.
+enum Verdict {
+    Fine,
+    /// Nothing has come for too long between two requests.
+    Idle,
+    /// This limit was not kept.
+    Late(Limit),
+    /// A limit was not kept before, and nobody has read on since, who could be told.
+    Unheard,
+}
+
+/// How long the connection has been doing what it does, as far as ticks of a coarse timer can tell.
+#[derive(Default)]
+struct Clocks {
+    doing: u64,
+    lasted: Duration,
+    request: u64,
+    receiving: Duration,
+    waited: Duration,
+}
+
+impl Clocks {
+    fn tick(&mut self, connection: &Connection, facts: &ListenerFacts, interval: Duration) -> Verdict {
+        let (doing, number) = connection.doing.get();
+        if self.doing != number {
+            (self.doing, self.lasted, self.waited) = (number, Duration::ZERO, Duration::ZERO);
+        } else {
+            self.lasted += interval;
+            if connection.waiting.get() {
+                self.waited += interval;
+            }
+        }
+        if self.request != connection.request.get() {
+            (self.request, self.receiving) = (connection.request.get(), Duration::ZERO);
+        } else if doing != Doing::Exchange {
+            self.receiving += interval;
+        }
+        if let Some((_, told)) = connection.late.get() {
+            return if told { Verdict::Fine } else { Verdict::Unheard };
+        }
+        match doing {
+            Doing::Idle if self.lasted >= facts.idle_timeout => Verdict::Idle,
+            Doing::Header if self.lasted >= facts.header_timeout => Verdict::Late(Limit::HeaderTimeout),
+            Doing::Header | Doing::Body { .. } if facts.request_time.is_some_and(|most| self.receiving >= most) => {
+                Verdict::Late(Limit::RequestTime)
+            }
+            Doing::Body { asked: true } if self.is_slow(connection.received.get(), facts.upload_rate) => {
+                Verdict::Late(Limit::UploadRate)
+            }
+            Doing::Idle | Doing::Header | Doing::Body { .. } | Doing::Exchange => Verdict::Fine,
+        }
+    }
+
+    /// Whether so few bytes in this time are fewer than they should be at this rate.
+    fn is_slow(&self, received: u64, rate: u64) -> bool {
+        let beyond = self.waited.saturating_sub(UPLOAD_GRACE).as_millis();
+        u128::from(received) * 1000 < beyond * u128::from(rate)
     }
 }
 

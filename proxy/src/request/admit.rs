@@ -16,7 +16,7 @@ use super::downstream::Downstream;
 use super::paths::BadPath;
 use super::{RequestCtx, hygiene, paths};
 use crate::limits::Limit;
-use crate::listener::ListenerFacts;
+use crate::listener::{ListenerFacts, connection};
 use crate::tls::{CLIENT_CERT, CLIENT_CERT_CHAIN, Shown};
 use crate::transport::Told;
 
@@ -39,6 +39,11 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     downstream.set_close_on_response_before_downstream_finish(expects);
     // A second request in the same packet waits for its turn instead of ending the connection (RFC 9112, 9.3.2).
     downstream.set_pipelining_enabled(true);
+
+    if listener.judges_uploads() && has_body(session) {
+        ctx.uploads = true;
+        connection::body_is_to_come(!expects);
+    }
 
     let raw = session.downstream_session.as_http1().map(|session| session.get_headers_raw_bytes());
     limits(session, raw.as_deref(), listener).map_err(|limit| limit.exceeded(&ctx.plan.counters))?;
@@ -148,6 +153,16 @@ fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
     };
     request.insert_header(header::HOST, authority)?;
     request.set_raw_path(&target)
+}
+
+/// Whether a body is to come, or may.
+fn has_body(session: &mut Session) -> bool {
+    let request = session.req_header();
+    if request.version == Version::HTTP_2 {
+        return !session.is_body_empty();
+    }
+    request.headers.contains_key(header::TRANSFER_ENCODING)
+        || announced_length(session).is_some_and(|length| length > 0)
 }
 
 /// `Content-Length`, when there is one; Pingora has refused malformed ones.

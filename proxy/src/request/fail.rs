@@ -136,6 +136,9 @@ fn details(error: &Error) -> Option<String> {
 
 fn judge(error: &Error) -> Verdict {
     use ErrorSource::{Downstream, Upstream};
+    if let Some((status, _)) = Limit::of(error) {
+        return Verdict { status, token: Some("http_request_error"), details: details(error) };
+    }
     let (status, token) = match (error.esource(), error.etype()) {
         (_, kind) if *kind == FILTER_REPLY => (500, None), // replaced by the parked reply
         (_, kind) if *kind == FILTER_FAILED => (503, Some("proxy_internal_error")),
@@ -145,7 +148,6 @@ fn judge(error: &Error) -> Verdict {
         (_, kind) if *kind == NO_ENDPOINT => (503, Some("destination_unavailable")),
         (_, kind) if *kind == NO_ROOM => (503, Some("connection_limit_reached")),
         (_, kind) if *kind == NO_UPSTREAM => (503, Some("destination_not_found")),
-        (_, ErrorType::CustomCode(_, status)) => (*status, Some("http_request_error")), // a `Limit`
         (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),
         (Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => (504, Some("connection_timeout")),
         (Upstream, ErrorType::ConnectRefused) => (502, Some("connection_refused")),

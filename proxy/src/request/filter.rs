@@ -17,6 +17,7 @@ use super::{Edge, RequestCtx, fail, respond};
 use crate::chain::session::{FilteredSession, RequestBody, lost, reply_message};
 use crate::chain::{Chain, Direction, Event, ExchangeState, Passage};
 use crate::limits::Limit;
+use crate::listener::connection;
 use crate::telemetry::counters::Counters;
 
 /// Whether the exchange was answered by a filter.
@@ -54,6 +55,9 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let mut body = BodyReader { counters: &counters, limit, received: 0, ended: downstream.is_body_empty() };
     let ran = run(&mut chain, downstream, &mut body, upgrade).await;
     ctx.body_received = body.received;
+    if body.ended {
+        ctx.upload_ends();
+    }
     chain.state.request_goes();
 
     let verdict = match ran {
@@ -123,6 +127,14 @@ async fn pass_body(
         BodyFlow::Untouched | BodyFlow::Filtered { prefix: false } => {}
     }
 
+    if ctx.uploads {
+        if let Some(limit) = connection::late() {
+            return Err(limit.error());
+        }
+        if end || body.is_none() {
+            ctx.upload_ends();
+        }
+    }
     ctx.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
     if ctx.body_received > edge.listener.body_limit {
         return Err(Limit::Body.exceeded(&ctx.plan.counters));
@@ -227,6 +239,9 @@ impl BodyReader<'_> {
             return Error::e_explain(ErrorType::InternalError, "the request body has ended");
         }
         let chunk = io.read_request_body().await.map_err(Error::into_down)?;
+        if let Some(limit) = connection::late() {
+            return Err(limit.error()); // HTTP/2 has not noticed.
+        }
         self.ended = chunk.is_none() || io.is_body_done();
         let chunk = chunk.unwrap_or_default();
         self.received += chunk.len() as u64;

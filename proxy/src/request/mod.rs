@@ -51,6 +51,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::StatusCode;
 use pingora::cache::key::HashBinary;
 use pingora::cache::storage::HitHandler;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, RespCacheable};
@@ -111,6 +112,8 @@ pub(crate) struct RequestCtx {
     pub(crate) upstream: Option<String>,
     /// Set by `filter`: how the request body is treated on its way.
     pub(crate) body: filter::BodyFlow,
+    /// Set by `admit`: its body has to come in time, and has not come yet.
+    pub(crate) uploads: bool,
     /// Body bytes received so far, against the listener's limit.
     pub(crate) body_received: u64,
     /// Set by `lookup` and `store`.
@@ -132,6 +135,13 @@ impl RequestCtx {
     pub(crate) fn note(&self, fact: impl FnOnce(&mut ExchangeState)) {
         if let Some(mut chain) = self.slot.as_ref().and_then(|slot| slot.lend()) {
             fact(&mut chain.state);
+        }
+    }
+
+    /// Its body has come, or nobody waits for it any more.
+    pub(crate) fn upload_ends(&mut self) {
+        if std::mem::take(&mut self.uploads) {
+            crate::listener::connection::header_is_read();
         }
     }
 
@@ -159,6 +169,7 @@ impl ProxyHttp for Edge {
             slot: None,
             upstream: None,
             body: filter::BodyFlow::Untouched,
+            uploads: false,
             body_received: 0,
             cache: CacheCtx::default(),
             attempts: 0,
@@ -337,6 +348,9 @@ impl ProxyHttp for Edge {
         step!(ctx, "respond", status = response.status.as_u16());
         forward::stick(session, response, ctx)?;
         actions::on_response(session.req_header(), response, ctx)?;
+        if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
+            ctx.upload_ends();
+        }
         respond::header(session, response, ctx)
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, duration, size, whole},
-    values::{ByteSize, DurationText},
+    decode::{At, Cx, Fields, byte_rate, duration, size, whole},
+    values::{ByteRate, ByteSize, DurationText},
 };
 
 /// How much and how slowly a client may send.
@@ -44,6 +44,19 @@ pub struct ListenerLimits {
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
     pub idle_timeout: Duration,
 
+    /// How many bytes in a second a client must send of a request body at least, on average and after the first 10 s, counting only the
+    /// time in which the node waits for it; a slower one is answered with 408 (Request Timeout), and its connection ends. Stops clients that
+    /// hold connections to the origin with bodies that never end. HTTP/1 only: for HTTP/2 see `request_time`. Not with `tcp`. `0B/s`: no
+    /// minimum. Default `240B/s`.
+    #[schemars(with = "Option<ByteRate>", extend("default" = "240B/s"))]
+    pub upload_rate: ByteRate,
+
+    /// How long a client may take to send a whole request, from its first byte to the last one of its body; after that it is answered with
+    /// 408 and its connection ends. Time the origin makes it wait counts too, and so does a stream that is open on purpose (gRPC). On HTTP/2 a
+    /// stream that sends nothing is reset instead. Not with `tcp`. Above zero. Default: no limit.
+    #[schemars(with = "Option<DurationText>")]
+    pub request_time: Option<Duration>,
+
     /// How many connections there may be at once; one more is closed as soon as it is accepted, and counted. 1 to 65535. Default `50000`.
     #[schemars(with = "Option<u16>", range(min = 1), extend("default" = 50000))]
     pub connections: u16,
@@ -73,8 +86,17 @@ pub struct ListenerLimits {
 }
 
 /// Those that have no meaning where HTTP is not spoken.
-pub(super) const OF_HTTP: [&str; 7] =
-    ["body", "header_size", "header_count", "uri_length", "requests_per_connection", "h2_streams", "h2_resets"];
+pub(super) const OF_HTTP: [&str; 9] = [
+    "body",
+    "header_size",
+    "header_count",
+    "uri_length",
+    "upload_rate",
+    "request_time",
+    "requests_per_connection",
+    "h2_streams",
+    "h2_resets",
+];
 
 /// What is read of a request's header at most, whatever the limit.
 const HEADER_SIZE_MAX: u64 = 1 << 20;
@@ -92,6 +114,8 @@ impl Default for ListenerLimits {
             uri_length: ByteSize::kib(8),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            upload_rate: ByteRate(240),
+            request_time: None,
             connections: 50_000,
             connections_per_client: None,
             requests_per_connection: None,
@@ -112,6 +136,8 @@ impl ListenerLimits {
         let uri_length = fields.read(cx, "uri_length", |cx, at| size_to(cx, at, URI_LENGTH_MAX));
         let header_timeout = fields.read(cx, "header_timeout", duration);
         let idle_timeout = fields.read(cx, "idle_timeout", duration);
+        let upload_rate = fields.read(cx, "upload_rate", byte_rate);
+        let request_time = fields.read(cx, "request_time", duration);
         let connections = fields.read(cx, "connections", count);
         let connections_per_client = fields.read(cx, "connections_per_client", count);
         let requests_per_connection = fields.read(cx, "requests_per_connection", count);
@@ -125,6 +151,8 @@ impl ListenerLimits {
             uri_length: uri_length.unwrap_or(default.uri_length),
             header_timeout: header_timeout.unwrap_or(default.header_timeout),
             idle_timeout: idle_timeout.unwrap_or(default.idle_timeout),
+            upload_rate: upload_rate.unwrap_or(default.upload_rate),
+            request_time,
             connections: connections.unwrap_or(default.connections),
             connections_per_client,
             requests_per_connection,
