@@ -77,6 +77,11 @@ impl Told {
         let _first_ones_stay = self.0.set(Arc::new(ProxyDigest::new(Box::new(header), Some(Box::new(facts)))));
     }
 
+    /// The digest that carries it, once it was told.
+    pub(crate) fn digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.0.get().cloned()
+    }
+
     fn facts(digest: &Digest) -> Option<&Facts> {
         digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
     }
@@ -300,7 +305,7 @@ impl GetTimingDigest for Transport {
 
 impl GetProxyDigest for Transport {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.told.as_ref()?.0.get().cloned()
+        self.told.as_ref()?.digest()
     }
 }
 

@@ -7,7 +7,7 @@ use rustls::{AlertDescription, SignatureScheme};
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::tls::{Authority, Caller, Issued, alert, shown};
 use selvedge_tests::{Client, Edge, soon};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -183,6 +183,45 @@ async fn a_check_reads_certificates_and_warns_of_odd_ones() {
     let (code, out, err) = check(&tls);
     assert_eq!(code, Some(2), "{out}{err}");
     assert!(err.contains("config.yaml:5:") && err.contains("new.pem holds no certificate"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_may_go_by_the_name_in_the_handshake() {
+    let yaml = config("{ certificates: development }").replace(
+        "[{ name: all, respond: { status: 200, body: hello } }]",
+        "
+      - { name: inner, match: { sni: [inner.test, \"*.inner.test\"] }, respond: { status: 200, body: inner } }
+      - { name: all, respond: { status: 200, body: hello } }",
+    );
+    let yaml = yaml.replace("\nsites:", "\n  web: { bind: \"127.0.0.1:0\" }\nsites:");
+    let edge = Edge::start(&yaml, &[]);
+    for (name, expected) in
+        [("inner.test", "inner"), ("A.Inner.test", "inner"), ("a.b.inner.test", "hello"), ("", "hello")]
+    {
+        // The host of the request is another matter.
+        let mut h1 = Client::over(Caller::new(name, &["http/1.1"]).call(edge.secure()).await);
+        for host in ["inner.test", "other.test"] {
+            let answer = h1.request(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n")).await;
+            assert_eq!(answer.text(), expected, "{name} {host}");
+        }
+        let h2 = H2Client::over(Caller::new(name, &["h2"]).call(edge.secure()).await).await;
+        assert_eq!(h2.request("GET", "/", &[], b"").await.expect("answered").text(), expected, "{name}");
+    }
+    let plain = Client::connect(edge.web()).await.request("GET / HTTP/1.1\r\nhost: inner.test\r\n\r\n").await;
+    assert_eq!(plain.text(), "hello");
+
+    for (url, expected) in [
+        ("https://a.inner.test/", "inner"),
+        ("https://A.INNER.test:8443/", "inner"),
+        ("https://192.0.2.1/", "all"),
+        ("http://inner.test/", "all"),
+    ] {
+        let asked = ["route", "explain", "--json", "--config", &edge.path().display().to_string(), url];
+        let output = Command::new(PROGRAM).args(asked).output().expect("it runs");
+        let told: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+        assert_eq!(told["route"]["name"], expected, "{url}: {told:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
+    net::IpAddr,
 };
 
 use ipnet::IpNet;
@@ -10,15 +11,16 @@ use regex::RegexBuilder;
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, brief, filled_list, header_value, is_token, mapping, parsed, truth},
+    decode::{At, Cx, Fields, brief, filled_list, header_value, host_name, is_token, mapping, parsed, truth},
     report::{Fault, Position},
+    sites::Host,
     tree::Data,
 };
 
 /// Which requests a route is for: all that is written must hold. Of the routes of a site that match a request, the most specific one is
 /// taken, whatever their order: an exact path before a regular expression, that before patterns and prefixes; of those the one with more
 /// characters that are not wildcards, then a pattern before a prefix; then the one with more conditions (each header, query parameter
-/// and cookie, `method`, `client`, `geo.country`, `geo.continent` and `tls` count one). Two routes of the same rank that could match the
+/// and cookie, `method`, `client`, `geo.country`, `geo.continent`, `tls` and `sni` count one). Two routes of the same rank that could match the
 /// same request are a fault; only regular expressions of the same rank are tried in the order of the file.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -56,6 +58,12 @@ pub struct Match {
 
     /// Whether the request came over TLS. Default: either way.
     pub tls: Option<bool>,
+
+    /// Clients that asked for one of these names in their TLS handshake: `example.com`, or `"*.example.com"` for names with one label
+    /// more. It is a matter of the connection: a client may ask for one name and then for another host, and HTTP/2 clients do so where
+    /// one certificate is for both. Default: any, or none.
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub sni: Vec<Host>,
 }
 
 /// Where a client is. A client of whom the database knows nothing matches neither.
@@ -222,6 +230,7 @@ impl Default for Match {
             clients: Vec::new(),
             geo: GeoMatch::default(),
             tls: None,
+            sni: Vec::new(),
         }
     }
 }
@@ -236,6 +245,7 @@ impl Match {
             self.geo.countries.is_empty(),
             self.geo.continents.is_empty(),
             self.tls.is_none(),
+            self.sni.is_empty(),
         ];
         lists.iter().filter(|empty| !**empty).count() + self.headers.len() + self.query.len() + self.cookies.len()
     }
@@ -246,6 +256,9 @@ impl Match {
             || disjoint(&self.geo.countries, &other.geo.countries)
             || disjoint(&self.geo.continents, &other.geo.continents)
             || self.tls.zip(other.tls).is_some_and(|(a, b)| a != b)
+            || (!self.sni.is_empty()
+                && !other.sni.is_empty()
+                && !self.sni.iter().any(|a| other.sni.iter().any(|b| a.meets(b))))
             || apart_by_value(&self.headers, &other.headers)
             || apart_by_value(&self.query, &other.query)
             || apart_by_value(&self.cookies, &other.cookies)
@@ -319,6 +332,7 @@ impl fmt::Debug for Match {
             .field("clients", &self.clients)
             .field("geo", &self.geo)
             .field("tls", &self.tls)
+            .field("sni", &self.sni)
             .finish()
     }
 }
@@ -344,6 +358,7 @@ impl Match {
         let clients = fields.get("client").map(|at| whole_list(cx, &at, range));
         let geo = fields.get("geo").map(|at| GeoMatch::read(cx, &at));
         let tls = fields.get("tls").map(|at| truth(cx, &at));
+        let sni = fields.get("sni").map(|at| whole_list(cx, &at, server_name));
         fields.close(cx);
         Some(Self {
             path: path.unwrap_or_else(|| Some(Self::default().path))?,
@@ -357,8 +372,20 @@ impl Match {
                 None => None,
                 Some(tls) => Some(tls?),
             },
+            sni: sni.unwrap_or_else(|| Some(Vec::new()))?,
         })
     }
+}
+
+/// A name that a client may ask for in a handshake: no address (RFC 6066, 3).
+fn server_name(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Host> {
+    let wrong = |help: &str| Err(("is no name that a client can ask for".to_owned(), Some(help.to_owned())));
+    parsed(cx, at, "a host name or `\"*.example.com\"`", |text| match text.strip_prefix("*.") {
+        Some(parent) => host_name(parent).map(Host::Wildcard),
+        None if text == "*" => wrong("leave `sni` away, or ask for `tls: true`"),
+        None if text.parse::<IpAddr>().is_ok() => wrong("clients that connect to an address ask for no name"),
+        None => host_name(text).map(Host::Exact),
+    })
 }
 
 impl GeoMatch {

@@ -76,6 +76,15 @@ impl Host {
             Self::Any => true,
         }
     }
+
+    /// Whether some host is meant by both.
+    pub(crate) fn meets(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(name), other) | (other, Self::Exact(name)) => other.matches(name),
+            (Self::Wildcard(one), Self::Wildcard(two)) => one == two,
+            (Self::Any, _) | (_, Self::Any) => true,
+        }
+    }
 }
 
 impl fmt::Display for Host {

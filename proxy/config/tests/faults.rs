@@ -771,6 +771,23 @@ fn routes() {
             "to: demo\n    match: { geo: { country: [DE] } }",
             "13:19 sites[0].routes[0].match.geo: there is no database that says where clients are | declare one: `geo: { database: FILE.mmdb }` at the top level",
         ),
+        ("to: demo\n    match: { sni: [] }", "13:19 sites[0].routes[0].match.sni: the list is empty"),
+        (
+            "to: demo\n    match: { sni: [\"*\"] }",
+            "13:20 sites[0].routes[0].match.sni[0]: `*` is no name that a client can ask for | leave `sni` away, or ask for `tls: true`",
+        ),
+        (
+            "to: demo\n    match: { sni: [10.0.0.1] }",
+            "13:20 sites[0].routes[0].match.sni[0]: `10.0.0.1` is no name that a client can ask for | clients that connect to an address ask for no name",
+        ),
+        (
+            "to: demo\n    match: { sni: [\"a.*.test\"] }",
+            "13:20 sites[0].routes[0].match.sni[0]: `a.*.test` is not a host name | a host name is made of labels of letters, digits and `-`, with dots between them",
+        ),
+        (
+            "{ name: a, to: demo, match: { sni: [\"*.a.test\", b.test] } }\n  - { to: demo, match: { sni: [c.test, x.A.test] } }",
+            "13:17 sites[0].routes[1].match: another route of this site can match the same request, and neither is more specific",
+        ),
         (
             "to: demo\n    match: { query: { a: {} } }",
             "13:26 sites[0].routes[0].match.query.a: nothing is said about the value | write one of `prefix`, `regex` and `present`",

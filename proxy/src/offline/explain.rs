@@ -279,7 +279,7 @@ fn balance(balance: &Balance) -> &'static str {
 async fn admitted(edge: &Edge, sent: &Sent) -> Result<(Session, RequestCtx), Refused> {
     // All of it fits, so nobody has to read while it is written.
     let (mut client, pipe) = tokio::io::duplex(sent.bytes.len() + 1);
-    let wire = Wire::new(pipe, sent.client, sent.bind);
+    let wire = Wire::new(pipe, sent);
     let unread = |why: &str| Refused { status: 400, why: why.into() };
     client.write_all(&sent.bytes).await.map_err(|_| unread("the request cannot be written"))?;
     let mut session = Session::new_h1(Box::new(wire));
@@ -340,7 +340,7 @@ impl Explanation {
     /// Which routes are looked at.
     fn route(&mut self, edge: &Edge, session: &Session, ctx: &RequestCtx) {
         let plan: &Plan = &ctx.plan;
-        let asker = select::asker(session.req_header(), ctx, &edge.listener);
+        let asker = select::asker(session.req_header(), session.digest(), ctx, &edge.listener);
         let Some(looked) = plan.router.explain(&asker) else { return };
         if !looked.served {
             return; // To this listener it does not exist.

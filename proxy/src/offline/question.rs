@@ -7,6 +7,7 @@ use selvedge_geoip::CountryCode;
 
 use super::Offline;
 use crate::listener::ListenerFacts;
+use crate::plan::without_port;
 
 /// Where clients come from of whom nothing is said.
 const SOMEBODY: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -59,6 +60,8 @@ pub(super) struct Sent {
     /// Where the listener is.
     pub(super) bind: SocketAddr,
     pub(super) client: SocketAddr,
+    /// What a client would ask for in a TLS handshake: the host of the URL, if it is a name.
+    pub(super) server_name: Option<String>,
 }
 
 impl Question {
@@ -67,7 +70,16 @@ impl Question {
         let (scheme, authority, target) = parts(&self.url)?;
         let (listener, bind) = self.arrives(offline, scheme, authority)?;
         let client = SocketAddr::new(self.comes_from(offline)?, CLIENT_PORT);
-        Ok(Sent { bytes: self.bytes(authority, target)?, target: target.to_owned(), listener, bind, client })
+        let host = without_port(authority).to_ascii_lowercase();
+        let is_name = !host.is_empty() && !host.starts_with('[') && host.parse::<IpAddr>().is_err();
+        Ok(Sent {
+            bytes: self.bytes(authority, target)?,
+            target: target.to_owned(),
+            listener,
+            bind,
+            client,
+            server_name: is_name.then_some(host),
+        })
     }
 
     fn bytes(&self, authority: &str, target: &str) -> Result<Vec<u8>, Unaskable> {

@@ -74,7 +74,7 @@ impl Offline {
         let door = listening::door(&node::server_conf(), edge);
 
         let (mut client, pipe) = tokio::io::duplex(PIPE);
-        let wire = Wire::new(pipe, sent.client, sent.bind);
+        let wire = Wire::new(pipe, &sent);
         // As good as a node that stops: the connection ends with this exchange, and the end of a response is seen.
         let (_stop, shutdown) = watch::channel(true);
         let served = tokio::spawn(async move {

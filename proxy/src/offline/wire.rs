@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,6 +13,10 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 
+use super::question::Sent;
+use crate::tls::Handshake;
+use crate::transport::Told;
+
 /// No descriptor is behind it.
 const NO_SOCKET: i32 = -1;
 
@@ -21,17 +24,22 @@ const NO_SOCKET: i32 = -1;
 pub(super) struct Wire {
     pipe: DuplexStream,
     digest: Arc<SocketDigest>,
+    told: Told,
 }
 
 impl Wire {
-    /// A connection that came from `client` and to `listener`.
-    pub(super) fn new(pipe: DuplexStream, client: SocketAddr, listener: SocketAddr) -> Self {
+    /// A connection as this one would come on.
+    pub(super) fn new(pipe: DuplexStream, sent: &Sent) -> Self {
         let digest = SocketDigest::from_raw_fd(NO_SOCKET);
         // The cells are new, so this cannot fail; and what is set is not asked of the descriptor.
-        let _ = digest.peer_addr.set(Some(client.into()));
-        let _ = digest.local_addr.set(Some(listener.into()));
+        let _ = digest.peer_addr.set(Some(sent.client.into()));
+        let _ = digest.local_addr.set(Some(sent.bind.into()));
         let _ = digest.original_dst.set(None);
-        Self { pipe, digest: Arc::new(digest) }
+        let told = Told::default();
+        if sent.listener.tls {
+            told.handshake(Handshake::new(sent.server_name.as_deref(), None), false);
+        }
+        Self { pipe, digest: Arc::new(digest), told }
     }
 }
 
@@ -80,7 +88,7 @@ impl GetTimingDigest for Wire {
 
 impl GetProxyDigest for Wire {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.told.digest()
     }
 }
 

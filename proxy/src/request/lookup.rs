@@ -7,6 +7,7 @@ use pingora::cache::key::HashBinary;
 use pingora::cache::storage::HitHandler;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use selvedge_cache::{Cache, Scheme};
@@ -21,7 +22,7 @@ use crate::plan::{Route, Selected};
 pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &ListenerFacts) {
     let (Some(cache), Some(route)) = (ctx.plan.cache, &ctx.route) else { return };
     let request = session.downstream_session.req_header();
-    let stored_by = if route.cache.is_none() { route_of_get(request, ctx, listener) } else { None };
+    let stored_by = if route.cache.is_none() { route_of_get(request, session.digest(), ctx, listener) } else { None };
     let Some(rule) = stored_by.as_ref().unwrap_or(route).cache.as_ref() else { return };
     step!(ctx, "lookup");
     let scheme = if ctx.downstream.tls { Scheme::Https } else { Scheme::Http };
@@ -30,13 +31,18 @@ pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &Lis
 
 /// The route that a `GET` of this URL takes, if the request's own method is unsafe. Routes tell methods apart and URLs do not: what
 /// that route has stored is out of date after this request (RFC 9111, 4.4), although its own route stores nothing.
-fn route_of_get(request: &RequestHeader, ctx: &RequestCtx, listener: &ListenerFacts) -> Option<Arc<Route>> {
+fn route_of_get(
+    request: &RequestHeader,
+    digest: Option<&Digest>,
+    ctx: &RequestCtx,
+    listener: &ListenerFacts,
+) -> Option<Arc<Route>> {
     if request.method.is_safe() {
         return None;
     }
     let mut get = request.clone();
     get.set_method(Method::GET);
-    match ctx.plan.select(&asker(&get, ctx, listener))? {
+    match ctx.plan.select(&asker(&get, digest, ctx, listener))? {
         Selected::Route(route) => Some(Arc::clone(route)),
         Selected::NoRoute => None,
     }
@@ -75,7 +81,7 @@ pub(crate) fn serve_stale(
     listener: &ListenerFacts,
     error: Option<&Error>,
 ) -> bool {
-    let may = error.is_some() || can_be_repeated(session.req_header(), ctx, listener);
+    let may = error.is_some() || can_be_repeated(session, ctx, listener);
     let stale = may && ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
     step!(ctx, "stale", served = stale);
     stale
@@ -84,12 +90,12 @@ pub(crate) fn serve_stale(
 /// Whether a request made in the background from this one's header reaches the same origin. It does not pass the filters again, so the
 /// upstream they have chosen and what they want of the cache are unknown to it, and where they have changed the target, it may take
 /// another route. What it would store then is another page; rather than that, this request fetches for itself.
-fn can_be_repeated(request: &RequestHeader, ctx: &RequestCtx, listener: &ListenerFacts) -> bool {
+fn can_be_repeated(session: &Session, ctx: &RequestCtx, listener: &ListenerFacts) -> bool {
     let Some(route) = &ctx.route else { return false };
     route.filters.is_empty()
         || ctx.upstream.is_none()
             && !ctx.cache.has_wishes()
-            && matches!(ctx.plan.select(&asker(request, ctx, listener)), Some(Selected::Route(again)) if Arc::ptr_eq(again, route))
+            && matches!(ctx.plan.select(&asker(session.req_header(), session.digest(), ctx, listener)), Some(Selected::Route(again)) if Arc::ptr_eq(again, route))
 }
 
 /// The request is about to go forward, unless it must not (`only-if-cached`); false when it was answered here.

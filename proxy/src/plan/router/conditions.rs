@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use percent_encoding::percent_decode;
 use pingora::http::RequestHeader;
 use regex::bytes::{Regex, RegexBuilder};
-use selvedge_config::{Match, REGEX_SIZE, ValueMatch};
+use selvedge_config::{Host, Match, REGEX_SIZE, ValueMatch};
 use selvedge_geoip::{Geo, Location};
 
 /// Who asks for what, as far as routes may ask about it.
@@ -19,6 +19,10 @@ pub struct Asker<'r> {
     pub listener: usize,
     /// Whether it came over TLS.
     pub tls: bool,
+    /// The name that was asked for in the TLS handshake, in lower case; only where a route asks ([`Router::asks_for_sni`]).
+    ///
+    /// [`Router::asks_for_sni`]: super::Router::asks_for_sni
+    pub server_name: Option<&'r str>,
     /// The request's header, in origin form.
     pub request: &'r RequestHeader,
     /// The client's address; `None` = unknown: no range holds it.
@@ -32,7 +36,7 @@ impl<'r> Asker<'r> {
     /// A request that arrived on a listener (its number), without TLS, from nobody knows where.
     #[must_use]
     pub fn new(listener: usize, request: &'r RequestHeader) -> Self {
-        Self { listener, tls: false, request, client: None, geo: None, location: OnceCell::new() }
+        Self { listener, tls: false, server_name: None, request, client: None, geo: None, location: OnceCell::new() }
     }
 
     fn location(&self) -> Option<&Location> {
@@ -51,6 +55,7 @@ pub(super) struct Conditions {
     countries: Vec<String>,
     continents: Vec<String>,
     tls: Option<bool>,
+    sni: Vec<Host>,
 }
 
 /// What a value has to be, ready to be asked.
@@ -83,7 +88,13 @@ impl Conditions {
             countries: when.geo.countries.clone(),
             continents: when.geo.continents.clone(),
             tls: when.tls,
+            sni: when.sni.clone(),
         })
+    }
+
+    /// Whether one of them is about the name in the TLS handshake.
+    pub(super) fn ask_for_sni(&self) -> bool {
+        !self.sni.is_empty()
     }
 
     /// Whether a request fulfils all of them.
@@ -106,6 +117,12 @@ impl Conditions {
             && !seen(Condition::Tls(tls), tls == asker.tls)
         {
             return;
+        }
+        if !self.sni.is_empty() {
+            let holds = asker.server_name.is_some_and(|asked| self.sni.iter().any(|name| name.matches(asked)));
+            if !seen(Condition::Sni(&self.sni), holds) {
+                return;
+            }
         }
         for (name, value) in &self.headers {
             let holds =
@@ -154,6 +171,7 @@ impl Conditions {
 pub(super) enum Condition<'c> {
     Method(&'c [Method]),
     Tls(bool),
+    Sni(&'c [Host]),
     Header(&'c HeaderName),
     Cookie(&'c str),
     Query(&'c str),
@@ -174,6 +192,7 @@ impl fmt::Display for Condition<'_> {
         match self {
             Self::Method(methods) => list(f, "method", methods),
             Self::Tls(tls) => write!(f, "tls {tls}"),
+            Self::Sni(names) => list(f, "sni", names),
             Self::Header(name) => write!(f, "header {name}"),
             Self::Cookie(name) => write!(f, "cookie {name}"),
             Self::Query(name) => write!(f, "query {name}"),

@@ -28,6 +28,7 @@ pub struct Router {
     wildcard: HashMap<String, usize>,
     any: Option<usize>,
     sites: Vec<Site>,
+    asks_for_sni: bool,
 }
 
 #[derive(Default)]
@@ -99,7 +100,14 @@ impl Router {
 
     /// Adds a route to a site; the caller adds them in the order of the file.
     pub(super) fn add_route(&mut self, site: usize, rule: Rule, route: Arc<Route>) {
+        self.asks_for_sni |= rule.conditions.ask_for_sni();
         self.sites[site].add(rule, route);
+    }
+
+    /// Whether some route asks for the name in the TLS handshake.
+    #[must_use]
+    pub fn asks_for_sni(&self) -> bool {
+        self.asks_for_sni
     }
 
     /// The route of a request; `None` = no site answers for its host on that listener.

@@ -126,6 +126,29 @@ fn the_most_specific_route_wins() {
 }
 
 #[test]
+fn the_name_in_the_handshake_decides() {
+    let routes =
+        ["sni: [A.test, \"*.b.test\"]", "sni: [b.test]", "path: /x, sni: [\"*.a.test\"]", "path: /x", "path: /*"];
+    let (plan, _) = plan(&routes.map(String::from)).unwrap();
+    assert!(plan.router.asks_for_sni());
+    for (path, server_name, expected) in [
+        ("/", Some("a.test"), "r0"),
+        ("/", Some("x.b.test"), "r0"),
+        ("/", Some("x.y.b.test"), "r4"),
+        ("/", Some("b.test"), "r1"),
+        ("/", Some("x.a.test"), "r4"),
+        ("/", None, "r4"),
+        ("/x", Some("x.a.test"), "r2"),
+        ("/x", Some("a.test"), "r3"),
+        ("/x", None, "r3"),
+    ] {
+        let request = request(path, &[]);
+        let asker = Asker { server_name, ..Asker::new(0, &request) };
+        assert_eq!(winner(&plan, &asker).as_deref(), Some(expected), "{path} {server_name:?}");
+    }
+}
+
+#[test]
 fn where_a_client_is_decides() {
     let (plan, _) =
         plan(&["geo: { country: [DE] }", "geo: { continent: [EU] }, path: /a/*", "path: /*"].map(String::from))
