@@ -1,5 +1,6 @@
 //! The command line.
 
+mod config;
 mod route;
 mod test;
 
@@ -40,6 +41,9 @@ enum Command {
     /// Ask the router about a request, without a node.
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// Look at a configuration as a whole.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Run the `tests` of a configuration, on its routes and filters, without sockets; exit code 1 if one fails.
     Test(test::TestArgs),
     /// Print the JSON Schema of the configuration, for editors.
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run(&args.config),
         Command::Check(args) => check(&args.config),
+        Command::Config(command) => config::run(command),
         Command::Route(command) => route::run(command),
         Command::Test(args) => test::run(&args),
         Command::Schema { include } => {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use selvedge_config::{Config, Fault, Loaded, Loader, Report, Workers};
+use selvedge_config::{Config, Effective, Fault, Loaded, Loader, Report, Workers};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -63,7 +63,7 @@ struct Told {
 
 struct Kept {
     generation: Generation,
-    loaded: Loaded,
+    loaded: Arc<Loaded>,
 }
 
 /// A configuration that is or was in force.
@@ -132,7 +132,7 @@ impl Control {
 
         let generation =
             Generation { number: current.plan().generation, since: SystemTime::now(), origin: Origin::Start };
-        let told = Told { generations: VecDeque::from([Kept { generation, loaded: kept }]), failure: None };
+        let told = Told { generations: VecDeque::from([Kept { generation, loaded: Arc::new(kept) }]), failure: None };
         resources.observed().counters.reloaded(Reloaded::Start);
         Ok(Self(Arc::new(Inner {
             loader,
@@ -177,7 +177,7 @@ impl Control {
         let kept = {
             let told = self.0.told.lock();
             let kept = told.generations.iter().find(|kept| kept.generation.number == generation);
-            kept.map(|kept| kept.loaded.clone())
+            kept.map(|kept| Loaded::clone(&kept.loaded))
         };
         let loaded = kept.ok_or(RollBackError::Unknown(generation))?;
         let done = self.0.put_in_force(&mut running, loaded, Origin::RollBack(generation));
@@ -201,6 +201,17 @@ impl Control {
     #[must_use]
     pub fn config(&self) -> Option<Config> {
         self.0.told.lock().generations.back().map(|kept| kept.loaded.config.clone())
+    }
+
+    /// The configuration in force as it is in effect, for people to read, without secrets; see [`Loaded::effective`]. With its generation.
+    #[must_use]
+    pub fn effective(&self) -> Option<(u64, Effective)> {
+        let (number, loaded) = {
+            let told = self.0.told.lock();
+            let kept = told.generations.back()?;
+            (kept.generation.number, Arc::clone(&kept.loaded))
+        };
+        Some((number, loaded.effective()))
     }
 
     /// Whether requests should be sent here, as `/v1/ready` says it: yes, until the node is told otherwise or stops.
@@ -303,7 +314,7 @@ impl Inner {
         if told.generations.len() == GENERATIONS_KEPT {
             told.generations.pop_front();
         }
-        told.generations.push_back(Kept { generation, loaded: kept });
+        told.generations.push_back(Kept { generation, loaded: Arc::new(kept) });
         drop(told);
         running.files.clone_from(&files);
         self.files.send_replace(files);

@@ -1,4 +1,4 @@
-//! Questions about a configuration, asked of the program without a node: `route explain`.
+//! Questions about a configuration, asked of the program without a node: `route explain`, `test`, `config show`.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -368,4 +368,146 @@ fn what_fails_is_told_with_its_place_and_what_came_instead() {
         assert_eq!(output.status.code(), Some(2));
         assert!(text(&output.stderr).contains("more.yaml:7:7"), "{}", text(&output.stderr));
     }
+}
+
+/// Every way to give a secret; each of them has `hush` in it. `OPEN` is shown.
+const SECRETIVE: &str = r#"version: 1
+node:
+  module_cache: off
+  workers: 1
+  shutdown_grace: 1s
+  name: ${PART:-a}-node
+admin:
+  bind: "127.0.0.1:0"
+  token: ADMIN_TOKEN
+telemetry: { access_log: { output: off }, trace: { header: x-trace, value: hush-0123456789-trace } }
+listeners: { web: { bind: "127.0.0.1:0" } }
+include: [more.yaml]
+upstreams:
+  demo: { builtin: demo }
+  base:
+    endpoints:
+      - ${HOST}:80
+    timeouts: { connect: 5s }
+    balance: least_request
+  app: { like: base, endpoints: [192.0.2.1:80], timeouts: { read: 7s } }
+filters:
+  limit:
+    wasm: builtin:rate-limit
+    environment: { SOME_VARIABLE: hush-in-the-environment }
+    vm_config: { db: { password: hush-vm-password } }
+    config: { rate: 5/min, burst: 5 }
+  jwt:
+    wasm: builtin:jwt-auth
+    config: { secret_file: secret.txt, issuer: OPEN-issuer }
+  other:
+    wasm: builtin:jwt-auth
+    config: { secret: hush-0123456789abcdef0123456789abcdef, audience: "for hush-0123456789abcdef0123456789abcdef" }
+sites:
+  - hosts: ["*"]
+    headers: { response: { set: { x-open: "${host}", x-env: "${scheme}" } } }
+    routes:
+      - name: all
+        match: { header: { x-shared-secret: hush-shared }, cookie: { session: hush-session }, query: { access_token: hush-query } }
+        filters: [limit: { burst: 9 }, jwt: { secret: hush-9999999999999999999999999999999 }]
+        headers: { request: { set: { authorization: "Bearer hush-bearer", x-api-key: hush-api-key } } }
+        to: app
+"#;
+
+const SECRETIVE_INCLUDE: &str = r#"sites:
+  - hosts: [b.test]
+    routes:
+      - name: made
+        headers:
+          request:
+            set:
+              x-made: ${HUSH}
+        respond: { status: 200, body: "OPEN-body", headers: { set-cookie: "a=hush-cookie", x-token: hush-token } }
+"#;
+
+fn secretive(admin: &str) -> TempDir {
+    let folder = folder_with(&SECRETIVE.replace("ADMIN_TOKEN", admin));
+    std::fs::write(folder.path().join("more.yaml"), SECRETIVE_INCLUDE).expect("written");
+    std::fs::write(folder.path().join("secret.txt"), "hush-secret-file-0123456789abcdef0123456789\n").expect("written");
+    folder
+}
+
+fn with_secrets(folder: &Path, arguments: &[&str]) -> Output {
+    let environment =
+        [("PART", "hush-part"), ("HOST", "192.0.2.9"), ("HUSH", "hush-variable"), ("TOKEN", "hush-token-0123456789")];
+    Command::new(PROGRAM).args(arguments).current_dir(folder).envs(environment).output().expect("the program runs")
+}
+
+#[test]
+fn the_effective_configuration_is_shown_without_a_secret() {
+    let folder = secretive("${TOKEN}");
+    let output = with_secrets(folder.path(), &["config", "show"]);
+    let told = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(!told.contains("hush"), "{told}");
+    for expected in [
+        "name: ${PART:-a}-node\n",
+        "token: \"<redacted>\"\n",
+        "- ${HOST}:80\n",
+        "x-made: ${HUSH}\n",
+        "secret_file: secret.txt\n",
+        "OPEN-issuer",
+        "OPEN-body",
+        "x-open: \"${host}\"\n",
+        "SOME_VARIABLE: \"<redacted>\"\n",
+        "audience: \"<redacted>\"\n",
+        "- b.test\n",
+        // Filled in.
+        "shutdown_grace: \"1s\"\n",
+        "uri_length: \"8KiB\"\n",
+    ] {
+        assert!(told.contains(expected), "{expected} is not in:\n{told}");
+    }
+
+    let output = with_secrets(folder.path(), &["config", "show", "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(!told.to_string().contains("hush"), "{told:#}");
+    // `like` is followed key by key, settings of filters are merged, what is not written is there.
+    let app = &told["upstreams"]["app"];
+    assert_eq!((&app["balance"], &app["like"]), (&Value::from("least_request"), &Value::Null));
+    assert_eq!(app["timeouts"], serde_json::json!({ "connect": "1s", "read": "7s", "idle": "60s" }));
+    assert_eq!(told["upstreams"]["base"]["timeouts"]["connect"], "5s");
+    let uses = &told["sites"][0]["routes"][0]["filters"];
+    assert_eq!(uses[0]["limit"], serde_json::json!({ "rate": "5/min", "burst": 9 }));
+    assert_eq!(uses[1]["jwt"], serde_json::json!({ "issuer": "OPEN-issuer", "secret": "<redacted>" }));
+    assert_eq!(told["sites"][1]["hosts"][0], "b.test");
+    assert_eq!(told["filters"]["limit"]["on_failure"], "closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_api_shows_the_configuration_in_force() {
+    let folder = secretive("operator-hush-0123456789");
+    let config = std::fs::read_to_string(folder.path().join("config.yaml")).expect("read");
+    let config = config
+        .replace("${HOST}", "192.0.2.9")
+        .replace("${PART:-a}", "${TMP_PART:-a}")
+        .replace("include: [more.yaml]\n", "");
+    let config = config.replace("secret_file: secret.txt", "secret: hush-0123456789abcdef0123456789abcde2");
+    let edge = Edge::start(&config, &[]);
+    let ask = |path: &'static str| {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer operator-hush-0123456789\r\n\r\n");
+        let admin = edge.admin();
+        async move { Client::connect(admin).await.request(&head).await }
+    };
+    let answer = ask("/v1/config").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(!answer.text().contains("hush"), "{}", answer.text());
+    let told = answer.json();
+    assert_eq!(
+        (&told["generation"], &told["config"]["node"]["name"]),
+        (&Value::from(1), &Value::from("${TMP_PART:-a}-node"))
+    );
+    // What the files say now is not what is in force.
+    edge.write(&config.replace("5/min", "6/min"));
+    assert_eq!(ask("/v1/config").await.json()["config"]["filters"]["limit"]["config"]["rate"], "5/min");
+    let described = ask("/v1/openapi.json").await.json();
+    assert!(described["paths"]["/v1/config"]["get"].is_object(), "{described:#}");
+    let without =
+        Client::connect(edge.admin()).await.request("GET /v1/config HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(without.status, 401);
 }

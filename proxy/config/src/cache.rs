@@ -15,11 +15,11 @@ use crate::{
 #[schemars(deny_unknown_fields)]
 pub struct Cache {
     /// The part in memory.
-    #[schemars(with = "Option<CacheMemory>")]
+    #[schemars(with = "Option<CacheMemory>", extend("default" = {}))]
     pub memory: CacheMemory,
 
     /// How concurrent misses of one key share a fetch.
-    #[schemars(with = "Option<Collapse>")]
+    #[schemars(with = "Option<Collapse>", extend("default" = {}))]
     pub collapse: Collapse,
 
     /// Where the section is written.

@@ -13,6 +13,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    effective::Sources,
     report::{Fault, MAX_FAULTS, Position},
     tree::{Data, Entry, Kind, Node, Place, Scalar, Settings},
     values::{ByteRate, ByteSize, Percent, ValueError, parse_duration},
@@ -23,6 +24,8 @@ pub(crate) struct Cx<'l> {
     pub(crate) faults: Vec<Fault>,
     /// Every file that was opened.
     pub(crate) files: Vec<PathBuf>,
+    /// Their texts, but for those of secret files.
+    pub(crate) sources: Sources,
     pub(crate) builtin_filters: &'l [String],
     /// Whether there is a database that says where clients are.
     pub(crate) has_geo: bool,

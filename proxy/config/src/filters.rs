@@ -105,7 +105,7 @@ pub struct Filter {
     pub header_encoding: HeaderEncoding,
 
     /// What one instance of the filter may use.
-    #[schemars(with = "Option<FilterLimits>")]
+    #[schemars(with = "Option<FilterLimits>", extend("default" = {}))]
     pub limits: FilterLimits,
 
     /// What the filter is configured with: any YAML, handed to the module as JSON. The key `X_file: path` becomes `X:

@@ -1,6 +1,6 @@
 //! `listeners`: the addresses the node answers on.
 
-mod limits;
+pub(crate) mod limits;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
@@ -38,7 +38,7 @@ pub struct Listener {
     pub tcp: Option<Tcp>,
 
     /// How much and how slowly a client may send.
-    #[schemars(with = "Option<ListenerLimits>")]
+    #[schemars(with = "Option<ListenerLimits>", extend("default" = {}))]
     pub limits: ListenerLimits,
 
     /// Where its name is written.

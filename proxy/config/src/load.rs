@@ -14,11 +14,14 @@ use std::{
 use glob::MatchOptions;
 use schemars::JsonSchema;
 
+#[cfg(doc)]
+use crate::REDACTED;
 use crate::{
     admin::Admin,
     cache::Cache,
     cases::{self, Test},
     decode::{At, Cx, Fields, beside, brief, check_key, list, mapping, parsed, whole},
+    effective::{self, Effective, Sources},
     filters::{Declared, Filter},
     geo::Geo,
     listeners::{self, Listener},
@@ -60,14 +63,14 @@ pub struct Config {
     pub include: Vec<String>,
 
     /// The process itself. In the first file only.
-    #[schemars(with = "Option<Process>")]
+    #[schemars(with = "Option<Process>", extend("default" = {}))]
     pub node: Process,
 
     /// Where the node is asked and told. Absent: nobody can.
     pub admin: Option<Admin>,
 
     /// What the node tells its operator.
-    #[schemars(with = "Option<Telemetry>")]
+    #[schemars(with = "Option<Telemetry>", extend("default" = {}))]
     pub telemetry: Telemetry,
 
     /// The addresses the node answers on, by name. At least one over all files.
@@ -104,6 +107,20 @@ pub struct Loaded {
     pub config: Config,
     /// All files that were read: the first, its includes, and secret files. When one changes, load again.
     pub files: Vec<PathBuf>,
+    sources: Sources,
+}
+
+impl Loaded {
+    /// The configuration as it is in effect, for people to read: all files in one, `like` followed, the settings of filters merged, defaults filled
+    /// in. Paths are as written. `tests` are left out.
+    ///
+    /// Secrets are not in it: what comes from the environment is shown as it is written (`${NAME}`), secret files by their names, and
+    /// what is written in the files themselves is [redacted](REDACTED) where the name of its key says that it is a secret, or where
+    /// such a secret is written once more.
+    #[must_use]
+    pub fn effective(&self) -> Effective {
+        effective::of(&self.sources)
+    }
 }
 
 /// Gives the value of a variable.
@@ -165,11 +182,11 @@ impl Loader {
     fn run(&self, file: &Arc<Path>, text: Result<String, Unreadable>) -> Result<Loaded, Report> {
         let mut cx = self.cx(file);
         let config = self.read(&mut cx, file, text);
-        let Cx { faults, mut files, .. } = cx;
+        let Cx { faults, mut files, sources, .. } = cx;
         files.sort();
         files.dedup();
         match config {
-            Some(config) if faults.is_empty() => Ok(Loaded { config, files }),
+            Some(config) if faults.is_empty() => Ok(Loaded { config, files, sources }),
             _ => Err(Report { files, ..Report::new(file, faults) }),
         }
     }
@@ -178,6 +195,7 @@ impl Loader {
         Cx {
             faults: Vec::new(),
             files: vec![file.to_path_buf()],
+            sources: Sources::default(),
             builtin_filters: &self.builtin_filters,
             has_geo: false,
             read_secret: |path| regular_file(path).and_then(|()| read_text(path)).map_err(|unreadable| unreadable.why),
@@ -210,6 +228,8 @@ impl Loader {
             }
             next += 1;
         }
+        let source = |root: &Node| (Arc::clone(&root.position.file), Arc::clone(&root.position.text));
+        cx.sources = Sources(documents.iter().map(|document| source(&document.root)).collect());
         Sections::gather(cx, &documents).into_config(cx)
     }
 

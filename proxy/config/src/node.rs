@@ -48,7 +48,7 @@ pub struct Node {
     pub trusted_proxies: Vec<IpNet>,
 
     /// How the paths of requests are read, before routes, filters and cache keys see them.
-    #[schemars(with = "Option<Paths>")]
+    #[schemars(with = "Option<Paths>", extend("default" = {}))]
     pub paths: Paths,
 }
 

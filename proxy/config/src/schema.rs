@@ -251,7 +251,10 @@ tests:
                     properties.into_iter().filter_map(|(key, value)| Some((key, value.get("default")?.clone())));
                 if with_defaults {
                     visited.insert(name.to_owned());
-                    object.extend(defaults);
+                    // What is given has defaults of its own inside.
+                    for (key, value) in defaults {
+                        object.entry(key).or_insert(value);
+                    }
                 }
                 Value::Object(object)
             };
@@ -276,13 +279,16 @@ tests:
             hashed["balance"] = json!({ "consistent_hash": shape("ConsistentHash", json!({ "by": "path" })) });
             let filter_limits = shape("FilterLimits", json!({}));
             let paths = shape("Paths", json!({}));
+            let redirect = shape("Redirect", json!({ "to": "/" }));
+            let access_log = shape("AccessLog", json!({}));
+            let (memory, collapse) = (shape("CacheMemory", json!({})), shape("Collapse", json!({})));
             let config = json!({
                 "version": 1,
                 "node": shape("Node", json!({ "paths": paths })),
-                "telemetry": { "access_log": shape("AccessLog", json!({})) },
+                "telemetry": shape("Telemetry", json!({ "access_log": access_log })),
                 "listeners": { "web": shape("Listener", json!({ "bind": "127.0.0.1:1", "limits": limits, "tls": tls })) },
                 "geo": shape("Geo", json!({ "database": "builtin:test" })),
-                "cache": { "memory": shape("CacheMemory", json!({})), "collapse": shape("Collapse", json!({})) },
+                "cache": shape("Cache", json!({ "memory": memory, "collapse": collapse })),
                 "upstreams": { "a": upstream, "b": hashed },
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
                 "sites": [{ "hosts": ["*"], "routes": [
@@ -290,7 +296,7 @@ tests:
                         "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",
                         "rewrite": shape("Rewrite", json!({ "host": "a" })),
                     },
-                    { "match": { "path": "/r" }, "redirect": shape("Redirect", json!({ "to": "/" })) },
+                    shape("Route", json!({ "match": { "path": "/r" }, "redirect": redirect })),
                 ] }],
                 "tests": [{
                     "name": "t", "request": shape("TestRequest", json!({ "url": "/" })),
@@ -312,6 +318,24 @@ tests:
         for (name, _) in with_defaults {
             assert!(visited.contains(name), "{name} has a default that is not compared");
         }
+    }
+
+    #[test]
+    fn the_effective_configuration_loads_as_the_same_one() {
+        let load = |text: &str| {
+            let loaded = Loader::new().load_str("a.yaml", text).unwrap_or_else(|report| panic!("{report}\n{text}"));
+            let mut config = loaded.config.clone();
+            config.tests.clear(); // They are no part of it.
+            let told = format!("{config:#?}");
+            let told: Vec<_> = told.lines().filter(|line| !line.contains("a.yaml:")).map(str::to_owned).collect();
+            (told, loaded.effective())
+        };
+        let (first, effective) = load(EVERY_SHAPE);
+        // The only secret in it.
+        let text = effective.to_string().replace("\"<redacted>\"", "0123456789abcdef");
+        let (second, again) = load(&text);
+        assert_eq!(first, second, "{text}");
+        assert_eq!(again, effective, "{text}");
     }
 
     #[test]

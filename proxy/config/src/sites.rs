@@ -106,7 +106,7 @@ pub struct Route {
     pub name: String,
 
     /// Which requests. Default: all.
-    #[schemars(rename = "match", with = "Option<Match>")]
+    #[schemars(rename = "match", with = "Option<Match>", extend("default" = {}))]
     pub when: Match,
 
     /// The filters it runs, in order, after the site's. Each a name, or a name with settings that are merged over the

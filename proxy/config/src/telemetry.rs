@@ -14,7 +14,7 @@ use crate::{
 #[schemars(deny_unknown_fields)]
 pub struct Telemetry {
     /// One line per finished request.
-    #[schemars(with = "Option<AccessLog>")]
+    #[schemars(with = "Option<AccessLog>", extend("default" = {}))]
     pub access_log: AccessLog,
 
     /// Counters for Prometheus, over HTTP. Absent: nobody can ask.

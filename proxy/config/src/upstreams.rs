@@ -53,7 +53,7 @@ pub struct Upstream {
     pub protocol: UpstreamProtocol,
 
     /// How long each part of an exchange may take.
-    #[schemars(with = "Option<Timeouts>")]
+    #[schemars(with = "Option<Timeouts>", extend("default" = {}))]
     pub timeouts: Timeouts,
 
     /// How an endpoint is chosen for a request. Default `round_robin`.
@@ -67,7 +67,7 @@ pub struct Upstream {
     pub prefer: Option<Prefer>,
 
     /// How the names of endpoints become addresses.
-    #[schemars(with = "Option<Dns>")]
+    #[schemars(with = "Option<Dns>", extend("default" = {}))]
     pub dns: Dns,
 
     /// Asks every endpoint again and again how it is. Absent: all are taken to be well.
@@ -77,7 +77,7 @@ pub struct Upstream {
     pub outlier: Option<Outlier>,
 
     /// What is sent once more when it fails.
-    #[schemars(with = "Option<Retries>")]
+    #[schemars(with = "Option<Retries>", extend("default" = {}))]
     pub retries: Retries,
 
     /// How much is sent at once. Absent: as much as comes.

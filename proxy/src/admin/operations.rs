@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 
 use super::certificates::CertificatesView;
 use super::problem::Problem;
-use super::views::{Draining, Filters, Generations, InForce, LogFilter, NodeView, Readiness, Ready, Upstreams};
+use super::views::{
+    ConfigView, Draining, Filters, Generations, InForce, LogFilter, NodeView, Readiness, Ready, Upstreams,
+};
 use super::{State, openapi};
 use crate::control::RollBackError;
 use crate::telemetry::endpoint::PROMETHEUS_TEXT;
@@ -100,6 +102,11 @@ pub(crate) const TABLE: &[Operation] = &[
         "/v1/generations",
         "The configurations that are or were in force, and why the last reload was not done, if it was not.",
         |state, _| Box::pin(async { json(&Generations::of(state)) }),
+    ),
+    ask::<ConfigView>(
+        "/v1/config",
+        "The configuration in force: all files in one, defaults filled in, without secrets.",
+        |state, _| Box::pin(config(state)),
     ),
     tell::<InForce>(
         Verb::Post,
@@ -255,6 +262,14 @@ async fn reload(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
         Ok(Err(report)) => Err(Problem::faulty(&report)),
         Err(_) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The reload failed in itself")),
     }
+}
+
+async fn config(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
+    let control = state.control.clone();
+    // Large configurations take their time.
+    let effective = tokio::task::spawn_blocking(move || control.effective()).await.ok().flatten();
+    let failed = || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The configuration cannot be shown");
+    json(&ConfigView::of(effective.ok_or_else(failed)?))
 }
 
 async fn roll_back(state: &State, call: Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {

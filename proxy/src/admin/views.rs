@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use http::StatusCode;
 use schemars::JsonSchema;
+use selvedge_config::Effective;
 use serde::{Deserialize, Serialize};
 
 use super::State;
@@ -105,6 +106,22 @@ struct FailureView {
     when: String,
     /// Everything that is wrong.
     faults: Vec<FaultView>,
+}
+
+/// The configuration in force, as it is in effect.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Config")]
+pub(crate) struct ConfigView {
+    /// Its number.
+    generation: u64,
+    /// It, in the grammar of the configuration file. Secrets read `<redacted>`, and what comes from the environment as it is written.
+    config: serde_json::Value,
+}
+
+impl ConfigView {
+    pub(crate) fn of((generation, config): (u64, Effective)) -> Self {
+        Self { generation, config: config.to_json() }
+    }
 }
 
 /// The configuration that is in force now.

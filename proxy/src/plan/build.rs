@@ -217,7 +217,7 @@ pub struct Built {
 /// # Errors
 /// Every fault found, each at its place.
 pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fault>> {
-    let Loaded { config, mut files } = loaded;
+    let Loaded { config, mut files, .. } = loaded;
     let mut faults = Vec::new();
 
     let geo = geo(&config, &mut files, &mut faults);

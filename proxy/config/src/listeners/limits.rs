@@ -86,7 +86,7 @@ pub struct ListenerLimits {
 }
 
 /// Those that have no meaning where HTTP is not spoken.
-pub(super) const OF_HTTP: [&str; 9] = [
+pub(crate) const OF_HTTP: [&str; 9] = [
     "body",
     "header_size",
     "header_count",
