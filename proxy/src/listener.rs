@@ -25,7 +25,7 @@ use self::connection::{CONNECTION, Connection, Shared, header_is_read, is_idle, 
 use crate::crowd::Place;
 use crate::request::Edge;
 use crate::telemetry::counters::Counters;
-use crate::tls::{self, CertificateStore, Handshake, ListenerTls};
+use crate::tls::{self, CertificateStore, End, Handshake, ListenerTls};
 use crate::transport::{Told, Transport};
 
 /// What a request needs to know about where it arrived.
@@ -306,14 +306,21 @@ async fn serve(
             };
             match tokio::time::timeout(door.facts.header_timeout, handshake).await {
                 Ok(Ok(stream)) => {
+                    door.counters.handshakes.ended(End::Done);
                     let tls = stream.get_ssl();
                     let certificate = tls.and_then(TlsRef::peer_certificate_der);
                     let handshake = Handshake::new(tls.and_then(TlsRef::server_name), certificate);
                     told.handshake(handshake, stream.selected_alpn_proto() == Some(ALPN::H2));
                     Box::new(stream)
                 }
-                Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
-                Err(_) => return debug!("TLS handshake took too long"),
+                Ok(Err(error)) => {
+                    door.counters.handshakes.ended(End::Failed);
+                    return debug!(%error, "TLS handshake failed");
+                }
+                Err(_) => {
+                    door.counters.handshakes.ended(End::Timeout);
+                    return debug!("TLS handshake took too long");
+                }
             }
         }
     };

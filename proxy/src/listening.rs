@@ -184,7 +184,9 @@ impl Bound {
         crowd: Arc<Crowd>,
     ) -> Result<Self, Vec<Fault>> {
         let protocols = protocols(listener);
-        let tls = listener.tls.as_ref().map(|tls| ListenerTls::load(tls, protocols, development_names)).transpose()?;
+        let handshakes = &resources.observed().counters.handshakes;
+        let load = |tls| ListenerTls::load(tls, protocols, development_names, handshakes);
+        let tls = listener.tls.as_ref().map(load).transpose()?;
         let cannot = |error: io::Error| {
             let message = format!("listener {name} cannot listen on {}: {error}", listener.bind);
             vec![Fault::at(&listener.position, message)]
@@ -242,7 +244,7 @@ pub(crate) fn check(config: &Config) -> Result<Vec<(String, String)>, Vec<Fault>
     let (mut oddities, mut faults) = (Vec::new(), Vec::new());
     for (name, listener) in &config.listeners {
         let Some(tls) = &listener.tls else { continue };
-        match ListenerTls::load(tls, protocols(listener), &names) {
+        match ListenerTls::load(tls, protocols(listener), &names, &Arc::default()) {
             Ok(tls) => oddities.extend(tls.certificates.oddities().into_iter().map(|odd| (name.clone(), odd))),
             Err(more) => faults.extend(more),
         }

@@ -6,6 +6,8 @@ mod clients;
 
 mod client;
 
+mod counts;
+
 mod hello;
 
 mod names;
@@ -27,6 +29,7 @@ pub use self::certificate::Certificate;
 pub(crate) use self::certificate::hex;
 pub(crate) use self::client::{CLIENT_CERT, CLIENT_CERT_CHAIN, Handshake, Shown};
 use self::clients::Authorities;
+pub(crate) use self::counts::{End, HandshakeCounts};
 pub(crate) use self::hello::{greet, greet_any};
 use self::names::{Names, Overlap};
 
@@ -167,16 +170,13 @@ pub(crate) fn now() -> i64 {
 pub struct CertificateStore {
     current: ArcSwap<Set>,
     unknown: UnknownNames,
+    counts: Arc<HandshakeCounts>,
 }
 
 impl CertificateStore {
-    /// Loads what the configuration names. `names` are what a development certificate is made out to.
-    ///
-    /// # Errors
-    /// What cannot be used, each at its place.
-    pub fn load(tls: &Tls, names: &[String]) -> Result<Arc<Self>, Vec<Fault>> {
+    fn load(tls: &Tls, names: &[String], counts: Arc<HandshakeCounts>) -> Result<Arc<Self>, Vec<Fault>> {
         let set = Set::of(load(tls, names)?);
-        Ok(Arc::new(Self { current: ArcSwap::from_pointee(set), unknown: tls.unknown_names }))
+        Ok(Arc::new(Self { current: ArcSwap::from_pointee(set), unknown: tls.unknown_names, counts }))
     }
 
     /// Loads again, to be swapped in once everything else of a reload is in order. A development certificate is kept.
@@ -256,16 +256,22 @@ impl ListenerTls {
     ///
     /// # Errors
     /// What cannot be used, each at its place.
-    pub fn load(tls: &Tls, protocols: &[Protocol], names: &[String]) -> Result<Self, Vec<Fault>> {
+    pub(crate) fn load(
+        tls: &Tls,
+        protocols: &[Protocol],
+        names: &[String],
+        counts: &Arc<HandshakeCounts>,
+    ) -> Result<Self, Vec<Fault>> {
         let fault = |position, error: CertificateError| Fault::at(position, crate::error_chain(&error));
         let authorities = tls
             .clients
             .as_ref()
             .map(|clients| Authorities::load(&clients.ca).map_err(|error| vec![fault(&clients.position, error)]));
-        let (certificates, authorities) = match (CertificateStore::load(tls, names), authorities.transpose()) {
-            (Ok(certificates), Ok(authorities)) => (certificates, authorities),
-            (one, other) => return Err(one.err().into_iter().chain(other.err()).flatten().collect()),
-        };
+        let (certificates, authorities) =
+            match (CertificateStore::load(tls, names, Arc::clone(counts)), authorities.transpose()) {
+                (Ok(certificates), Ok(authorities)) => (certificates, authorities),
+                (one, other) => return Err(one.err().into_iter().chain(other.err()).flatten().collect()),
+            };
         let digest = authorities.as_ref().map(|authorities| authorities.digest);
         let config = server_config(tls, protocols, Arc::clone(&certificates), authorities)
             .map_err(|error| vec![fault(&tls.position, error)])?;
@@ -297,9 +303,15 @@ fn server_config(
         .with_protocol_versions(versions)
         .map_err(CertificateError::Setup)?;
     let mut config = match tls.clients.as_ref().zip(authorities) {
-        None => config.with_no_client_auth().with_cert_resolver(store),
+        None => {
+            let mut config = config.with_no_client_auth().with_cert_resolver(store);
+            // Clients keep their sessions themselves, so that any number of them can come back without a whole handshake.
+            config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(CertificateError::Setup)?;
+            config
+        }
         Some((clients, authorities)) => {
-            let verifier = clients::verifier(clients, authorities)?;
+            let counts = Arc::clone(&store.counts);
+            let verifier = clients::verifier(clients, authorities, counts)?;
             let mut config = config.with_client_cert_verifier(verifier).with_cert_resolver(store);
             // A resumed session is not verified again: a certificate would be good for as long as its session.
             config.session_storage = Arc::new(NoServerSessionStorage {});

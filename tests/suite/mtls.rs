@@ -170,6 +170,46 @@ async fn pinned_keys_alone_are_let_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn operators_see_who_is_refused_and_why() {
+    let clients = Clients::new();
+    let origin = telling().await;
+    let issue = |change: fn(&mut rcgen::CertificateParams)| clients.authority.issue_with(&["device.test"], EC, change);
+    let good = issue(|_| ());
+    let refused_ones = [
+        issue(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1)),
+        issue(|params| params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth]),
+        Authority::new("others").issue(&["device.test"]),
+        Authority::new("clients").issue(&["device.test"]),
+        issue(|_| ()),
+    ];
+    let yaml = config(&clients.setting("require", &format!(", pins: [\"{}\"]", pin(&good))), TO_APP)
+        .replace("clients:", "unknown_names: refuse, clients:")
+        .replace("telemetry: {", "telemetry: { metrics: { bind: \"127.0.0.1:0\" },");
+    let edge = Edge::start(&yaml, &[("app", origin.address())]);
+    assert_eq!(served(&caller(Some(&good)), edge.secure()).await.text(), "hello");
+    for identity in &refused_ones {
+        let mut caller = caller(Some(identity));
+        caller.versions = vec![&TLS12]; // the client learns it in its own part of the handshake
+        caller.try_call(edge.secure()).await.expect_err("refused");
+    }
+    let elsewhere = Caller::new("other.test", &["http/1.1"]).try_call(edge.secure()).await;
+    elsewhere.expect_err("no certificate is for that");
+    let page = Client::get(edge.metrics(), "/metrics").await.text();
+    for sample in [
+        "selvedge_tls_handshakes_total{result=\"done\"} 1",
+        "selvedge_tls_handshakes_total{result=\"failed\"} 6",
+        "selvedge_tls_handshakes_total{result=\"timeout\"} 0",
+        "selvedge_tls_refusals_total{reason=\"name\"} 1",
+        "selvedge_tls_refusals_total{reason=\"expired\"} 1",
+        "selvedge_tls_refusals_total{reason=\"authority\"} 2",
+        "selvedge_tls_refusals_total{reason=\"pin\"} 1",
+        "selvedge_tls_refusals_total{reason=\"certificate\"} 1",
+    ] {
+        assert!(page.lines().any(|line| line == sample), "{sample} in\n{page}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_connection_is_verified_anew() {
     let clients = Clients::new();
     let origin = telling().await;
@@ -213,6 +253,15 @@ async fn other_authorities_hold_from_the_reload_on() {
     assert_eq!(served(&caller(Some(&other.issue(&["new.test"]))), secure).await.text(), "hello");
     assert!(open.is_closed().await, "what was verified by the old ones has ended");
     assert_eq!(elsewhere.request(GET).await.status, 200, "the other listener is as it was");
+
+    let mut known = Client::over(caller(Some(&other.issue(&["new.test"]))).call(secure).await);
+    assert_eq!(known.request(GET).await.status, 200);
+    let mine = other.issue(&["mine.test"]);
+    let pinned = config(&clients.setting("require", &format!(", pins: [\"{}\"]", pin(&mine))), TO_APP);
+    edge.reload(&pinned).expect("in order");
+    assert!(known.is_closed().await, "its key is not pinned");
+    assert_eq!(served(&caller(Some(&mine)), secure).await.text(), "hello");
+    edge.reload(&yaml).expect("in order");
 
     for (broken, why) in [("nothing", "holds no certificate"), ("", "holds no certificate")] {
         std::fs::write(clients.folder.path().join("ca.pem"), broken).expect("written");
@@ -322,7 +371,9 @@ async fn upstreams_are_told_of_the_certificate_by_the_node_alone() {
     let origin = telling().await;
     let identity = clients.authority.issue(&["device.test"]);
     let field = format!(":{}:", STANDARD.encode(&identity.der));
-    let forged = "client-cert: :Zm9yZ2Vk:\r\nClient-Cert: :Zm9yZ2Vk:\r\nclient-cert-chain: :Zm9yZ2Vk:\r\n";
+    // Nor can a client have it taken away as a field for one hop only (RFC 9110, 7.6.1).
+    let forged = "client-cert: :Zm9yZ2Vk:\r\nClient-Cert: :Zm9yZ2Vk:\r\nclient-cert-chain: :Zm9yZ2Vk:\r\n\
+                  connection: client-cert, keep-alive\r\n";
     for (forward, told) in [("", ""), (", forward: false", ""), (", forward: true", &*field)] {
         let edge = clients.node("request", forward, TO_APP, origin.address());
         for extra in ["", forged] {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use rustls::{AlertDescription, SignatureScheme};
+use rustls::{AlertDescription, HandshakeKind, SignatureScheme};
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::tls::{Authority, Caller, Issued, alert, shown};
 use selvedge_tests::{Client, Edge, soon};
@@ -183,6 +183,40 @@ async fn a_check_reads_certificates_and_warns_of_odd_ones() {
     let (code, out, err) = check(&tls);
     assert_eq!(code, Some(2), "{out}{err}");
     assert!(err.contains("config.yaml:5:") && err.contains("new.pem holds no certificate"), "{err}");
+}
+
+/// More clients than a server's memory has places for.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_number_of_clients_can_come_back_without_a_whole_handshake() {
+    let edge = Edge::start(&config("{ certificates: development }"), &[]);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut caller = Caller::new("localhost", &["http/1.1"]);
+        caller.versions = vec![version];
+        let first = caller.connector();
+        for number in 0..300 {
+            let connector = if number == 0 { first.clone() } else { caller.connector() };
+            let stream = caller.call_with(&connector, edge.secure()).await.expect("handshake");
+            // Session tickets come with the answer.
+            assert_eq!(Client::over(stream).request(GET).await.status, 200);
+        }
+        let again = caller.call_with(&first, edge.secure()).await.expect("handshake");
+        assert_eq!(again.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed), "{version:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_takes_too_long_is_ended_and_counted() {
+    let yaml = config("{ certificates: development }")
+        .replace("telemetry: {", "telemetry: { metrics: { bind: \"127.0.0.1:0\" },")
+        .replace("  secure: {", "  secure: { limits: { header_timeout: 200ms },");
+    let edge = Edge::start(&yaml, &[]);
+    assert_eq!(raw(edge.secure(), &[&client_hello_1_1()[..20]]).await, b"", "half a message");
+    soon("the count", async {
+        while !Client::get(edge.metrics(), "/metrics").await.text().contains("handshakes_total{result=\"timeout\"} 1\n")
+        {
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

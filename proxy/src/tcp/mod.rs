@@ -39,7 +39,7 @@ use crate::listener::{self, ListenerFacts};
 use crate::listening::Bound;
 use crate::node::Current;
 use crate::telemetry::AccessLogSink;
-use crate::tls::{self, ListenerTls};
+use crate::tls::{self, End, ListenerTls};
 
 /// A connection to either side.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -100,6 +100,7 @@ async fn serve(door: Arc<TcpDoor>, stream: TcpStream, client: SocketAddr) {
     if let Some(geo) = plan.geo.as_ref().filter(|_| !route.filters.is_empty()) {
         facts.location = geo.lookup(client.ip());
     }
+    let handshakes = Arc::clone(&plan.counters.handshakes);
     drop(plan);
 
     let stream: Box<dyn Io> = match &door.tls {
@@ -115,13 +116,16 @@ async fn serve(door: Arc<TcpDoor>, stream: TcpStream, client: SocketAddr) {
                 Ok(Ok(stream)) => {
                     let (_, connection) = stream.get_ref();
                     facts.tls = Some(Tls::of(connection));
+                    handshakes.ended(End::Done);
                     Box::new(stream)
                 }
                 Ok(Err(error)) => {
+                    handshakes.ended(End::Failed);
                     debug!(%client, %error, "TLS handshake failed");
                     return entry.ended = Ended::NoHandshake;
                 }
                 Err(_) => {
+                    handshakes.ended(End::Timeout);
                     debug!(%client, "TLS handshake took too long");
                     return entry.ended = Ended::NoHandshake;
                 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
 
 use crate::limits::Limit;
+use crate::tls::HandshakeCounts;
 
 /// Counts of one node, as long as the process: a reload does not reset them.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub(crate) struct Counters {
     requests: [AtomicU64; 6],
     /// Connections there was no room for.
     refused_connections: AtomicU64,
+    /// TLS handshakes.
+    pub(crate) handshakes: Arc<HandshakeCounts>,
     /// What clients sent beyond a limit, in the order of [`Limit::ALL`].
     limits: [AtomicU64; Limit::ALL.len()],
     /// Reloads that were done, and that failed.

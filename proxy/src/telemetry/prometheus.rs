@@ -21,7 +21,7 @@ use crate::tls::CertificateStore;
 pub(crate) fn page(observed: &Observed, plan: &Plan, certificates: &[(String, Arc<CertificateStore>)]) -> String {
     let mut page = Page::default();
     node(&mut page, observed, plan.generation);
-    certificates::write(&mut page, certificates);
+    certificates::write(&mut page, &observed.counters.handshakes, certificates);
     upstreams::write(&mut page, plan);
     filters(&mut page, observed);
     shared(&mut page, observed);

@@ -140,14 +140,22 @@ fn write_attribute(text: &mut String, attribute: &AttributeTypeAndValue<'_>) {
         // RFC 4514, 2.4: what has no name or is no text is shown as it is encoded.
         _ => {
             let value = attribute.attr_value();
-            let tag = u8::try_from(value.tag().0).unwrap_or(0);
-            let _ = write!(text, "#{tag:02x}");
-            match u8::try_from(value.data.len()) {
-                Ok(length @ 0..=127) => drop(write!(text, "{length:02x}")),
-                Ok(length) => drop(write!(text, "81{length:02x}")),
-                Err(_) => drop(write!(text, "82{:04x}", value.data.len() & 0xffff)),
-            }
+            text.push('#');
+            text.push_str(&hex(value.header.raw_tag().unwrap_or_default()));
+            text.push_str(&hex(&length(value.data.len())));
             text.push_str(&hex(value.data));
+        }
+    }
+}
+
+/// A length in DER (X.690, 10.1): itself if it is short, else how many bytes it takes and those.
+fn length(length: usize) -> Vec<u8> {
+    match u8::try_from(length) {
+        Ok(short @ 0..=127) => vec![short],
+        _ => {
+            let bytes: Vec<u8> = length.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
+            let count = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+            [&[0x80 | count], &bytes[..]].concat()
         }
     }
 }
@@ -198,6 +206,47 @@ mod tests {
         assert_eq!(read.title(), "a.example");
         assert_eq!(read.fingerprint, <[u8; 32]>::from(Sha256::digest(made.der())));
         assert_eq!(read.key_hash, <[u8; 32]>::from(Sha256::digest(key.subject_public_key_info())));
+    }
+
+    #[test]
+    fn a_value_without_a_name_is_shown_as_it_is_encoded() {
+        for (bytes, expected) in
+            [(0, "0c00"), (127, "0c7f"), (128, "0c8180"), (300, "0c82012c"), (70_000, "0c83011170")]
+        {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            let value = DnValue::Utf8String("a".repeat(bytes));
+            params.distinguished_name.push(DnType::CustomDnType(vec![1, 2, 3]), value);
+            let made = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            let subject = Certificate::of(made.der()).unwrap().subject;
+            assert_eq!(subject, format!("1.2.3=#{expected}{}", "61".repeat(bytes)));
+        }
+    }
+
+    proptest::proptest! {
+        /// Whoever sends it has nothing to gain: it is read, or refused.
+        #[test]
+        fn a_damaged_certificate_does_no_harm(
+            changes in proptest::collection::vec((proptest::prelude::any::<usize>(), proptest::prelude::any::<u8>()), 0..8),
+            cut in proptest::prelude::any::<usize>(),
+        ) {
+            static WHOLE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+            let whole = WHOLE.get_or_init(|| {
+                let names = vec!["a.test".to_owned(), "192.0.2.1".to_owned()];
+                let made = CertificateParams::new(names).unwrap().self_signed(&KeyPair::generate().unwrap()).unwrap();
+                made.der().to_vec()
+            });
+            let mut der = whole.clone();
+            for (place, byte) in changes {
+                let place = place % der.len();
+                der[place] = byte;
+            }
+            // One in two is cut.
+            der.truncate(cut % (2 * der.len()));
+            if let Ok(read) = Certificate::of(&der) {
+                proptest::prop_assert!(read.subject.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureS
 use selvedge_config::{ClientCertificates, ClientMode, Pin};
 use sha2::{Digest, Sha256};
 
+use super::counts::{HandshakeCounts, Refusal};
 use super::{CertificateError, provider};
 
 /// The authorities of a file.
@@ -37,6 +38,7 @@ impl Authorities {
 pub(super) fn verifier(
     settings: &ClientCertificates,
     authorities: Authorities,
+    counts: Arc<HandshakeCounts>,
 ) -> Result<Arc<dyn ClientCertVerifier>, CertificateError> {
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities.roots), provider());
     let builder = match settings.mode {
@@ -45,20 +47,40 @@ pub(super) fn verifier(
     };
     let by_authority =
         builder.build().map_err(|source| CertificateError::Setup(rustls::Error::General(source.to_string())))?;
-    if settings.pins.is_empty() {
-        return Ok(by_authority);
-    }
-    Ok(Arc::new(Pinned { by_authority, pins: settings.pins.clone() }))
+    Ok(Arc::new(Verifier { by_authority, pins: settings.pins.clone(), counts }))
 }
 
 /// Takes the certificates that the authorities vouch for, if their keys are known.
 #[derive(Debug)]
-struct Pinned {
+struct Verifier {
     by_authority: Arc<dyn ClientCertVerifier>,
+    /// None: any key.
     pins: Vec<Pin>,
+    counts: Arc<HandshakeCounts>,
 }
 
-impl ClientCertVerifier for Pinned {
+impl Verifier {
+    fn verify(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.by_authority.verify_client_cert(certificate, intermediates, now)?;
+        if self.pins.is_empty() {
+            return Ok(verified);
+        }
+        let parsed = webpki::EndEntityCert::try_from(certificate)
+            .map_err(|_| rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
+        let key = Pin(Sha256::digest(&*parsed.subject_public_key_info()).into());
+        if self.pins.contains(&key) {
+            return Ok(verified);
+        }
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure))
+    }
+}
+
+impl ClientCertVerifier for Verifier {
     fn offer_client_auth(&self) -> bool {
         self.by_authority.offer_client_auth()
     }
@@ -77,14 +99,8 @@ impl ClientCertVerifier for Pinned {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.by_authority.verify_client_cert(end_entity, intermediates, now)?;
-        let parsed = webpki::EndEntityCert::try_from(end_entity)
-            .map_err(|_| rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
-        let key = Pin(Sha256::digest(&*parsed.subject_public_key_info()).into());
-        if self.pins.contains(&key) {
-            return Ok(verified);
-        }
-        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure))
+        let verdict = self.verify(end_entity, intermediates, now);
+        verdict.inspect_err(|error| self.counts.refused(Refusal::of(error)))
     }
 
     fn verify_tls12_signature(

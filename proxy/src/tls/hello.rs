@@ -8,6 +8,7 @@ use rustls::{AlertDescription, ProtocolVersion};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::CertificateStore;
+use super::counts::Refusal;
 use crate::transport::Transport;
 
 /// How much a client may send before its first message is whole, in bytes.
@@ -46,6 +47,7 @@ pub(crate) async fn greet_any(
     name: Option<&str>,
 ) -> io::Result<()> {
     let Some(alert) = store.refusal(name) else { return Ok(()) };
+    store.counts.refused(Refusal::Name);
     stream.write_all(&record(alert)).await?;
     stream.shutdown().await?;
     Err(io::Error::other(format!("no certificate is for {}", name.unwrap_or("a client without SNI"))))

@@ -1,14 +1,23 @@
-//! The certificates of listeners.
+//! TLS towards clients: handshakes, and the certificates of listeners.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Page;
-use crate::tls::CertificateStore;
+use crate::tls::{CertificateStore, HandshakeCounts};
 
 const EXPIRY: &str = "selvedge_certificate_expiry_timestamp_seconds";
 
-pub(super) fn write(page: &mut Page, certificates: &[(String, Arc<CertificateStore>)]) {
+pub(super) fn write(page: &mut Page, handshakes: &HandshakeCounts, certificates: &[(String, Arc<CertificateStore>)]) {
+    page.family("selvedge_tls_handshakes_total", "counter", "TLS handshakes of clients, by how they ended.");
+    for (result, count) in handshakes.ends() {
+        page.sample("selvedge_tls_handshakes_total", &[("result", result)], count);
+    }
+    let help = "Clients refused in the handshake: for the name they asked for, or for their certificate.";
+    page.family("selvedge_tls_refusals_total", "counter", help);
+    for (reason, count) in handshakes.refusals() {
+        page.sample("selvedge_tls_refusals_total", &[("reason", reason)], count);
+    }
     // Of several with one name, as of an RSA and an ECDSA key, the one that ends first.
     let mut ends: BTreeMap<(&str, String), i64> = BTreeMap::new();
     for (listener, store) in certificates {
