@@ -35,6 +35,8 @@ mod request;
 
 mod chain;
 
+mod files;
+
 mod tcp;
 
 pub mod upstream;

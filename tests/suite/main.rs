@@ -44,6 +44,8 @@ mod bundled;
 
 mod tcp;
 
+mod targets;
+
 mod upstreams;
 
 mod upstream_health;

@@ -197,6 +197,7 @@ async fn all_sockets_go_over_and_files_of_sockets_stay() {
     let place = Place::new(&config("one", origin.address()));
     let mut old = place.run(2).await;
     let (web, secure) = (old.addresses()["web"], old.addresses()["secure"]);
+    until("metrics are told", || old.log().iter().any(|line| line.contains(" metrics "))).await;
     let line = old.log().into_iter().find(|line| line.contains(" metrics ")).expect("told");
     let metrics: SocketAddr = line.split("address=").nth(1).unwrap().trim().parse().unwrap();
 

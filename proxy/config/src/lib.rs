@@ -59,7 +59,10 @@ pub use matching::{GeoMatch, Match, PathMatch, REGEX_SIZE, ValueMatch, matches_p
 pub use node::{EncodedSlashes, ModuleCache, Node, Paths, Workers};
 pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
-pub use sites::{CachePolicy, Host, QueryKey, Respond, Route, Site, Target};
+pub use sites::{
+    CachePolicy, Cors, Encoding, Files, Host, Origin, QueryKey, Respond, Route, RouteLimits, RouteTimeouts, Site,
+    Split, Target,
+};
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use upstreams::{
     Balance, Builtin, ConsistentHash, Dns, Endpoint, EndpointAddr, FailureRate, GrpcProbe, HashAlgorithm, HashBy,

@@ -160,6 +160,8 @@ sites:
   routes:
   - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: {}, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
+  - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, limits: {}, timeouts: {}, cors: { origins: ["*"] } }
+  - { match: { path: /e }, files: { root: e } }
   - { respond: { status: 200 } }
 tests:
 - { name: t, request: { url: / }, origins: { a: {} }, expect: { status: 200 } }
@@ -216,6 +218,8 @@ tests:
             ("ClientCertificates", json!(["mode", "ca"])),
             ("ConsistentHash", json!(["by"])),
             ("FailureRate", json!(["above"])),
+            ("Cors", json!(["origins"])),
+            ("Files", json!(["root"])),
             ("Filter", json!(["wasm"])),
             ("Geo", json!(["database"])),
             ("Listener", json!(["bind"])),
@@ -227,6 +231,7 @@ tests:
             ("Respond", json!(["status"])),
             ("RewritePath", json!(["regex", "with"])),
             ("Site", json!(["hosts", "routes"])),
+            ("Split", json!(["upstreams"])),
             ("Sticky", json!(["cookie"])),
             ("Tcp", json!(["upstream"])),
             ("Test", json!(["name", "request", "expect"])),
@@ -295,6 +300,10 @@ tests:
                     {
                         "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",
                         "rewrite": shape("Rewrite", json!({ "host": "a" })),
+                    },
+                    {
+                        "match": { "path": "/f" }, "files": shape("Files", json!({ "root": "f" })),
+                        "cors": shape("Cors", json!({ "origins": ["*"] })),
                     },
                     shape("Route", json!({ "match": { "path": "/r" }, "redirect": redirect })),
                 ] }],

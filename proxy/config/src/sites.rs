@@ -1,5 +1,10 @@
 //! `sites`: which hosts are served, and by which routes.
 
+mod cors;
+mod files;
+mod overrides;
+mod split;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -9,6 +14,10 @@ use std::{
 
 use schemars::JsonSchema;
 
+pub use self::cors::{Cors, Origin};
+pub use self::files::{Encoding, Files};
+pub use self::overrides::{RouteLimits, RouteTimeouts};
+pub use self::split::Split;
 use crate::{
     actions::{HeaderRules, NOT_TO_WRITE, Redirect, Rewrite},
     decode::{
@@ -97,7 +106,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// What is done with some of a site's requests. Exactly one of `to`, `respond` and `redirect` is required.
+/// What is done with some of a site's requests. Exactly one of `to`, `split`, `files`, `respond` and `redirect` is required.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Route {
@@ -118,11 +127,21 @@ pub struct Route {
     #[schemars(with = "Option<HeaderRules>")]
     pub headers: HeaderRules,
 
-    /// The target as the upstream gets it. Absent: as the client sent it. Needs `to`.
+    /// The target as the upstream gets it. Absent: as the client sent it. Needs `to` or `split`.
     pub rewrite: Option<Rewrite>,
 
     /// Which responses are kept. Absent: none. Needs the top-level `cache`.
     pub cache: Option<CachePolicy>,
+
+    /// Which pages of other origins may use it (CORS). Absent: what the upstream says.
+    pub cors: Option<Cors>,
+
+    /// Limits in place of the listener's.
+    #[schemars(with = "Option<RouteLimits>")]
+    pub limits: RouteLimits,
+
+    /// Time limits in place of the upstream's. Needs `to` or `split`.
+    pub timeouts: Option<RouteTimeouts>,
 
     /// Who answers.
     #[schemars(flatten)]
@@ -139,6 +158,12 @@ pub enum Target {
     /// The upstream of this name.
     #[schemars(rename = "to")]
     Upstream(String),
+    /// One of several upstreams.
+    #[schemars(rename = "split")]
+    Split(Split),
+    /// The node itself, with the files of a folder.
+    #[schemars(rename = "files")]
+    Files(Files),
     /// The node itself.
     #[schemars(rename = "respond")]
     Respond(Respond),
@@ -379,6 +404,9 @@ fn read_routes(
             headers: site_headers.then(&draft.headers),
             rewrite: draft.rewrite,
             cache: draft.cache,
+            cors: draft.cors,
+            limits: draft.limits,
+            timeouts: draft.timeouts,
             target: draft.target?,
             position: at.node.position.clone(),
         })
@@ -393,6 +421,9 @@ struct RouteDraft {
     headers: HeaderRules,
     rewrite: Option<Rewrite>,
     cache: Option<CachePolicy>,
+    cors: Option<Cors>,
+    limits: RouteLimits,
+    timeouts: Option<RouteTimeouts>,
     target: Option<Target>,
 }
 
@@ -414,20 +445,28 @@ impl RouteDraft {
         let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
         let headers = fields.read(cx, "headers", HeaderRules::read).unwrap_or_default();
         let to_at = fields.get("to");
+        let split_at = fields.get("split");
+        let files_at = fields.get("files");
         let respond_at = fields.get("respond");
         let redirect_at = fields.get("redirect");
         let rewrite_at = fields.get("rewrite");
         let cache_at = fields.get("cache");
+        let cors = fields.read(cx, "cors", Cors::read);
+        let limits = fields.read(cx, "limits", RouteLimits::read).unwrap_or_default();
+        let timeouts_at = fields.get("timeouts");
 
         let to = to_at.as_ref().and_then(|at| reference(cx, at, "upstream", &names.upstreams)).map(Target::Upstream);
+        let split = split_at.as_ref().and_then(|at| Split::read(cx, at, &names.upstreams)).map(Target::Split);
+        let files = files_at.as_ref().and_then(|at| Files::read(cx, at)).map(Target::Files);
         let respond = respond_at.as_ref().and_then(|at| Respond::read(cx, at)).map(Target::Respond);
         let redirect = redirect_at.as_ref().and_then(|at| Redirect::read(cx, at)).map(Target::Redirect);
-        let written: Vec<&At<'_>> = [&to_at, &respond_at, &redirect_at].into_iter().flatten().collect();
+        let written: Vec<&At<'_>> =
+            [&to_at, &split_at, &files_at, &respond_at, &redirect_at].into_iter().flatten().collect();
         let target = match &written[..] {
-            [_] => to.or(respond).or(redirect),
+            [_] => to.or(split).or(files).or(respond).or(redirect),
             [] => {
                 let fault = fields.missing("`to` is missing");
-                cx.refuse(fault.with_help("write `to: UPSTREAM`, `respond: { status: .. }`, or `redirect: { to: .. }`"))
+                cx.refuse(fault.with_help("write `to: UPSTREAM`, or one of `split`, `files`, `respond` and `redirect`"))
             }
             [first, .., last] => {
                 let word = |at: &At<'_>| at.path.rsplit('.').next().unwrap_or_default().to_owned();
@@ -437,10 +476,18 @@ impl RouteDraft {
                 cx.refuse(fault.with_help("a route has one of them"))
             }
         };
+        let goes_on = to_at.is_some() || split_at.is_some() || written.is_empty();
+        let timeouts = timeouts_at.and_then(|at| {
+            if !goes_on {
+                let fault = Fault::at(at.name_position(), "`timeouts` do nothing without `to`");
+                cx.report(fault.with_key(at.path.clone()).with_help("remove them: nothing is asked for elsewhere"));
+            }
+            RouteTimeouts::read(cx, &at)
+        });
         let rewrite = rewrite_at.and_then(|at| {
             let rewrite = Rewrite::read(cx, &at)?;
             let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
-            if to_at.is_none() && !written.is_empty() {
+            if !goes_on {
                 cx.report(
                     fault("`rewrite` does nothing without `to`").with_help("remove it: nothing is asked for elsewhere"),
                 );
@@ -456,7 +503,7 @@ impl RouteDraft {
         });
         let cache = cache_at.and_then(|at| {
             let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
-            if to_at.is_none() && !written.is_empty() {
+            if !goes_on {
                 cx.report(
                     fault("`cache` does nothing without `to`")
                         .with_help("what the node answers itself is never fetched: remove `cache`"),
@@ -470,7 +517,7 @@ impl RouteDraft {
             CachePolicy::read(cx, &at)
         });
         fields.close(cx);
-        Some(Self { name, when, filters, headers, rewrite, cache, target })
+        Some(Self { name, when, filters, headers, rewrite, cache, cors, limits, timeouts, target })
     }
 }
 

@@ -20,6 +20,7 @@ use schemars::JsonSchema;
 
 use self::balance::BalanceForm;
 pub use self::balance::{Balance, ConsistentHash, HashAlgorithm, HashBy, Sticky};
+pub(crate) use self::balance::{HASH_BY, hash_by};
 pub use self::dns::Dns;
 pub use self::health::{GrpcProbe, HealthCheck, HttpProbe, InitialHealth, Probe, TcpProbe};
 pub use self::limits::UpstreamLimits;

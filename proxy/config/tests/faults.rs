@@ -709,7 +709,48 @@ fn routes() {
     let cases = [
         (
             "name: x",
-            "12:5 sites[0].routes[0]: `to` is missing | write `to: UPSTREAM`, `respond: { status: .. }`, or `redirect: { to: .. }`",
+            "12:5 sites[0].routes[0]: `to` is missing | write `to: UPSTREAM`, or one of `split`, `files`, `respond` and `redirect`",
+        ),
+        ("split: { upstreams: { demo: 0 } }", "12:25 sites[0].routes[0].split.upstreams: no upstream has a share"),
+        (
+            "split: { upstreams: { demo: 1, nobody: 2 } }",
+            "12:36 sites[0].routes[0].split.upstreams.nobody: there is no upstream `nobody`",
+        ),
+        (
+            "split: { upstreams: { demo: 1 }, by: host }",
+            "12:42 sites[0].routes[0].split.by: `host` is no part of a request | expected one of `client_ip`, `path`, `header:NAME`, `cookie:NAME`, `query:NAME`",
+        ),
+        (
+            "files: { root: www, index: a/b }",
+            "12:32 sites[0].routes[0].files.index: `a/b` is not the name of a file | write a name alone, such as `index.html`",
+        ),
+        (
+            "files: { root: www, precompressed: [br, br] }",
+            "12:45 sites[0].routes[0].files.precompressed[1]: this encoding is written twice",
+        ),
+        (
+            "{ respond: { status: 200 }, timeouts: { read: 1s } }",
+            "12:33 sites[0].routes[0].timeouts: `timeouts` do nothing without `to` | remove them: nothing is asked for elsewhere",
+        ),
+        (
+            "{ to: demo, cors: { origins: [\"*\"], credentials: true } }",
+            "12:54 sites[0].routes[0].cors.credentials: pages of all origins must not use credentials | name the origins, or remove `credentials`",
+        ),
+        (
+            "{ to: demo, cors: { origins: [\"https://A.test\"] } }",
+            "12:35 sites[0].routes[0].cors.origins[0]: `https://A.test` is not in lower case, as browsers write it | expected an origin: `https://app.example.com`",
+        ),
+        (
+            "{ to: demo, cors: { origins: [\"https://a.test/x\"] } }",
+            "12:35 sites[0].routes[0].cors.origins[0]: `https://a.test/x` is not an origin | expected an origin: `https://app.example.com`",
+        ),
+        (
+            "{ to: demo, cors: { origins: [https://a.test, \"*\"] } }",
+            "12:34 sites[0].routes[0].cors.origins: `\"*\"` stands for all: it stands alone",
+        ),
+        (
+            "{ to: demo, limits: { body: 0 } }",
+            "12:33 sites[0].routes[0].limits.body: `0` has no unit | a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`",
         ),
         ("to: dem", "12:9 sites[0].routes[0].to: there is no upstream `dem` | did you mean `demo`?"),
         ("to: { split: [] }", "12:9 sites[0].routes[0].to: expected the name of an upstream, found a mapping"),

@@ -29,6 +29,7 @@ use selvedge_wasm::LocalReply;
 use super::exchange::Asked;
 use super::{Chain, ChainError, Event, Passage};
 use crate::grpc;
+use crate::plan::Route;
 use crate::request::fail;
 use crate::request::step;
 
@@ -137,12 +138,16 @@ pub(crate) struct FilteredSession {
     unfiltered: bool,
     /// A 1xx was written ahead of its batch: drop the queued duplicate.
     early_informational: bool,
+    /// The route, where it says which pages of other origins may use it: that is in every response, whoever made it.
+    cors: Option<Arc<Route>>,
 }
 
 impl FilteredSession {
     /// Puts a filtered session in the place of the client's, and returns the slot that leads back.
     pub(crate) fn interpose(session: &mut Box<HttpSession>, chain: Box<Chain>, body: RequestBody) -> Arc<Slot> {
         let slot = Arc::new(Slot::default());
+        let route = &chain.state.route;
+        let cors = route.cors.is_some().then(|| Arc::clone(route));
         *slot.chain.lock() = Some(chain);
         let real = std::mem::replace(session, Box::new(HttpSession::new_custom(Box::new(()))));
         let filtered = Self {
@@ -156,6 +161,7 @@ impl FilteredSession {
             cut: false,
             unfiltered: false,
             early_informational: false,
+            cors,
         };
         **session = HttpSession::new_custom(Box::new(filtered));
         slot
@@ -305,6 +311,10 @@ impl FilteredSession {
     }
 
     fn write_header(&mut self, out: &mut Vec<HttpTask>, mut header: Box<ResponseHeader>, end: bool) {
+        if let Some(cors) = self.cors.as_ref().and_then(|route| route.cors.as_ref()) {
+            // Valid names and values: nothing can be refused.
+            let _ = cors.mark(&self.real().req_header().headers, &mut header);
+        }
         let bodiless = is_bodiless(&header, self.real().req_header());
         let mut until_close = false;
         if !end && !bodiless {

@@ -88,8 +88,19 @@ struct FilterUsed {
 #[serde(rename_all = "lowercase")]
 enum Answer {
     Upstream(ToUpstream),
-    Respond { status: u16, body_bytes: usize },
-    Redirect { status: u16, location: String },
+    Respond {
+        status: u16,
+        body_bytes: usize,
+    },
+    Redirect {
+        status: u16,
+        location: String,
+    },
+    /// One of these, each with its share.
+    Split(Vec<(String, u32)>),
+    Files {
+        root: String,
+    },
 }
 
 /// The request as it goes on.
@@ -213,6 +224,16 @@ impl Offline {
                     }
                 }
             }
+            Target::Split(split) => {
+                told.cache = Some(cache(edge, session, ctx));
+                let mut before = 0;
+                let shares = split.upstreams.iter().map(|(until, upstream)| {
+                    let share = until - std::mem::replace(&mut before, *until);
+                    (upstream.name.to_string(), share)
+                });
+                Answer::Split(shares.collect())
+            }
+            Target::Files(files) => Answer::Files { root: files.root().display().to_string() },
             Target::Upstream(upstream) => {
                 told.cache = Some(cache(edge, session, ctx));
                 Answer::Upstream(self.to_upstream(session, ctx, upstream))
@@ -431,6 +452,11 @@ impl fmt::Display for Explanation {
             Some(Answer::Redirect { status, location }) => {
                 writeln!(f, "answer     {status} from the node, to {location}")?;
             }
+            Some(Answer::Split(shares)) => {
+                let shares: Vec<String> = shares.iter().map(|(name, share)| format!("{name} ({share})")).collect();
+                writeln!(f, "upstream   one of {}", shares.join(", "))?;
+            }
+            Some(Answer::Files { root }) => writeln!(f, "answer     a file of {root}")?,
             Some(Answer::Upstream(upstream)) => upstream.fmt(f)?,
         }
         match &self.cache {

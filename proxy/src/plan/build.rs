@@ -30,10 +30,12 @@ use super::host::{NodeHost, View};
 use super::identity::Identity;
 use super::live::{Live, Registry};
 use super::router::{Router, Rule};
-use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Target, TcpRoute, Trouble};
+use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Split, Target, TcpRoute, Trouble};
 use crate::bundled;
 use crate::error_chain;
+use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
+use crate::request::cors::Cors;
 use crate::sockets::Inherited;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
@@ -262,14 +264,30 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                     }
                 },
                 TargetConfig::Redirect(redirect) => Target::Redirect(Redirect::of(redirect)),
+                TargetConfig::Split(written) => match split(written, &upstreams) {
+                    Some(split) => Target::Split(split),
+                    None => continue, // An upstream is at fault, and reported.
+                },
+                TargetConfig::Files(files) => match Files::of(files, &route.when.path) {
+                    Ok(files) => Target::Files(files),
+                    Err(message) => {
+                        faults.push(Fault::at(&route.position, message));
+                        continue;
+                    }
+                },
             };
+            faults.extend(unkept_timeout(route, &target));
             let mut refused =
                 |what: String| faults.push(Fault::at(&route.position, format!("{what} cannot be written")));
             let request_fields = Fields::of(&route.headers.request).map_err(&mut refused).ok().flatten();
             let response_fields = Fields::of(&route.headers.response).map_err(&mut refused).ok().flatten();
             let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::of(rewrite, &route.when.path));
             let rewrite = rewrite.transpose().map_err(&mut refused).ok().flatten().map(Box::new);
+            let cors = route.cors.as_ref().map(Cors::of).transpose().map_err(&mut refused).ok().flatten().map(Box::new);
             let resolved = Route {
+                cors,
+                body_limit: route.limits.body.map(|limit| limit.bytes()),
+                timeouts: route.timeouts.map(Box::new),
                 request_fields,
                 response_fields,
                 rewrite,
@@ -603,6 +621,29 @@ fn redact(used: &FilterUse, value: &serde_json::Value, pointer: &str, message: &
         }
         _ => {}
     }
+}
+
+fn split(written: &selvedge_config::Split, upstreams: &Upstreams) -> Option<Split> {
+    let mut until = 0;
+    let mut shares = Vec::new();
+    for (name, share) in written.upstreams.iter().filter(|(_, share)| *share > 0) {
+        until += u32::from(*share);
+        shares.push((until, Arc::clone(upstreams.get(name)?)));
+    }
+    Some(Split { upstreams: shares, by: written.by.clone() })
+}
+
+/// A time limit of a route that is not kept towards its upstream.
+fn unkept_timeout(route: &selvedge_config::Route, target: &Target) -> Option<Fault> {
+    let timeouts = route.timeouts.filter(|timeouts| timeouts.first_byte.or(timeouts.total).is_some())?;
+    let http2 = match target {
+        Target::Upstream(upstream) => upstream.is_http2(),
+        Target::Split(split) => split.upstreams.iter().any(|(_, upstream)| upstream.is_http2()),
+        Target::Files(_) | Target::Respond { .. } | Target::Redirect(_) => false,
+    };
+    let key = if timeouts.first_byte.is_some() { "first_byte" } else { "total" };
+    let message = format!("`timeouts.{key}` cannot be kept towards an upstream with `protocol: h2`");
+    http2.then(|| Fault::at(&route.position, message))
 }
 
 fn fixed_response(respond: &selvedge_config::Respond) -> Result<(Box<ResponseHeader>, Bytes), String> {

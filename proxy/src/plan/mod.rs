@@ -10,13 +10,15 @@ mod trouble;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use selvedge_cache::{Cache, KeyScope, RoutePolicy};
 pub use selvedge_config::{BodyMode, HeaderEncoding, OnFailure, OnPause};
+use selvedge_config::{HashBy, RouteTimeouts};
 use selvedge_geoip::Geo;
 use selvedge_wasm::Plugin;
 
@@ -27,10 +29,12 @@ pub(crate) use self::live::Live;
 pub use self::router::{Asker, Router, Selected};
 pub(crate) use self::router::{FieldValue, HostRule, without_port};
 pub use self::trouble::Trouble;
+use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
+use crate::request::cors::Cors;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
-use crate::upstream::{Keeper, Upstream, Upstreams};
+use crate::upstream::{self, Keeper, Upstream, Upstreams};
 
 /// Everything a request needs to know, resolved.
 pub struct Plan {
@@ -82,6 +86,12 @@ pub struct Route {
     pub(crate) response_fields: Option<Box<Fields>>,
     /// What else the upstream is asked for.
     pub(crate) rewrite: Option<Box<Rewrite>>,
+    /// Which pages of other origins may use it.
+    pub(crate) cors: Option<Box<Cors>>,
+    /// The longest request body, in bytes, in place of the listener's.
+    pub(crate) body_limit: Option<u64>,
+    /// Time limits in place of the upstream's.
+    pub(crate) timeouts: Option<Box<RouteTimeouts>>,
     /// Who answers.
     pub(crate) target: Target,
     upstreams: Arc<Upstreams>,
@@ -109,10 +119,34 @@ pub(crate) struct CacheRule {
 pub(crate) enum Target {
     /// An upstream.
     Upstream(Arc<Upstream>),
+    /// One of several.
+    Split(Split),
+    /// The node itself, with the files of a folder.
+    Files(Files),
     /// The node itself, with a fixed response.
     Respond { header: Box<ResponseHeader>, body: Bytes },
     /// The node itself, which sends the client elsewhere.
     Redirect(Redirect),
+}
+
+/// Several upstreams that share requests.
+pub(crate) struct Split {
+    /// Each with the sum of the shares up to its own.
+    pub(crate) upstreams: Vec<(u32, Arc<Upstream>)>,
+    pub(crate) by: Option<HashBy>,
+}
+
+impl Split {
+    /// Whose turn a request is: by what it is to be kept by, else by chance.
+    pub(crate) fn choose(&self, request: &RequestHeader, client: Option<IpAddr>) -> Option<&Arc<Upstream>> {
+        let all = self.upstreams.last()?.0;
+        let draw = match self.by.as_ref().and_then(|by| upstream::key(by, request, client)) {
+            // From the high bits: those in front of the low ones decide about endpoints.
+            Some(key) => u32::try_from((u128::from(key) * u128::from(all)) >> 64).unwrap_or(0),
+            None => fastrand::u32(..all),
+        };
+        self.upstreams.iter().find(|(until, _)| draw < *until).map(|(_, upstream)| upstream)
+    }
 }
 
 /// A filter in a chain: the plugin with this place's configuration, and how the host treats it.
@@ -158,7 +192,7 @@ impl Route {
     pub(crate) fn upstream_name(&self) -> Option<&str> {
         match &self.target {
             Target::Upstream(upstream) => Some(&upstream.name),
-            Target::Respond { .. } | Target::Redirect(_) => None,
+            Target::Split(_) | Target::Files(_) | Target::Respond { .. } | Target::Redirect(_) => None,
         }
     }
 
@@ -167,12 +201,12 @@ impl Route {
         self.upstreams.get(name).is_some()
     }
 
-    /// The upstream of a request: the filters' choice, or the route's own.
+    /// The upstream of a request: the choice made for it (by a filter, or by [`Split::choose`]), or the route's own.
     pub(crate) fn upstream(&self, chosen: Option<&str>) -> Option<&Arc<Upstream>> {
         match (chosen, &self.target) {
             (Some(name), _) => self.upstreams.get(name),
             (None, Target::Upstream(upstream)) => Some(upstream),
-            (None, Target::Respond { .. } | Target::Redirect(_)) => None,
+            (None, Target::Split(_) | Target::Files(_) | Target::Respond { .. } | Target::Redirect(_)) => None,
         }
     }
 }

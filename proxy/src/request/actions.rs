@@ -11,7 +11,7 @@ use pingora::{Error, ErrorType, Result};
 use regex::{Regex, RegexBuilder};
 use selvedge_config::{FieldRules, Part, PathMatch, REGEX_SIZE, Template};
 
-use super::RequestCtx;
+use super::{RequestCtx, cors};
 use crate::chain::exchange::authority;
 
 /// What is done to header fields, ready to be done.
@@ -168,7 +168,9 @@ pub(crate) fn on_request(session: &Session, request: &mut RequestHeader, ctx: &R
 
 /// The fields of a response, on its way to the filters and the client.
 pub(crate) fn on_response(request: &RequestHeader, response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
-    let Some(fields) = ctx.route.as_ref().and_then(|route| route.response_fields.as_ref()) else { return Ok(()) };
+    let Some(route) = &ctx.route else { return Ok(()) };
+    cors::mark(request, response, ctx)?;
+    let Some(fields) = &route.response_fields else { return Ok(()) };
     let facts = Facts { request, ctx, status: Some(response.status.as_u16()) };
     for name in &fields.remove {
         response.remove_header(name);

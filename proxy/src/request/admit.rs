@@ -17,6 +17,7 @@ use super::paths::BadPath;
 use super::{RequestCtx, hygiene, paths};
 use crate::limits::Limit;
 use crate::listener::{ListenerFacts, connection};
+use crate::plan::Route;
 use crate::tls::{CLIENT_CERT, CLIENT_CERT_CHAIN, Shown};
 use crate::transport::Told;
 
@@ -102,10 +103,16 @@ fn limits(session: &Session, raw: Option<&[u8]>, listener: &ListenerFacts) -> st
     if request.raw_path().len() > listener.uri_length {
         return Err(Limit::UriLength);
     }
-    if announced_length(session).is_some_and(|length| length > listener.body_limit) {
-        return Err(Limit::Body);
-    }
     Ok(())
+}
+
+/// Refuses a body that is longer, by its announcement, than the route takes.
+pub(crate) fn length(session: &Session, route: &Route, listener: &ListenerFacts, ctx: &mut RequestCtx) -> Result<()> {
+    ctx.body_limit = route.body_limit.unwrap_or(listener.body_limit);
+    match announced_length(session) {
+        Some(length) if length > ctx.body_limit => Err(Limit::Body.exceeded(&ctx.plan.counters)),
+        _ => Ok(()),
+    }
 }
 
 /// Writes the path as everybody reads it; see [`paths`].

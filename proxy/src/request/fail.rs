@@ -11,7 +11,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use selvedge_wasm::LocalReply;
 use tracing::debug;
 
-use super::{RequestCtx, respond};
+use super::{RequestCtx, cors, respond};
 use crate::chain::session::{Slot, reply_message};
 use crate::chain::{Asked, ChainError, Direction};
 use crate::grpc::reply;
@@ -83,7 +83,7 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
     }
 
     let asked = asked(session, ctx);
-    let (header, body) = match ctx.slot.as_ref().and_then(|slot| slot.parked_reply()) {
+    let (mut header, body) = match ctx.slot.as_ref().and_then(|slot| slot.parked_reply()) {
         Some(reply) => {
             ctx.note(|state| state.answered_by_filter(&reply.details));
             reply_message(reply, asked)
@@ -93,6 +93,9 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
             Err(_) => return gone,
         },
     };
+    if cors::mark(session.req_header(), &mut header, ctx).is_err() {
+        return gone;
+    }
     let status = header.status.as_u16();
     if respond::whole(&mut session.downstream_session, header, body).await.is_err() {
         return gone;

@@ -51,7 +51,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let downstream = &mut session.downstream_session;
     let upgrade = downstream.is_upgrade_req();
     let counters = Arc::clone(&ctx.plan.counters);
-    let limit = edge.listener.body_limit;
+    let limit = ctx.body_limit;
     let mut body = BodyReader { counters: &counters, limit, received: 0, ended: downstream.is_body_empty() };
     let ran = run(&mut chain, downstream, &mut body, upgrade).await;
     ctx.body_received = body.received;
@@ -95,26 +95,19 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
 /// # Errors
 /// A filter failed closed or answered, or the body exceeds the listener's limit.
 pub(crate) async fn request_body(
-    edge: &Edge,
     session: &mut Session,
     body: &mut Option<Bytes>,
     end: bool,
     ctx: &mut RequestCtx,
 ) -> Result<()> {
-    let Err(error) = pass_body(edge, session, body, end, ctx).await else { return Ok(()) };
+    let Err(error) = pass_body(session, body, end, ctx).await else { return Ok(()) };
     // Answered at once, and put down to the client: towards an HTTP/2 upstream Pingora takes any other error of this hook for the
     // upstream's own, ignores it, and waits for a response to a request that never ends.
     fail::answer(session, &error, ctx).await;
     Err(error.into_down())
 }
 
-async fn pass_body(
-    edge: &Edge,
-    session: &mut Session,
-    body: &mut Option<Bytes>,
-    end: bool,
-    ctx: &mut RequestCtx,
-) -> Result<()> {
+async fn pass_body(session: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut RequestCtx) -> Result<()> {
     if session.was_upgraded() {
         return Ok(()); // Another protocol by now.
     }
@@ -136,7 +129,7 @@ async fn pass_body(
         }
     }
     ctx.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
-    if ctx.body_received > edge.listener.body_limit {
+    if ctx.body_received > ctx.body_limit {
         return Err(Limit::Body.exceeded(&ctx.plan.counters));
     }
     if ctx.body == BodyFlow::Untouched {

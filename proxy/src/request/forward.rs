@@ -18,7 +18,8 @@ use super::filter::BodyFlow;
 use super::{RequestCtx, actions, fail};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
-use crate::upstream::{Ask, EndpointId, NoEndpoint, Upstream};
+use crate::plan::{Route, Target};
+use crate::upstream::{Ask, EndpointId, Lease, NoEndpoint, Upstream};
 
 /// What is kept about a request that is on its way, where its upstream has deadlines or it is sent once more.
 #[derive(Default)]
@@ -50,6 +51,10 @@ pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<
         ctx.body_received = 0; // Pingora sends what it has read once more, through the same hook.
     }
     let route = Arc::clone(ctx.route()?);
+    if let (Target::Split(split), None) = (&route.target, &ctx.upstream) {
+        let client = ctx.downstream.client.map(|client| client.ip());
+        ctx.upstream = split.choose(session.req_header(), client).map(|upstream| upstream.name.to_string());
+    }
     let upstream = route
         .upstream(ctx.upstream.as_deref())
         .ok_or_else(|| Error::explain(fail::NO_UPSTREAM, "the route has no upstream"))?;
@@ -60,22 +65,39 @@ pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<
         sent.deadline = None;
         sent.tried.push(lease.endpoint().id());
         drop(lease);
-        return again(upstream, &ask, ctx).await;
+        return again(upstream, &ask, &route, ctx).await;
     }
 
     upstream.begin();
-    if let Some(total) = upstream.timeouts().total {
+    let own = route.timeouts.as_ref().and_then(|timeouts| timeouts.total);
+    if let Some(total) = own.or(upstream.timeouts().total) {
         ctx.sent.get_or_insert_default().total = Some(tokio::time::Instant::now() + total);
     }
     let end = ctx.sent.as_ref().and_then(|sent| sent.total);
     let lease = upstream.wait(&ask, end).await.map_err(|why| nowhere(upstream, why))?;
-    let peer = lease.peer();
+    Ok(leave_for(lease, &route, ctx))
+}
+
+/// On the way to this endpoint.
+fn leave_for(lease: Lease, route: &Route, ctx: &mut RequestCtx) -> Box<HttpPeer> {
+    let mut peer = Box::new(lease.peer());
+    if let Some(timeouts) = &route.timeouts {
+        let options = &mut peer.options;
+        if timeouts.connect.is_some() {
+            options.connection_timeout = timeouts.connect;
+            options.total_connection_timeout = timeouts.connect;
+        }
+        if timeouts.read.is_some() {
+            options.read_timeout = timeouts.read;
+            options.write_timeout = timeouts.read;
+        }
+    }
     ctx.lease = Some(lease);
-    Ok(Box::new(peer))
+    peer
 }
 
 /// The endpoint for another attempt: one where the request has not been, or, after a pause, one where it has.
-async fn again(upstream: &Upstream, ask: &Ask<'_>, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+async fn again(upstream: &Upstream, ask: &Ask<'_>, route: &Route, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     upstream.count_retry();
     let Some(sent) = &ctx.sent else { return Err(nowhere(upstream, NoEndpoint::AllAvoided)) };
     let chosen = match upstream.wait(&ask.avoiding(&sent.tried), sent.total).await {
@@ -93,9 +115,7 @@ async fn again(upstream: &Upstream, ask: &Ask<'_>, ctx: &mut RequestCtx) -> Resu
         return Err(Error::explain(ErrorType::ReadTimedout, "the upstream took too long, with all attempts").into_up());
     }
     let lease = chosen.map_err(|why| nowhere(upstream, why))?;
-    let peer = lease.peer();
-    ctx.lease = Some(lease);
-    Ok(Box::new(peer))
+    Ok(leave_for(lease, route, ctx))
 }
 
 /// As good as a failing connection: the cache may answer in its stead (RFC 9111, 4.2.4).
@@ -168,11 +188,14 @@ pub(crate) fn connected(
     connection: RawFd,
     ctx: &mut RequestCtx,
 ) -> Result<()> {
-    let timeouts = ctx.lease.as_ref().map(|lease| lease.endpoint().timeouts());
-    if let Some(timeouts) = timeouts.filter(|timeouts| timeouts.first_byte.is_some() || timeouts.total.is_some()) {
-        let sent = ctx.sent.get_or_insert_default();
-        let deadline = Deadline::start(connection, timeouts.first_byte, sent.total);
-        sent.deadline = Some(deadline.or_err(ErrorType::InternalError, "watching an upstream's time")?);
+    let own = ctx.route.as_ref().and_then(|route| route.timeouts.as_ref()).and_then(|timeouts| timeouts.first_byte);
+    let first_byte = own.or_else(|| ctx.lease.as_ref()?.endpoint().timeouts().first_byte);
+    let total = ctx.sent.as_ref().and_then(|sent| sent.total);
+    // A connection of HTTP/2 is other requests' too.
+    if (first_byte.is_some() || total.is_some()) && peer.options.alpn.get_min_http_version() != 2 {
+        let deadline = Deadline::start(connection, first_byte, total);
+        let deadline = deadline.or_err(ErrorType::InternalError, "watching an upstream's time")?;
+        ctx.sent.get_or_insert_default().deadline = Some(deadline);
     }
     ctx.note(|state| {
         state.contact = Contact {

@@ -37,6 +37,8 @@ pub(crate) mod store;
 
 pub(crate) mod actions;
 
+pub(crate) mod cors;
+
 pub(crate) mod respond;
 
 pub(crate) mod fail;
@@ -114,8 +116,9 @@ pub(crate) struct RequestCtx {
     pub(crate) body: filter::BodyFlow,
     /// Set by `admit`: its body has to come in time, and has not come yet.
     pub(crate) uploads: bool,
-    /// Body bytes received so far, against the listener's limit.
+    /// Body bytes received so far, and how many may be: the route's limit, or the listener's.
     pub(crate) body_received: u64,
+    pub(crate) body_limit: u64,
     /// Set by `lookup` and `store`.
     pub(crate) cache: CacheCtx,
     /// Attempts so far.
@@ -171,6 +174,7 @@ impl ProxyHttp for Edge {
             body: filter::BodyFlow::Untouched,
             uploads: false,
             body_received: 0,
+            body_limit: self.listener.body_limit,
             cache: CacheCtx::default(),
             attempts: 0,
             sent: None,
@@ -193,15 +197,22 @@ impl ProxyHttp for Edge {
         let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
         ctx.route = Some(Arc::clone(&route));
 
+        admit::length(session, &route, &self.listener, ctx)?;
+
         // A background fill or revalidation stands for requests whose filters have run.
         let inside = session.subrequest_ctx.is_some();
+        if let Some(cors) = route.cors.as_ref().filter(|_| !inside)
+            && cors::preflight(session, cors).await?
+        {
+            return Ok(true);
+        }
         if !inside && !route.filters.is_empty() {
             step!(ctx, "filter", direction = "request");
             if filter::request(self, session, ctx).await? == filter::Answered::Yes {
                 return Ok(true);
             }
         }
-        respond::fixed(session, &route, ctx).await
+        respond::own(session, &route, ctx).await
     }
 
     async fn request_body_filter(
@@ -211,7 +222,7 @@ impl ProxyHttp for Edge {
         end_of_stream: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        filter::request_body(self, session, body, end_of_stream, ctx).await
+        filter::request_body(session, body, end_of_stream, ctx).await
     }
 
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {

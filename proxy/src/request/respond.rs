@@ -9,6 +9,7 @@ use pingora::protocols::http::server::Session as HttpSession;
 use pingora::proxy::Session;
 
 use super::{RequestCtx, actions, lookup};
+use crate::files;
 use crate::grpc::reply;
 use crate::plan::{Route, Target};
 
@@ -41,10 +42,11 @@ pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
     });
 }
 
-/// The answer of a route that has one of its own, fixed or a redirect; true when it was written.
-pub(crate) async fn fixed(session: &mut Session, route: &Route, ctx: &RequestCtx) -> Result<bool> {
+/// The answer of a route that has one of its own: fixed, a redirect, or a file; true when it was written.
+pub(crate) async fn own(session: &mut Session, route: &Route, ctx: &RequestCtx) -> Result<bool> {
     let (mut header, body) = match &route.target {
-        Target::Upstream(_) => return Ok(false),
+        Target::Upstream(_) | Target::Split(_) => return Ok(false),
+        Target::Files(files) => return files::answer(session, files, ctx).await.map(|()| true),
         Target::Respond { header, body } => (header.clone(), body.clone()),
         Target::Redirect(redirect) => {
             let facts = actions::Facts { request: session.req_header(), ctx, status: None };

@@ -45,7 +45,7 @@ use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::{HttpPeer, Scheme};
 use pingora::utils::tls::CertKey;
 use selvedge_config::{
-    Balance, EndpointAddr, HealthCheck, Outlier, Percent, Place, Prefer, PreferBy, Retries, Sticky, Timeouts,
+    Balance, EndpointAddr, HashBy, HealthCheck, Outlier, Percent, Place, Prefer, PreferBy, Retries, Sticky, Timeouts,
     UpstreamLimits,
 };
 use selvedge_geoip::Geo;
@@ -226,6 +226,11 @@ impl fmt::Display for NoEndpoint {
     }
 }
 
+/// The hash of a part of a request, or of the client; `None` = there is neither.
+pub(crate) fn key(by: &HashBy, request: &RequestHeader, client: Option<IpAddr>) -> Option<u64> {
+    balance::key::of(by, request, client)
+}
+
 impl Upstream {
     /// The endpoints that are written, and what they are known to resolve to.
     pub(crate) fn new(rules: Rules, speech: Speech, sources: Vec<Source>, keeper: &Keeper) -> Arc<Self> {
@@ -336,6 +341,11 @@ impl Upstream {
             Err(why) => warn!(upstream = %self.name, endpoint = %address, %why, "unhealthy"),
         }
         self.refresh();
+    }
+
+    /// Whether its connections are shared by requests.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.speech.http2
     }
 
     /// How long each part of an exchange may take.

@@ -137,9 +137,9 @@ impl ConsistentHash {
     }
 }
 
-const HASH_BY: &str = "one of `client_ip`, `path`, `header:NAME`, `cookie:NAME`, `query:NAME`";
+pub(crate) const HASH_BY: &str = "one of `client_ip`, `path`, `header:NAME`, `cookie:NAME`, `query:NAME`";
 
-fn hash_by(text: &str) -> Result<HashBy, (String, Option<String>)> {
+pub(crate) fn hash_by(text: &str) -> Result<HashBy, (String, Option<String>)> {
     match text.split_once(':') {
         None if text == "client_ip" => Ok(HashBy::ClientIp),
         None if text == "path" => Ok(HashBy::Path),
