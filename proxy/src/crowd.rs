@@ -28,16 +28,24 @@ impl Crowd {
         if self.all.fetch_add(1, Relaxed) >= all {
             return None; // Dropped, the place is given back.
         }
-        if let Some(each) = each {
-            let client = one_client(peer.ip());
-            match self.clients.entry(client) {
-                Entry::Occupied(entry) if *entry.get() >= each => return None,
-                Entry::Occupied(mut entry) => *entry.get_mut() += 1,
-                Entry::Vacant(entry) => drop(entry.insert(1)),
-            }
-            place.client = Some(client);
+        if each.is_some_and(|each| !place.is_of(peer, each)) {
+            return None;
         }
         Some(place)
+    }
+}
+
+impl Place {
+    /// Counts it as one of this client's, who may have `each`; false = it has as many already.
+    pub(crate) fn is_of(&mut self, client: SocketAddr, each: u32) -> bool {
+        let client = one_client(client.ip());
+        match self.crowd.clients.entry(client) {
+            Entry::Occupied(entry) if *entry.get() >= each => return false,
+            Entry::Occupied(mut entry) => *entry.get_mut() += 1,
+            Entry::Vacant(entry) => drop(entry.insert(1)),
+        }
+        self.client = Some(client);
+        true
     }
 }
 

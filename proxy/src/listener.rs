@@ -1,8 +1,9 @@
 //! Listeners: accepting connections, TLS, and handing them to Pingora, each on the worker that accepted it.
 
+pub(crate) mod arrival;
 pub(crate) mod connection;
+mod proxy_protocol;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ use pingora::protocols::{ALPN, Ssl, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use pingora::{ErrorType, OrErr};
-use selvedge_config::{Listener, Protocol};
+use selvedge_config::{Listener, Protocol, ProxyProtocol};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use self::arrival::{Arrivals, Ends};
 use self::connection::{CONNECTION, Connection, Shared, header_is_read, is_idle, overdue, stopped_while_silent};
-use crate::crowd::Place;
 use crate::request::Edge;
 use crate::telemetry::counters::Counters;
 use crate::tls::{self, CertificateStore, End, Handshake, ListenerTls};
@@ -45,6 +46,8 @@ pub struct ListenerFacts {
     pub http1: bool,
     /// Whether connections are forwarded as they are, whatever is spoken on them.
     pub tcp: bool,
+    /// Whether connections begin with a PROXY protocol header.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// The longest request body taken, in bytes; longer ones get 413.
     pub body_limit: u64,
     /// The largest request header, in bytes; a larger one gets 431.
@@ -90,6 +93,7 @@ impl ListenerFacts {
             http2: speaks(Protocol::H2),
             http1: speaks(Protocol::H1),
             tcp: listener.tcp.is_some(),
+            proxy_protocol: listener.proxy_protocol,
             body_limit: listener.limits.body.bytes(),
             header_size: listener.limits.header_size.bytes(),
             header_count: listener.limits.header_count.into(),
@@ -214,16 +218,16 @@ pub(crate) async fn accept(
     tls: Option<ListenerTls>,
     shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
-    room: impl Fn(SocketAddr) -> Option<Place>,
+    arrivals: Arrivals,
 ) {
     let acceptor = tls.map(|tls| Arc::new((Acceptor::from_server_config(tls.config), tls.certificates)));
-    let name = door.facts.name.clone();
-    accept_each(socket, &name, shutdown.clone(), alive, room, |stream, peer| {
+    accept_each(socket, arrivals, shutdown.clone(), alive, move |stream, ends| {
         let door = Arc::clone(&door);
         let acceptor = acceptor.clone();
         let shutdown = shutdown.clone();
         async move {
-            let mut stream = Transport::new(stream, peer);
+            let peer = ends.client;
+            let mut stream = Transport::new(stream, ends);
             if door.facts.judges_uploads() {
                 stream.judge_uploads();
             }
@@ -247,14 +251,15 @@ pub(crate) async fn accept(
 /// The loop under [`accept`], whatever is spoken on the connections.
 pub(crate) async fn accept_each<S>(
     socket: tokio::net::TcpListener,
-    listener: &str,
+    arrivals: Arrivals,
     mut shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
-    room: impl Fn(SocketAddr) -> Option<Place>,
-    serve: impl Fn(TcpStream, SocketAddr) -> S,
+    serve: impl Fn(TcpStream, Ends) -> S + Send + Sync + 'static,
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
+    let (arrivals, serve) = (Arc::new(arrivals), Arc::new(serve));
+    let listener = arrivals.facts.name.clone();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -271,7 +276,7 @@ pub(crate) async fn accept_each<S>(
             }
         };
 
-        let Some(place) = room(peer) else {
+        let Some(mut place) = arrivals.enter(peer) else {
             debug!(listener, %peer, "no room for another connection");
             continue;
         };
@@ -279,10 +284,22 @@ pub(crate) async fn accept_each<S>(
             debug!(%peer, %error, "TCP_NODELAY was refused");
         }
         let alive = alive.clone();
-        let served = serve(stream, peer);
+        if !arrivals.asks() {
+            let served = serve(stream, Ends { client: peer, local: None });
+            tokio::spawn(async move {
+                let _held = (alive, place);
+                served.await;
+            });
+            continue;
+        }
+        let (arrivals, serve, shutdown) = (Arc::clone(&arrivals), Arc::clone(&serve), shutdown.clone());
         tokio::spawn(async move {
+            let mut stream = stream;
+            let ends = arrivals.ask(&mut stream, peer, &mut place, shutdown).await;
             let _held = (alive, place);
-            served.await;
+            if let Some(ends) = ends {
+                serve(stream, ends).await;
+            }
         });
     }
 }

@@ -17,7 +17,8 @@ use selvedge_config::{Certificates, Config, Fault, Host, Listener, Protocol};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::crowd::{Crowd, Place};
+use crate::crowd::Crowd;
+use crate::listener::arrival::Arrivals;
 use crate::listener::{self, Door, ListenerFacts};
 use crate::node::Current;
 use crate::plan::Resources;
@@ -307,31 +308,16 @@ impl Worker {
             .inspect_err(|error| warn!(listener = %bound.facts.name, worker = self.number, %error, "cannot accept"))
             .ok()?;
         let drain = bound.drain.subscribe();
-        let room = self.room(bound);
+        let (crowd, facts, current) = (Arc::clone(&bound.crowd), Arc::clone(&bound.facts), Arc::clone(&self.current));
+        let arrivals = Arrivals { crowd, facts, current };
         if bound.facts.tcp {
             let door = TcpDoor::new(&self.current, bound, self.number, self.access_log.clone());
-            tokio::spawn(tcp::accept(socket, door, drain, alive.clone(), room));
+            tokio::spawn(tcp::accept(socket, door, drain, alive.clone(), arrivals));
             return None;
         }
         let door = self.door(&bound.facts);
-        tokio::spawn(listener::accept(socket, Arc::clone(&door), bound.tls.clone(), drain, alive.clone(), room));
+        tokio::spawn(listener::accept(socket, Arc::clone(&door), bound.tls.clone(), drain, alive.clone(), arrivals));
         Some(door)
-    }
-
-    /// Whether a listener has room for another connection.
-    fn room(&self, bound: &Bound) -> impl Fn(SocketAddr) -> Option<Place> + use<> {
-        let (crowd, facts, current) = (Arc::clone(&bound.crowd), Arc::clone(&bound.facts), Arc::clone(&self.current));
-        move |peer| {
-            let mut each = facts.connections_per_client;
-            if each.is_some() && current.plan().trusts(peer.ip()) {
-                each = None;
-            }
-            let place = crowd.admit(peer, facts.connections, each);
-            if place.is_none() {
-                current.plan().counters.refused_connection();
-            }
-            place
-        }
     }
 
     fn door(&self, facts: &Arc<ListenerFacts>) -> Arc<Door> {

@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -23,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::limits::Late;
+use crate::listener::arrival::Ends;
 use crate::listener::connection::{Shared, bytes_have_come, late, shared, waits};
 use crate::tls::Handshake;
 
@@ -98,11 +98,14 @@ impl Told {
 }
 
 impl Transport {
-    /// Takes over a connection that was accepted from `peer`.
-    pub(crate) fn new(stream: TcpStream, peer: SocketAddr) -> Self {
+    /// Takes over an accepted connection.
+    pub(crate) fn new(stream: TcpStream, ends: Ends) -> Self {
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-        // The cell is new, so this cannot fail.
-        let _ = digest.peer_addr.set(Some(peer.into()));
+        // The cells are new, so this cannot fail.
+        let _ = digest.peer_addr.set(Some(ends.client.into()));
+        if let Some(local) = ends.local {
+            let _ = digest.local_addr.set(Some(local.into()));
+        }
         Self {
             stream,
             pending: Vec::new(),
@@ -332,7 +335,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
-        (Transport::new(stream, peer), client)
+        (Transport::new(stream, Ends { client: peer, local: None }), client)
     }
 
     #[tokio::test]

@@ -10,6 +10,8 @@ mod hygiene;
 
 mod client_limits;
 
+mod listeners;
+
 mod actions;
 
 mod door;

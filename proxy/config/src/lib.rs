@@ -51,8 +51,8 @@ pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnF
 pub use geo::{Geo, GeoDatabase, Reload};
 pub use isolation::{Compat, Isolation, Snapshot, Tick};
 pub use listeners::{
-    CertificateFiles, Certificates, ClientCertificates, ClientMode, Listener, ListenerLimits, Pin, Protocol, Tcp, Tls,
-    TlsVersion, UnknownNames,
+    CertificateFiles, Certificates, ClientCertificates, ClientMode, Listener, ListenerLimits, Pin, Protocol,
+    ProxyProtocol, Tcp, Tls, TlsVersion, UnknownNames,
 };
 pub use load::{Config, Loaded, Loader};
 pub use matching::{GeoMatch, Match, PathMatch, REGEX_SIZE, ValueMatch, matches_pattern};

@@ -37,6 +37,11 @@ pub struct Listener {
     /// sites. Absent: HTTP.
     pub tcp: Option<Tcp>,
 
+    /// Whether connections begin with a PROXY protocol header (version 1 or 2) that names the client: `require` takes connections of
+    /// `node.trusted_proxies` only, `accept` serves everybody else without a header. A trusted proxy must send one either way, within
+    /// `limits.header_timeout` and before TLS. Needs `node.trusted_proxies`. Absent: nobody sends one.
+    pub proxy_protocol: Option<ProxyProtocol>,
+
     /// How much and how slowly a client may send.
     #[schemars(with = "Option<ListenerLimits>", extend("default" = {}))]
     pub limits: ListenerLimits,
@@ -54,6 +59,16 @@ pub enum Protocol {
     H1,
     /// HTTP/2.
     H2,
+}
+
+/// Who says in a PROXY protocol header for whom a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// Every client is a trusted proxy, and does; others are closed.
+    Require,
+    /// Trusted proxies do; others are clients themselves.
+    Accept,
 }
 
 /// What is done with the connections of a listener that does not speak HTTP.
@@ -209,6 +224,8 @@ pub enum TlsVersion {
 pub(crate) struct Names<'n> {
     pub(crate) upstreams: &'n BTreeSet<&'n str>,
     pub(crate) filters: &'n Declared,
+    /// Somebody is trusted to say for whom a connection is, as far as is known.
+    pub(crate) has_proxies: bool,
 }
 
 /// Whether a listener is one for TCP, whatever else may be wrong with it.
@@ -224,6 +241,13 @@ impl Listener {
         let protocols = protocols_at.as_ref().and_then(|at| read_protocols(cx, at));
         let tls_at = fields.get("tls");
         let tls = tls_at.as_ref().and_then(|at| Tls::read(cx, at));
+        let proxy_protocol = fields.read(cx, "proxy_protocol", |cx, at| {
+            if !names.has_proxies {
+                let fault = at.fault("nobody may send a PROXY protocol header: there are no `node.trusted_proxies`");
+                cx.report(fault.with_help("name the proxies there, as addresses or ranges"));
+            }
+            choice(cx, at, &[("require", ProxyProtocol::Require), ("accept", ProxyProtocol::Accept)])
+        });
         let limits_at = fields.get("limits");
         let limits = limits_at.as_ref().and_then(|at| ListenerLimits::read(cx, at)).unwrap_or_default();
         let tcp_at = fields.get("tcp");
@@ -245,6 +269,7 @@ impl Listener {
             protocols: protocols.unwrap_or_else(|| vec![Protocol::H1, Protocol::H2]),
             tls,
             tcp,
+            proxy_protocol,
             limits,
             position: at.name_position().clone(),
         })

@@ -478,7 +478,11 @@ impl<'t> Sections<'t> {
 
         let mut listeners = BTreeMap::new();
         for (name, at) in &self.listeners {
-            let names = listeners::Names { upstreams: &upstream_names, filters: &filters };
+            let names = listeners::Names {
+                upstreams: &upstream_names,
+                filters: &filters,
+                has_proxies: !node.trusted_proxies.is_empty() || cx.incomplete,
+            };
             if let Some(listener) = Listener::read(cx, at, &names) {
                 listeners.insert((*name).to_owned(), listener);
             }

@@ -341,6 +341,10 @@ fn listeners() {
             "4:56 listeners.web.limits.request_time: this duration must be above zero",
         ),
         (
+            "web: { bind: 127.0.0.1:8080, proxy_protocol: require }",
+            "4:48 listeners.web.proxy_protocol: nobody may send a PROXY protocol header: there are no `node.trusted_proxies` | name the proxies there, as addresses or ranges",
+        ),
+        (
             "web: { bind: 127.0.0.1:8080, limits: { h2_streams: 0 } }",
             "4:54 listeners.web.limits.h2_streams: `0` is not a number from 1 to 65535",
         ),

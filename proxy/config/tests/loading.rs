@@ -144,11 +144,13 @@ node:
   workers: 8
   shutdown_grace: 0s
   module_cache: modules
+  trusted_proxies: [10.0.0.0/8]
 telemetry: { access_log: { format: text, output: off } }
 listeners:
   web:
     bind: "[::1]:8080"
     protocols: [h2]
+    proxy_protocol: accept
     limits: { connections: 1, connections_per_client: 2, requests_per_connection: 65535, h2_streams: 3, h2_resets: 1, upload_rate: 1KiB/s, request_time: 1m }
   secure:
     bind: 127.0.0.1:8443
@@ -200,12 +202,14 @@ sites:
             workers: Workers::Count(8),
             shutdown_grace: Duration::ZERO,
             module_cache: ModuleCache::At("modules".into()),
-            trusted_proxies: Vec::new(),
+            trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
             paths: selvedge_config::Paths::default(),
         }
     );
     assert_eq!(config.telemetry.access_log, AccessLog { format: LogFormat::Text, output: LogOutput::Off });
     assert_eq!(config.listeners["web"].bind, "[::1]:8080".parse().unwrap());
+    assert_eq!(config.listeners["web"].proxy_protocol, Some(selvedge_config::ProxyProtocol::Accept));
+    assert_eq!(config.listeners["secure"].proxy_protocol, None);
     let secure = &config.listeners["secure"];
     let tls = secure.tls.as_ref().unwrap();
     assert_eq!((tls.min, tls.unknown_names), (TlsVersion::V1_3, UnknownNames::Refuse));

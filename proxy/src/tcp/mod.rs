@@ -21,7 +21,6 @@ mod outbox;
 
 mod entry;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pingora::server::ShutdownWatch;
@@ -34,7 +33,7 @@ use tracing::debug;
 use self::chain::Chain;
 use self::entry::{Ended, Entry};
 use self::exchange::{Facts, Tls};
-use crate::crowd::Place;
+use crate::listener::arrival::{Arrivals, Ends};
 use crate::listener::{self, ListenerFacts};
 use crate::listening::Bound;
 use crate::node::Current;
@@ -82,21 +81,19 @@ pub(crate) async fn accept(
     door: Arc<TcpDoor>,
     shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
-    room: impl Fn(SocketAddr) -> Option<Place>,
+    arrivals: Arrivals,
 ) {
-    let name = door.facts.name.clone();
-    listener::accept_each(socket, &name, shutdown, alive, room, |stream, client| {
-        serve(Arc::clone(&door), stream, client)
-    })
-    .await;
+    let serve = move |stream, ends| serve(Arc::clone(&door), stream, ends);
+    listener::accept_each(socket, arrivals, shutdown, alive, serve).await;
 }
 
 /// Serves one connection to its end.
-async fn serve(door: Arc<TcpDoor>, stream: TcpStream, client: SocketAddr) {
+async fn serve(door: Arc<TcpDoor>, stream: TcpStream, ends: Ends) {
+    let client = ends.client;
     let plan = door.current.plan();
     let Some(route) = plan.tcp_route(&door.facts.name) else { return }; // a reload keeps the kinds of listeners
     let mut entry = Entry::new(door.access_log.clone(), Arc::clone(&route), client);
-    let mut facts = Facts::new(Arc::clone(&route), client, stream.local_addr().ok());
+    let mut facts = Facts::new(Arc::clone(&route), client, ends.local.or_else(|| stream.local_addr().ok()));
     if let Some(geo) = plan.geo.as_ref().filter(|_| !route.filters.is_empty()) {
         facts.location = geo.lookup(client.ip());
     }

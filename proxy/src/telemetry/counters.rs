@@ -23,12 +23,25 @@ pub(crate) struct Counters {
     pub(crate) handshakes: Arc<HandshakeCounts>,
     /// What clients sent beyond a limit, in the order of [`Limit::ALL`].
     limits: [AtomicU64; Limit::ALL.len()],
+    /// Connections closed for want of a PROXY protocol header, by [`Unintroduced`].
+    unintroduced: [AtomicU64; 3],
     /// Reloads that were done, and that failed.
     reloads: [AtomicU64; 2],
     /// When the configuration in force came into force, in seconds since 1970.
     since: AtomicU64,
     /// Counters of each filter, by name.
     filters: Mutex<BTreeMap<String, Arc<PluginStats>>>,
+}
+
+/// Why a connection was closed instead of being told for whom it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unintroduced {
+    /// It came from somebody who may not say so.
+    Untrusted,
+    /// It did not begin with a PROXY protocol header.
+    Malformed,
+    /// The header was not complete in time.
+    Late,
 }
 
 /// How an order to change the configuration went.
@@ -67,6 +80,16 @@ impl Counters {
     /// Connections there was no room for.
     pub(crate) fn refused_connections(&self) -> u64 {
         self.refused_connections.load(Relaxed)
+    }
+
+    /// A connection was closed for want of a PROXY protocol header.
+    pub(crate) fn unintroduced(&self, why: Unintroduced) {
+        self.unintroduced[why as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Connections closed for want of a PROXY protocol header, by reason.
+    pub(crate) fn all_unintroduced(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ["untrusted", "malformed", "late"].into_iter().zip(self.unintroduced.iter().map(|count| count.load(Relaxed)))
     }
 
     /// A client did not keep a limit.

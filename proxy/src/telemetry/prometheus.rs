@@ -45,6 +45,11 @@ fn node(page: &mut Page, observed: &Observed, generation: u64) {
     for (limit, count) in observed.counters.limits() {
         page.sample("selvedge_limit_exceeded_total", &[("limit", limit)], count);
     }
+    let help = "Connections closed because no PROXY protocol header was accepted, by reason.";
+    page.family("selvedge_proxy_protocol_refused_total", "counter", help);
+    for (reason, count) in observed.counters.all_unintroduced() {
+        page.sample("selvedge_proxy_protocol_refused_total", &[("reason", reason)], count);
+    }
     let (reloads, since) = observed.counters.reloads();
     page.family(
         "selvedge_config_reloads_total",
