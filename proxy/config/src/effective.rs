@@ -190,6 +190,8 @@ fn shown(node: &Node, context: Context, secrets: &mut Vec<String>) -> Effective 
                 let below = match (&entry.value.data, entry.key.as_str()) {
                     (Data::Map(_), "cookie") if context == Context::Grammar => Context::Secret,
                     (Data::Scalar(_), "cookie") if context == Context::Grammar => Context::Grammar,
+                    // `cors: { credentials: true }`: whether, not which.
+                    (Data::Scalar(_), "credentials") if context == Context::Grammar => Context::Grammar,
                     _ => context.below(&entry.key, is_scalar),
                 };
                 (entry.key.clone(), shown(&entry.value, below, secrets))
