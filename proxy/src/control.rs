@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use selvedge_config::{Config, Effective, Fault, Loaded, Loader, Report, Workers};
+use selvedge_config::{AdminBind, Config, Effective, Fault, Loaded, Loader, Report, Workers};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -50,7 +50,7 @@ struct Running {
     /// What the configuration in force was made of.
     files: Vec<PathBuf>,
     workers: Workers,
-    admin: Option<selvedge_config::AdminBind>,
+    admin: Option<AdminBind>,
     metrics: Option<(SocketAddr, MetricsServer)>,
 }
 
@@ -385,22 +385,45 @@ fn metrics_server(
     Ok(Some((settings.bind, server)))
 }
 
-/// What a reload cannot change.
+/// What a reload cannot change: the keys that are different.
+pub(crate) fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
+    let bind = |config: &Config| config.admin.as_ref().map(|admin| admin.bind.clone());
+    fixed_since((bind(old).as_ref(), old.node.workers), new)
+}
+
+fn fixed_since(old: (Option<&AdminBind>, Workers), new: &Config) -> Vec<&'static str> {
+    let bind = new.admin.as_ref().map(|admin| &admin.bind);
+    [("admin.bind", old.0 != bind), ("node.workers", old.1 != new.node.workers)]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+}
+
+/// What a reload takes over without an effect before the next start: the keys that are different.
+pub(crate) fn late(old: &Config, new: &Config) -> Vec<&'static str> {
+    let memory = |config: &Config| config.cache.as_ref().map(|cache| cache.memory.size);
+    [
+        ("node.shutdown_grace", old.node.shutdown_grace != new.node.shutdown_grace),
+        ("node.module_cache", old.node.module_cache != new.node.module_cache),
+        ("telemetry.access_log", old.telemetry.access_log != new.telemetry.access_log),
+        // Whoever had none gets one.
+        ("cache.memory.size", memory(old).zip(memory(new)).is_some_and(|(old, new)| old != new)),
+    ]
+    .into_iter()
+    .filter_map(|(key, differs)| differs.then_some(key))
+    .collect()
+}
+
+/// The same as faults.
 fn restart_needed(running: &Running, config: &Config) -> Vec<Fault> {
-    let mut faults = Vec::new();
     // Keys that are absent now have no position of their own; the first listener's file is the one that is read.
     let somewhere = config.listeners.values().next().map(|listener| &listener.position);
-    if running.admin.as_ref() != config.admin.as_ref().map(|admin| &admin.bind)
-        && let Some(position) = config.admin.as_ref().map(|admin| &admin.position).or(somewhere)
-    {
-        faults.push(Fault::at(position, "admin.bind has changed: it needs a restart").with_key("admin.bind"));
-    }
-    if running.workers != config.node.workers
-        && let Some(position) = somewhere
-    {
-        faults.push(Fault::at(position, "node.workers has changed: it needs a restart").with_key("node.workers"));
-    }
-    faults
+    let fault = |key: &'static str| {
+        let of_key = config.admin.as_ref().filter(|_| key.starts_with("admin")).map(|admin| &admin.position);
+        let position = of_key.or(somewhere)?;
+        Some(Fault::at(position, format!("{key} has changed: it needs a restart")).with_key(key))
+    };
+    fixed_since((running.admin.as_ref(), running.workers), config).into_iter().filter_map(fault).collect()
 }
 
 fn watched(mut files: Vec<PathBuf>, more: &mut Vec<PathBuf>) -> Vec<PathBuf> {

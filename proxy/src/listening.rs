@@ -96,9 +96,7 @@ impl Listening {
             }
             // Another listener may have had the address, or this one may have had other settings: its socket is kept, so that nobody who
             // connects meanwhile is refused. With port 0 only the listener itself can mean the same port.
-            let predecessor = old.iter().find(|old| {
-                old.setting.bind == listener.bind && (listener.bind.port() != 0 || old.facts.name == *name)
-            });
+            let predecessor = old.iter().find(|old| leaves_socket((&old.facts.name, &old.setting), (name, listener)));
             // Connections it has already keep their places.
             let crowd =
                 old.iter().find(|old| old.facts.name == *name).map(|old| Arc::clone(&old.crowd)).unwrap_or_default();
@@ -156,6 +154,44 @@ impl Listening {
     pub(crate) fn addresses(&self) -> BTreeMap<String, SocketAddr> {
         self.bound.load().iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect()
     }
+}
+
+/// Whether the socket of one listener, by name and settings, is that of another one after a reload.
+fn leaves_socket(old: (&str, &Listener), new: (&str, &Listener)) -> bool {
+    old.1.bind == new.1.bind && (new.1.bind.port() != 0 || old.0 == new.0)
+}
+
+/// What a reload makes of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Fate {
+    /// Nothing, but that its certificates are loaded again.
+    Kept,
+    /// It is served anew, on the socket it has.
+    Rebuilt,
+    /// It gets a socket.
+    Bound,
+    /// Its socket is closed.
+    Closed,
+}
+
+/// What a reload makes of the listeners of a configuration, if what is in the files they name stays as it is.
+pub(crate) fn fates(old: &BTreeMap<String, Listener>, new: &BTreeMap<String, Listener>) -> BTreeMap<String, Fate> {
+    let mut fates = BTreeMap::new();
+    for (name, listener) in new {
+        let fate = if old.get(name).is_some_and(|old| goes_on(old, listener)) {
+            Fate::Kept
+        } else if old.iter().any(|(old_name, old)| leaves_socket((old_name, old), (name, listener))) {
+            Fate::Rebuilt
+        } else {
+            Fate::Bound
+        };
+        fates.insert(name.clone(), fate);
+    }
+    for name in old.keys().filter(|name| !new.contains_key(*name)) {
+        fates.insert(name.clone(), Fate::Closed);
+    }
+    fates
 }
 
 /// Whether a listener is served as before: all but its certificates and where TCP is forwarded to, which are looked up anew.

@@ -511,3 +511,119 @@ async fn the_admin_api_shows_the_configuration_in_force() {
         Client::connect(edge.admin()).await.request("GET /v1/config HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert_eq!(without.status, 401);
 }
+
+const BEFORE: &str = r#"version: 1
+node: { module_cache: CACHE, workers: 1 }
+admin: { bind: "127.0.0.1:9902", token: hush-hush-0123456789 }
+cache: { memory: { size: 16MiB } }
+listeners:
+  web: { bind: "127.0.0.1:8080" }
+  inner: { bind: "127.0.0.1:8081" }
+  late: { bind: "127.0.0.1:8082" }
+upstreams:
+  app: { endpoints: [192.0.2.1:80, 192.0.2.2:80] }
+  old: { endpoints: [192.0.2.3:80] }
+filters:
+  limit: { wasm: builtin:rate-limit, config: { rate: 5/min, burst: 5 } }
+  slow: { wasm: builtin:rate-limit, config: { rate: 1/min, burst: 1 } }
+  jwt: { wasm: builtin:jwt-auth, config: { secret: hush-0123456789abcdef0123456789abcdef } }
+sites:
+  - hosts: [a.test]
+    routes:
+      - { name: home, filters: [limit, slow], to: app }
+      - { name: gone, match: { path: /gone }, filters: [jwt], to: old }
+"#;
+
+fn diff(before: &str, after: &str, options: &[&str]) -> Output {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-modules").display().to_string();
+    let folder = folder_with(&before.replace("CACHE", &modules));
+    std::fs::write(folder.path().join("new.yaml"), after.replace("CACHE", &modules)).expect("written");
+    selvedge(folder.path(), &[&["config", "diff", "config.yaml", "new.yaml"], options].concat())
+}
+
+#[test]
+fn two_configurations_are_compared_by_names_and_by_what_a_reload_does() {
+    let same = diff(BEFORE, &BEFORE.replace("rate: 5/min, burst: 5", "burst: 5, rate: 5/min"), &[]);
+    assert_eq!((same.status.code(), &*text(&same.stdout)), (Some(0), "no difference\n"), "{}", text(&same.stderr));
+
+    let after = BEFORE
+        .replace("workers: 1", "workers: 2, shutdown_grace: 7s")
+        .replace("hush-hush", "hush-more")
+        .replace("16MiB", "32MiB")
+        .replace("bind: \"127.0.0.1:8081\"", "bind: \"127.0.0.1:8081\", limits: { connections: 9 }")
+        .replace("  late: { bind: \"127.0.0.1:8082\" }\n", "  new: { bind: \"127.0.0.1:8083\" }\n")
+        .replace("[192.0.2.1:80, 192.0.2.2:80]", "[192.0.2.2:80, { addr: 192.0.2.1:80, weight: 2 }]")
+        .replace("burst: 1 }", "burst: 2 }")
+        .replace("  old: { endpoints: [192.0.2.3:80] }\n", "")
+        .replace("      - { name: gone, match: { path: /gone }, filters: [jwt], to: old }\n", "");
+    let changed = diff(BEFORE, &after, &[]);
+    let told = text(&changed.stdout);
+    assert_eq!(changed.status.code(), Some(1), "{told}{}", text(&changed.stderr));
+    assert!(!told.contains("hush"), "{told}");
+    for expected in [
+        "~ node.workers: 1 -> 2\n",
+        "~ admin.token: <redacted> -> <redacted>\n",
+        "~ listeners.inner.limits.connections: 50000 -> 9\n",
+        "+ listeners.new: {\"bind\":\"127.0.0.1:8083\"",
+        "- listeners.late: {\"bind\":\"127.0.0.1:8082\"",
+        "- upstreams.old: {",
+        "~ upstreams.app.endpoints[192.0.2.1:80]: 192.0.2.1:80 -> {\"addr\":\"192.0.2.1:80\",\"weight\":2}\n",
+        "~ filters.slow.config.burst: 1 -> 2\n",
+        "- sites[a.test].routes[gone]: {",
+        "  is refused: node.workers needs a restart\n",
+        "  takes node.shutdown_grace over, with effect at the next start\n",
+        "  takes cache.memory.size over, with effect at the next start\n",
+        "  listener web: goes on as it is\n",
+        "  listener inner: keeps its socket and is served anew",
+        "  listener new: is bound\n",
+        "  listener late: is closed",
+        "  filter limit: goes on, with what it holds in memory\n",
+        "  filter slow: is started anew, with empty memory\n",
+        "  filter jwt: is stopped\n",
+    ] {
+        assert!(told.contains(expected), "{expected} is not in:\n{told}");
+    }
+
+    let json: Value = serde_json::from_slice(&diff(BEFORE, &after, &["--json"]).stdout).expect("JSON");
+    assert_eq!(json["reload"]["refused"], serde_json::json!(["node.workers"]));
+    assert_eq!(json["reload"]["listeners"]["inner"], "rebuilt");
+    assert_eq!(json["reload"]["filters"]["limit"], serde_json::json!({ "kept": 1, "started": 0, "stopped": 0 }));
+    let found = json["differences"].as_array().expect("a list");
+    assert!(
+        found.contains(&serde_json::json!({ "key": "node.workers", "change": "changed", "old": 1, "new": 2 })),
+        "{json:#}"
+    );
+
+    let faulty = diff(BEFORE, &BEFORE.replace("to: app", "to: apq"), &[]);
+    assert_eq!(faulty.status.code(), Some(2));
+    assert!(text(&faulty.stderr).contains("new.yaml:19"), "{}", text(&faulty.stderr));
+}
+
+/// What is said of a reload is what a reload does.
+#[test]
+fn a_reload_keeps_what_the_comparison_says_it_keeps() {
+    let config = |limits: &str, workers: u8| {
+        format!(
+            "version: 1
+node: {{ module_cache: off, workers: {workers}, shutdown_grace: 1s }}
+telemetry: {{ access_log: {{ output: off }} }}
+listeners:
+  web: {{ bind: \"127.0.0.1:0\" }}
+  inner: {{ bind: \"127.0.0.1:0\"{limits} }}
+sites: [{{ hosts: [\"*\"], routes: [{{ respond: {{ status: 200 }} }}] }}]
+"
+        )
+    };
+    let limited = ", limits: { connections: 9 }";
+    let mut edge = Edge::start(&config("", 1), &[]);
+    let before = (edge.listener("web"), edge.listener("inner"));
+    edge.reload(&config(limited, 1)).expect("reloaded");
+    assert_eq!((edge.listener("web"), edge.listener("inner")), before, "both sockets stay");
+    let refused = edge.reload(&config(limited, 2)).expect_err("refused");
+    assert!(refused.contains("node.workers has changed: it needs a restart"), "{refused}");
+
+    let json = diff(&config("", 1), &config(limited, 2), &["--json"]);
+    let json: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(json["reload"]["listeners"], serde_json::json!({ "web": "kept", "inner": "rebuilt" }));
+    assert_eq!(json["reload"]["refused"], serde_json::json!(["node.workers"]));
+}

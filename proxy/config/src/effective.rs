@@ -3,6 +3,8 @@
 //! It is made from the files' trees instead of from the [`Config`](crate::Config), so that nothing of it can come from the environment or from a secret
 //! file, and that a key cannot be forgotten. Texts are read again from memory; what was loaded is what is shown.
 
+mod diff;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -11,6 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde_json::{Map, Number, Value};
 
+pub use self::diff::{Change, Difference};
 use crate::listeners::limits::OF_HTTP;
 use crate::schema::schema;
 use crate::tree::{self, Data, Entry, Kind, MAX_NODES, Node};

@@ -46,7 +46,7 @@ pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath,
 pub use admin::{Admin, AdminBind};
 pub use cache::{Cache, CacheMemory, Collapse};
 pub use cases::{Expect, Test, TestOrigin, TestRequest};
-pub use effective::{Effective, REDACTED, Secret};
+pub use effective::{Change, Difference, Effective, REDACTED, Secret};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};
 pub use isolation::{Compat, Isolation, Snapshot, Tick};

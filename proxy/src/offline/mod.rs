@@ -13,6 +13,8 @@ pub(crate) mod explain;
 
 mod trial;
 
+pub(crate) mod compare;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use selvedge_config::{Config, Loaded, Position, Report, TestOrigin};
 use self::origin::Canned;
 pub(crate) use self::question::Question;
 use crate::listener::ListenerFacts;
+use crate::listening;
 use crate::node::{self, Current};
 use crate::plan::{self, Resources};
 use crate::request::Edge;
@@ -62,10 +65,18 @@ impl Offline {
         Self::of(self.loaded.clone(), self.resources.afresh(dial), path)
     }
 
+    /// The configuration of another file, as if it came after this one in one process: what both have goes on.
+    fn successor(&self, path: &Path) -> Result<Self, OfflineError> {
+        let loaded = node::loader().load(path).map_err(OfflineError::Config)?;
+        Self::of(loaded, Arc::clone(&self.resources), path)
+    }
+
     fn of(loaded: Loaded, resources: Arc<Resources>, path: &Path) -> Result<Self, OfflineError> {
         let config = loaded.config.clone();
-        let built = plan::build(&resources, loaded.clone())
-            .map_err(|faults| OfflineError::Config(Report::new(path, faults)))?;
+        let mut faults = listening::check(&config).err().unwrap_or_default();
+        let built = plan::build(&resources, loaded.clone()).map_err(|more| faults.extend(more)).ok();
+        let built = built.filter(|_| faults.is_empty());
+        let built = built.ok_or_else(|| OfflineError::Config(Report::new(path, faults)))?;
         let facts = |(name, listener): (&String, _)| {
             (name.clone(), Arc::new(ListenerFacts::of(name, listener, resources.listener_index(name))))
         };
