@@ -85,6 +85,7 @@ impl Listening {
             }
             if let Some(clients) = listener.tls.as_ref().and_then(|tls| tls.clients.as_ref()) {
                 prepared.files.push(clients.ca.clone());
+                prepared.files.extend(clients.crl.clone());
             }
             if let Some(same) = old.iter().find(|old| old.facts.name == *name && old.goes_on(listener)) {
                 match same.renew(listener) {
@@ -116,7 +117,7 @@ impl Listening {
         let old = self.bound.swap(Arc::new(prepared.bound));
         let new = self.bound.load();
         for (listener, tls) in new.iter().filter_map(|bound| Some((&bound.facts.name, bound.tls.as_ref()?))) {
-            tls.certificates.oddities().iter().for_each(|odd| warn!(%listener, "{odd}"));
+            tls.oddities().iter().for_each(|odd| warn!(%listener, "{odd}"));
         }
         let is_in = |set: &[Arc<Bound>], bound: &Bound| set.iter().any(|other| other.id == bound.id);
         for bound in new.iter().filter(|bound| !is_in(&old, bound)) {
@@ -282,7 +283,7 @@ pub(crate) fn check(config: &Config) -> Result<Vec<(String, String)>, Vec<Fault>
     for (name, listener) in &config.listeners {
         let Some(tls) = &listener.tls else { continue };
         match ListenerTls::load(tls, protocols(listener), &names, &Arc::default()) {
-            Ok(tls) => oddities.extend(tls.certificates.oddities().into_iter().map(|odd| (name.clone(), odd))),
+            Ok(tls) => oddities.extend(tls.oddities().into_iter().map(|odd| (name.clone(), odd))),
             Err(more) => faults.extend(more),
         }
     }

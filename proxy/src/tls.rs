@@ -74,6 +74,14 @@ pub enum CertificateError {
         #[source]
         source: rustls::Error,
     },
+    /// A revocation list cannot be used.
+    #[error("{path} holds no valid revocation list: {why}")]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The development certificate could not be made.
     #[error("the development certificate cannot be made")]
     Development(#[source] rcgen::Error),
@@ -195,12 +203,6 @@ impl CertificateStore {
         self.current.store(renewed.0);
     }
 
-    /// What an operator should know about them, though they are used.
-    #[must_use]
-    pub fn oddities(&self) -> Vec<String> {
-        self.current.load().oddities(now())
-    }
-
     /// The certificates in force, in the order they are written.
     pub(crate) fn each(&self, mut visit: impl FnMut(&Loaded)) {
         self.current.load().all.iter().for_each(&mut visit);
@@ -249,6 +251,8 @@ pub struct ListenerTls {
     pub certificates: Arc<CertificateStore>,
     /// The digest of the authorities for clients' certificates, where they are asked for any.
     authorities: Option<[u8; 32]>,
+    /// Of those: what ends when.
+    ends: Arc<[(String, i64)]>,
 }
 
 impl ListenerTls {
@@ -266,21 +270,32 @@ impl ListenerTls {
         let authorities = tls
             .clients
             .as_ref()
-            .map(|clients| Authorities::load(&clients.ca).map_err(|error| vec![fault(&clients.position, error)]));
+            .map(|clients| Authorities::load(clients).map_err(|error| vec![fault(&clients.position, error)]));
         let (certificates, authorities) =
             match (CertificateStore::load(tls, names, Arc::clone(counts)), authorities.transpose()) {
                 (Ok(certificates), Ok(authorities)) => (certificates, authorities),
                 (one, other) => return Err(one.err().into_iter().chain(other.err()).flatten().collect()),
             };
         let digest = authorities.as_ref().map(|authorities| authorities.digest);
+        let ends = authorities.iter().flat_map(|authorities| authorities.ends.iter().cloned()).collect();
         let config = server_config(tls, protocols, Arc::clone(&certificates), authorities)
             .map_err(|error| vec![fault(&tls.position, error)])?;
-        Ok(Self { config, certificates, authorities: digest })
+        Ok(Self { config, certificates, authorities: digest, ends })
+    }
+
+    /// What an operator should know about it, though it is served so.
+    pub(crate) fn oddities(&self) -> Vec<String> {
+        let now = now();
+        let mut oddities = self.certificates.current.load().oddities(now);
+        let ended = self.ends.iter().filter(|(_, end)| *end < now);
+        oddities
+            .extend(ended.map(|(what, end)| format!("{what} has expired on {}, and holds all the same", when(*end))));
+        oddities
     }
 
     /// Whether it trusts the authorities that are in the file now.
     pub(crate) fn trusts_as(&self, tls: &Tls) -> bool {
-        let now = tls.clients.as_ref().map(|clients| Authorities::load(&clients.ca).map(|now| now.digest));
+        let now = tls.clients.as_ref().map(|clients| Authorities::load(clients).map(|now| now.digest));
         match (self.authorities, now) {
             (None, None) => true,
             (Some(then), Some(Ok(now))) => then == now,

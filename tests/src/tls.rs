@@ -5,9 +5,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
+    RevokedCertParams, SerialNumber,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use tokio::net::TcpStream;
@@ -84,9 +88,7 @@ impl Caller {
             .with_custom_certificate_verifier(Arc::new(anybody));
         let mut config = match &self.identity {
             None => config.with_no_client_auth(),
-            Some(issued) => {
-                config.with_client_auth_cert(vec![issued.der.clone()], issued.private()).expect("an identity")
-            }
+            Some(issued) => config.with_client_auth_cert(issued.shown(), issued.private()).expect("an identity"),
         };
         config.alpn_protocols.clone_from(&self.alpn);
         config.enable_sni = !self.name.is_empty();
@@ -146,6 +148,8 @@ pub struct Issued {
     private: Vec<u8>,
     /// The public key, as a SubjectPublicKeyInfo.
     pub public: Vec<u8>,
+    /// What is shown behind it: the authorities between.
+    pub chain: Vec<CertificateDer<'static>>,
 }
 
 impl Authority {
@@ -193,12 +197,63 @@ impl Authority {
             pem: made.pem(),
             key: key.serialize_pem(),
             private: key.serialize_der(),
+            chain: Vec::new(),
             public: rcgen::PublicKeyData::subject_public_key_info(&key),
         }
     }
 }
 
+impl Authority {
+    /// An authority below this one, and its certificate.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn below(&self, name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let pem = params.signed_by(&key, &self.issuer).expect("an authority").pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A list of the certificates with these serial numbers, in PEM, which is to be replaced in that year.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn revoked(&self, serials: &[u8], year: i32) -> String {
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&[*serial]),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(year, 1, 1),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).expect("a list").pem().expect("in PEM")
+    }
+}
+
 impl Issued {
+    /// The same, shown with the certificate of the authority that has issued it.
+    #[must_use]
+    pub fn behind(mut self, authority: &Authority) -> Self {
+        self.chain.extend(CertificateDer::from_pem_slice(authority.pem.as_bytes()));
+        self
+    }
+
+    fn shown(&self) -> Vec<CertificateDer<'static>> {
+        std::iter::once(&self.der).chain(&self.chain).cloned().collect()
+    }
+
     fn private(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::try_from(self.private.clone()).expect("a key")
     }

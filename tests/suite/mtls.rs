@@ -1,6 +1,7 @@
 //! Clients with certificates: who is let in, what filters and upstreams are told of them, and what they cannot say about themselves.
 
 use std::net::SocketAddr;
+use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_selvedge-under-test");
 /// Compiled guests are shared by all runs.
 const MODULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-modules");
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
@@ -269,6 +271,59 @@ async fn other_authorities_hold_from_the_reload_on() {
         assert!(report.contains("config.yaml:7:") && report.contains(why), "{report}");
     }
     assert_eq!(served(&caller(Some(&other.issue(&["new.test"]))), secure).await.text(), "hello", "nothing has changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_revoked_is_out_with_the_reload() {
+    let clients = Clients::new();
+    let origin = telling().await;
+    let serial = |serial: u8| {
+        move |params: &mut rcgen::CertificateParams| {
+            params.serial_number = Some(rcgen::SerialNumber::from_slice(&[serial]));
+        }
+    };
+    let [first, second] = [1, 2].map(|number| clients.authority.issue_with(&["device.test"], EC, serial(number)));
+    let between = clients.authority.below("between");
+    let third = between.issue_with(&["device.test"], EC, serial(1)).behind(&between);
+    let path = clients.folder.path().join("revoked.pem");
+    let write = |lists: &[String]| std::fs::write(&path, lists.concat()).expect("written");
+
+    write(&[clients.authority.revoked(&[7], 3000), between.revoked(&[], 3000)]);
+    let yaml = config(&clients.setting("require", &format!(", crl: \"{}\"", path.display())), TO_APP);
+    let mut edge = Edge::start(&yaml, &[("app", origin.address())]);
+    let secure = edge.secure();
+    for known in [&first, &second, &third] {
+        assert_eq!(served(&caller(Some(known)), secure).await.text(), "hello");
+    }
+    let mut open = Client::over(caller(Some(&first)).call(secure).await);
+    assert_eq!(open.request(GET).await.status, 200);
+
+    // The number 1 of the authority, not that of another.
+    write(&[clients.authority.revoked(&[7, 1], 3000), between.revoked(&[2], 3000)]);
+    edge.reload(&yaml).expect("in order");
+    assert!(open.is_closed().await);
+    assert_eq!(refused(&caller(Some(&first)), secure).await, Some(AlertDescription::CertificateRevoked));
+    for known in [&second, &third] {
+        assert_eq!(served(&caller(Some(known)), secure).await.text(), "hello");
+    }
+
+    // Nobody knows what the authority between has revoked; and a list that is out of date holds.
+    write(&[clients.authority.revoked(&[1], 2021)]);
+    edge.reload(&yaml).expect("in order");
+    assert_eq!(refused(&caller(Some(&first)), secure).await, Some(AlertDescription::CertificateRevoked));
+    assert_eq!(served(&caller(Some(&second)), secure).await.text(), "hello");
+    assert_eq!(refused(&caller(Some(&third)), secure).await, Some(AlertDescription::UnknownCA));
+    let checked = Command::new(PROGRAM).args(["check", "--config"]).arg(edge.path()).output().expect("it runs");
+    let told = String::from_utf8_lossy(&checked.stderr).into_owned();
+    let end = format!("in {} has expired on 2021-01-01T00:00:00Z, and holds", path.display());
+    assert!(checked.status.success() && told.contains("the list of CN=clients") && told.contains(&end), "{told}");
+
+    for broken in ["", "-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"] {
+        write(&[broken.to_owned()]);
+        let report = edge.reload(&yaml).expect_err("no list");
+        assert!(report.contains("config.yaml:7:") && report.contains("holds no valid revocation list"), "{report}");
+    }
+    assert_eq!(served(&caller(Some(&second)), secure).await.text(), "hello", "nothing has changed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

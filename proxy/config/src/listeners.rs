@@ -129,6 +129,11 @@ pub struct ClientCertificates {
     /// changes, connections under the old one end after the exchange they are in. Required.
     pub ca: PathBuf,
 
+    /// PEM file with revocation lists (RFC 5280, 5), one for each authority on the way from a client's certificate up to `ca`: a
+    /// certificate that is on one is refused, and so is one whose authority has none there. Watched as `ca` is. A list that should
+    /// have been replaced by a newer one holds all the same, with a warning. Default: none; who is revoked is not noticed.
+    pub crl: Option<PathBuf>,
+
     /// The keys that clients may have, whatever the authorities vouch for: SHA-256 of the certificate's SubjectPublicKeyInfo, in
     /// base64. Lets in only who is known by name, and has to be told of new keys. Default: any.
     #[schemars(with = "Option<Vec<Pin>>", length(min = 1))]
@@ -343,6 +348,7 @@ impl ClientCertificates {
             choice(cx, at, &[("request", ClientMode::Request), ("require", ClientMode::Require)])
         });
         let ca = fields.need(cx, "ca", path);
+        let crl = fields.read(cx, "crl", path);
         let mut seen = Vec::new();
         let pins = fields.read(cx, "pins", |cx, at| {
             filled_list(cx, at, |cx, at| {
@@ -359,6 +365,7 @@ impl ClientCertificates {
         Some(Self {
             mode: mode?,
             ca: ca?,
+            crl,
             pins: pins.unwrap_or_default(),
             forward: forward.unwrap_or(false),
             position: at.name_position().clone(),

@@ -277,6 +277,10 @@ fn listeners() {
             "4:66 listeners.web.tls.clients.ca: `ca` is missing",
         ),
         (
+            "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: require, ca: a, crl: [] } } }",
+            "4:104 listeners.web.tls.clients.crl: expected a path, found a list",
+        ),
+        (
             "web: { bind: 127.0.0.1:8080, tls: { certificates: development, clients: { mode: require, ca: a, pins: [] } } }",
             "4:105 listeners.web.tls.clients.pins: the list is empty",
         ),

@@ -154,7 +154,7 @@ listeners:
     limits: { connections: 1, connections_per_client: 2, requests_per_connection: 65535, h2_streams: 3, h2_resets: 1, upload_rate: 1KiB/s, request_time: 1m }
   secure:
     bind: 127.0.0.1:8443
-    tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse, clients: { mode: request, ca: clients.pem, pins: ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="], forward: true } }
+    tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse, clients: { mode: request, ca: clients.pem, crl: revoked.pem, pins: ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="], forward: true } }
     limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m, header_size: 1MiB, header_count: 256, uri_length: 65534B }
 geo: { database: geo.mmdb, reload: off }
 cache: { memory: { size: 8MiB }, collapse: { wait: 1s } }
@@ -215,6 +215,7 @@ sites:
     assert_eq!((tls.min, tls.unknown_names), (TlsVersion::V1_3, UnknownNames::Refuse));
     let clients = tls.clients.as_ref().unwrap();
     assert_eq!((clients.mode, clients.ca.clone()), (ClientMode::Request, PathBuf::from("clients.pem")));
+    assert_eq!(clients.crl, Some(PathBuf::from("revoked.pem")));
     assert_eq!((&clients.pins[..], clients.forward), (&[Pin([1; 32])][..], true));
     let Certificates::Files(files) = &tls.certificates else { panic!("{tls:?}") };
     assert_eq!((files[0].cert.clone(), files[0].key.clone()), (PathBuf::from("a.pem"), PathBuf::from("/etc/b.pem")));

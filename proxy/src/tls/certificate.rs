@@ -97,7 +97,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 /// A name as RFC 4514 writes it (and RFC 2253 did, which filters know from other hosts): the most special part first.
-fn distinguished(name: &X509Name<'_>) -> String {
+pub(super) fn distinguished(name: &X509Name<'_>) -> String {
     let mut text = String::new();
     let parts: Vec<_> = name.iter_rdn().collect();
     for (index, part) in parts.iter().rev().enumerate() {

@@ -1,36 +1,68 @@
 //! Certificates of clients: whose are valid, and which of them may come in.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use selvedge_config::{ClientCertificates, ClientMode, Pin};
 use sha2::{Digest, Sha256};
+use webpki::BorrowedCertRevocationList;
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 
+use super::certificate::{Certificate, distinguished};
 use super::counts::{HandshakeCounts, Refusal};
 use super::{CertificateError, provider};
 
-/// The authorities of a file.
+/// Whom clients' certificates are believed of: the authorities, and what they have revoked.
 pub(super) struct Authorities {
     roots: RootCertStore,
-    /// Of all of them: other authorities, another digest.
+    lists: Vec<CertificateRevocationListDer<'static>>,
+    /// Of all of it: if anything changes, it does.
     pub(super) digest: [u8; 32],
+    /// What ends when, in seconds since 1970.
+    pub(super) ends: Vec<(String, i64)>,
 }
 
 impl Authorities {
     /// Reads them.
-    pub(super) fn load(path: &Path) -> Result<Self, CertificateError> {
-        let mut roots = RootCertStore::empty();
+    pub(super) fn load(settings: &ClientCertificates) -> Result<Self, CertificateError> {
+        let path = &settings.ca;
+        let (mut roots, mut ends) = (RootCertStore::empty(), Vec::new());
         let mut digest = Sha256::new();
         for certificate in super::certificates_in(path)? {
             digest.update(&certificate);
-            roots.add(certificate).map_err(|source| CertificateError::Authority { path: path.to_owned(), source })?;
+            let facts = Certificate::of(&certificate);
+            let facts = facts.map_err(|why| CertificateError::Malformed { path: path.clone(), why })?;
+            ends.push((format!("the authority {} in {}", facts.subject, path.display()), facts.not_after));
+            roots.add(certificate).map_err(|source| CertificateError::Authority { path: path.clone(), source })?;
         }
-        Ok(Self { roots, digest: digest.finalize().into() })
+        let mut lists = Vec::new();
+        if let Some(path) = &settings.crl {
+            digest.update(b"lists");
+            let malformed = |why: String| CertificateError::List { path: path.clone(), why };
+            for list in CertificateRevocationListDer::pem_file_iter(path).map_err(super::unreadable(path))? {
+                let list = list.map_err(super::unreadable(path))?;
+                digest.update(&list);
+                let (_, parsed) =
+                    CertificateRevocationList::from_der(&list).map_err(|error| malformed(error.to_string()))?;
+                // What the verifier cannot use is told now, and in which file it is.
+                BorrowedCertRevocationList::from_der(&list).map_err(|error| malformed(error.to_string()))?;
+                if let Some(next) = parsed.next_update() {
+                    let issuer = distinguished(parsed.issuer());
+                    ends.push((format!("the list of {issuer} in {}", path.display()), next.timestamp()));
+                }
+                lists.push(list);
+            }
+            if lists.is_empty() {
+                return Err(malformed("there is none".into()));
+            }
+        }
+        Ok(Self { roots, lists, digest: digest.finalize().into(), ends })
     }
 }
 
@@ -41,6 +73,7 @@ pub(super) fn verifier(
     counts: Arc<HandshakeCounts>,
 ) -> Result<Arc<dyn ClientCertVerifier>, CertificateError> {
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities.roots), provider());
+    let builder = builder.with_crls(authorities.lists);
     let builder = match settings.mode {
         ClientMode::Request => builder.allow_unauthenticated(),
         ClientMode::Require => builder,

@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     Name,
     /// The client's certificate is not valid now.
     Expired,
+    /// An authority has revoked the client's certificate.
+    Revoked,
     /// No authority vouches for the client's certificate.
     Authority,
     /// The client's key is none of those that are let in.
@@ -42,9 +44,10 @@ impl End {
 }
 
 impl Refusal {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Name, "name"),
         (Self::Expired, "expired"),
+        (Self::Revoked, "revoked"),
         (Self::Authority, "authority"),
         (Self::Pin, "pin"),
         (Self::Certificate, "certificate"),
@@ -57,7 +60,10 @@ impl Refusal {
             rustls::Error::InvalidCertificate(
                 E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
             ) => Self::Expired,
-            rustls::Error::InvalidCertificate(E::UnknownIssuer | E::BadSignature) => Self::Authority,
+            rustls::Error::InvalidCertificate(E::Revoked) => Self::Revoked,
+            rustls::Error::InvalidCertificate(E::UnknownIssuer | E::BadSignature | E::UnknownRevocationStatus) => {
+                Self::Authority
+            }
             rustls::Error::InvalidCertificate(E::ApplicationVerificationFailure) => Self::Pin,
             _ => Self::Certificate,
         }
