@@ -104,6 +104,16 @@ impl Client {
         self.response(&method).await
     }
 
+    /// The connection itself, for clients that speak on it themselves.
+    ///
+    /// # Panics
+    /// When something has been received that was not taken.
+    #[must_use]
+    pub fn into_stream(self) -> impl AsyncRead + AsyncWrite + Send + Unpin + 'static {
+        assert!(self.buffer.is_empty(), "nothing was received yet");
+        self.io
+    }
+
     /// Sends bytes. That the other side is gone is not noticed here but when reading.
     pub async fn send(&mut self, bytes: &[u8]) {
         let _ = soon("send", self.io.write_all(bytes)).await;

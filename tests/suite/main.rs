@@ -40,6 +40,8 @@ mod grpc;
 
 mod grpc_replies;
 
+mod grpc_clients;
+
 mod properties;
 
 mod bundled;
