@@ -94,6 +94,31 @@ async fn a_handshake_that_was_looked_at_goes_on_whatever_is_spoken() {
     assert_eq!((answer.first(), answer.get(5)), (Some(&21), Some(&2)), "a fatal alert, not {answer:?}");
 }
 
+/// What a proxy says of the client stands before the handshake that is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_behind_the_proxy_protocol_is_looked_at_too() {
+    let (_folder, _, certificates) = certificates(&[(&["a.test"], EC)]);
+    let yaml = config(&format!("{{ {certificates}, unknown_names: refuse }}"))
+        .replace("workers: 1,", "workers: 1, trusted_proxies: [127.0.0.0/8],")
+        .replace("  secure: {", "  secure: { proxy_protocol: require,");
+    let edge = Edge::start(&yaml, &[]);
+    for (name, served) in [("a.test", true), ("b.test", false)] {
+        let mut stream = soon("connect", TcpStream::connect(edge.secure())).await.expect("connects");
+        stream.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 443\r\n").await.expect("sent");
+        let caller = Caller::new(name, &["http/1.1"]);
+        match soon("handshake", caller.connector().connect(name.try_into().expect("a name"), stream)).await {
+            Ok(stream) => {
+                assert!(served);
+                assert_eq!(Client::over(stream).request(GET).await.text(), "hello");
+            }
+            Err(error) => {
+                assert!(!served, "{error}");
+                assert_eq!(alert(&error), Some(AlertDescription::UnrecognisedName));
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tcp_listener_refuses_names_too() {
     let (_folder, _, certificates) = certificates(&[(&["a.test"], EC)]);
