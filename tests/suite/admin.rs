@@ -170,6 +170,8 @@ async fn what_is_logged_can_be_changed_while_the_node_runs() {
     let socket = folder.path().join("admin.sock");
     std::fs::write(&path, config(&format!("{{ bind: \"unix:{}\" }}", socket.display()))).unwrap();
     let process = Process::run(PROGRAM, folder.path(), &path, 1).await;
+    // Listeners are there a moment before the admin API.
+    selvedge_tests::until("the admin API", || UnixStream::connect(&socket).is_ok()).await;
 
     let ask = |request: String| {
         let mut client = UnixStream::connect(&socket).unwrap();
