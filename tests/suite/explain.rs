@@ -253,6 +253,7 @@ node: { module_cache: CACHE, workers: 1, trusted_proxies: [10.0.0.0/8] }
 listeners:
   web: { bind: "127.0.0.1:8080" }
   secure: { bind: "127.0.0.1:8443", tls: { certificates: development } }
+  late: { bind: "127.0.0.1:8081", protocols: [h2] }
 geo: { database: "builtin:test" }
 cache: { memory: { size: 16MiB } }
 include: [more.yaml]
@@ -296,6 +297,7 @@ const PASSING: &str = r#"tests:
   - { name: the first within the limit, request: { url: "http://shop.test/limited", client: 192.0.2.1 }, expect: { status: 200, upstream: none } }
   - { name: and the first again, request: { url: "http://shop.test/limited", client: 192.0.2.1 }, expect: { status: 200, upstream: none } }
   - { name: somebody from Japan, request: { url: "http://shop.test/where", country: JP }, expect: { upstream: demo, headers: { x-country: JP } } }
+  - { name: over a listener for HTTP/2, request: { url: "http://shop.test/limited", listener: late }, expect: { status: 200 } }
   - { name: moved, request: { url: "https://shop.test/old" }, expect: { route: old, status: 301, location: /new } }
   - { name: nobody else is served, request: { url: "http://other.test/" }, expect: { route: none, status: 404 } }
   - { name: out of the root, request: { url: "http://shop.test/../x" }, expect: { route: none, status: 400 } }
@@ -334,7 +336,7 @@ fn tests_of_a_configuration_run_on_its_routes_and_filters() {
     let output = selvedge(folder.path(), &["test"]);
     let told = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{told}{}", text(&output.stderr));
-    assert!(told.contains("12 tests, 0 failed") && told.contains("ok    members are"), "{told}");
+    assert!(told.contains("13 tests, 0 failed") && told.contains("ok    members are"), "{told}");
 }
 
 #[test]

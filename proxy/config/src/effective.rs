@@ -11,6 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+use aho_corasick::AhoCorasick;
 use serde_json::{Map, Number, Value};
 
 pub use self::diff::{Change, Difference};
@@ -104,7 +105,13 @@ pub(crate) fn of(sources: &Sources) -> Effective {
     all.get_mut("listeners").into_iter().for_each(leave_out_http);
     // A secret that is written once more, where its name does not tell what it is.
     secrets.retain(|secret| secret.len() >= SHORTEST_COPY);
-    hide_copies(&mut all, &secrets);
+    secrets.sort_unstable();
+    secrets.dedup();
+    match AhoCorasick::new(&secrets) {
+        Ok(secrets) => hide_copies(&mut all, &secrets),
+        // More text than it can look for at once: then nothing is shown.
+        Err(_) => all = Effective::Secret(Secret::of("")),
+    }
     all
 }
 
@@ -216,11 +223,9 @@ fn shown(node: &Node, context: Context, secrets: &mut Vec<String>) -> Effective 
 }
 
 /// Takes away what stands elsewhere as a secret.
-fn hide_copies(value: &mut Effective, secrets: &[String]) {
+fn hide_copies(value: &mut Effective, secrets: &AhoCorasick) {
     match value {
-        Effective::Text(text) | Effective::Variable(text)
-            if secrets.iter().any(|secret| text.contains(secret.as_str())) =>
-        {
+        Effective::Text(text) | Effective::Variable(text) if secrets.is_match(text.as_str()) => {
             *value = Effective::Secret(Secret::of(text));
         }
         Effective::List(items) => items.iter_mut().for_each(|item| hide_copies(item, secrets)),

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{ConfigArgs, complain, offline_failed, print};
 use crate::offline::Offline;
+use crate::telemetry;
 
 #[derive(Args)]
 pub(super) struct TestArgs {
@@ -16,6 +17,10 @@ pub(super) struct TestArgs {
 }
 
 pub(super) fn run(args: &TestArgs) -> ExitCode {
+    // What filters log is told to who asks for it; without that only the results are.
+    if std::env::var_os(telemetry::LOG_VARIABLE).is_some() {
+        telemetry::init();
+    }
     let offline = match Offline::load(&args.config.config) {
         Ok(offline) => offline,
         Err(error) => return offline_failed(&error),

@@ -78,7 +78,8 @@ impl Offline {
         // As good as a node that stops: the connection ends with this exchange, and the end of a response is seen.
         let (_stop, shutdown) = watch::channel(true);
         let served = tokio::spawn(async move {
-            drop(door.process_new_http(HttpSession::new_http1(Box::new(wire)), &shutdown).await);
+            // Past the door itself: it refuses HTTP/1 where there is HTTP/2 only, and routes do not mind which it is.
+            drop(door.proxy.process_new_http(HttpSession::new_http1(Box::new(wire)), &shutdown).await);
         });
         // Who refuses a request may do so before all of it is written.
         let (mut reading, mut writing) = tokio::io::split(&mut client);

@@ -3,6 +3,8 @@
 //! What has a name is compared by it, wherever it stands: sites by their hosts, routes and filters by their names, endpoints by their addresses.
 //! Other lists are compared as a whole.
 
+use std::collections::{HashMap, HashSet};
+
 use super::Effective;
 
 /// One difference.
@@ -66,27 +68,32 @@ fn members(
     at: impl Fn(&str) -> String,
     found: &mut Vec<Difference>,
 ) {
-    let find = |all: &[(String, Effective)], name: &str| all.iter().position(|(known, _)| known == name);
+    let by_name = |all: &'_ [(String, Effective)]| -> HashMap<String, usize> {
+        all.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect()
+    };
+    let (places, kept) = (by_name(before), by_name(after));
     for (name, new) in after {
-        match find(before, name) {
-            Some(place) => compare(&at(name), &before[place].1, new, found),
+        match places.get(name) {
+            Some(place) => compare(&at(name), &before[*place].1, new, found),
             None => found.push(Difference { key: at(name), change: Change::Added(new.clone()) }),
         }
     }
-    for (name, old) in before.iter().filter(|(name, _)| find(after, name).is_none()) {
+    for (name, old) in before.iter().filter(|(name, _)| !kept.contains_key(name)) {
         found.push(Difference { key: at(name), change: Change::Removed(old.clone()) });
     }
 }
 
-/// Whether those that are in both stand in another order.
+/// Whether those that are in both stand in another order. Of sites and endpoints nobody minds it.
 fn order(key: &str, before: &[(String, Effective)], after: &[(String, Effective)], found: &mut Vec<Difference>) {
+    if !(key.ends_with("filters") || key.ends_with("routes")) {
+        return;
+    }
     let both = |all: &[(String, Effective)], other: &[(String, Effective)]| -> Vec<String> {
-        let names = all.iter().map(|(name, _)| name);
-        names.filter(|name| other.iter().any(|(known, _)| known == *name)).cloned().collect()
+        let other: HashSet<&str> = other.iter().map(|(name, _)| name.as_str()).collect();
+        all.iter().map(|(name, _)| name).filter(|name| other.contains(name.as_str())).cloned().collect()
     };
     let (old, new) = (both(before, after), both(after, before));
-    // Of sites and endpoints nobody minds the order.
-    if old != new && (key.ends_with("filters") || key.ends_with("routes")) {
+    if old != new {
         found.push(Difference { key: key.to_owned(), change: Change::Order(old, new) });
     }
 }
