@@ -333,3 +333,60 @@ sites:
     let answer = ask(&edge, "GET", "/bare/", "origin: https://app.test\r\n").await;
     assert_eq!(answer.header("access-control-expose-headers"), Some("x-count"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_requests_go_elsewhere_and_nobody_waits_for_them() {
+    let app = says("app").await;
+    let shadow = Origin::start(|_| Origin::reply(500, &[], "shadow")).await;
+    let (silent, _task) = Origin::raw(|mut stream| async move {
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await;
+    let yaml = "filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 5s } } }
+upstreams:
+  app: { endpoints: [\"127.0.0.1:${PORT_app}\"] }
+  shadow: { endpoints: [\"127.0.0.1:${PORT_shadow}\"] }
+  silent: { endpoints: [\"127.0.0.1:${PORT_silent}\"] }
+sites:
+  - hosts: [\"*\"]
+    headers: { request: { set: { x-node: here } } }
+    routes:
+      - { name: all, mirror: { to: shadow }, rewrite: { prefix: /there }, to: app }
+      - { name: filtered, match: { path: /filtered/* }, filters: [noop], mirror: { to: shadow }, to: app }
+      - { name: some, match: { path: /some }, mirror: { to: shadow, share: 20% }, to: app }
+      - { name: slow, match: { path: /slow }, mirror: { to: silent }, to: app }
+";
+    let origins = [("app", app.address()), ("shadow", shadow.address()), ("silent", silent)];
+    let edge = Edge::start(yaml, &origins);
+    assert_eq!(Client::get(edge.web(), "/a?b").await.text(), "app");
+    selvedge_tests::until("a copy has come", || shadow.received().len() == 1).await;
+    let copied = shadow.last();
+    assert_eq!((copied.method.as_str(), copied.target.as_str()), ("GET", "/there/a?b"));
+    assert_eq!((copied.header("x-node"), copied.header("host")), (Some("here"), Some("test")));
+
+    for path in ["/", "/filtered/"] {
+        let before = shadow.received().len();
+        assert_eq!(Client::post(edge.web(), path, "", &[b'x'; 60_000]).await.text(), "app");
+        selvedge_tests::until("a copy has come", || shadow.received().len() == before + 1).await;
+        let copied = shadow.last();
+        assert_eq!((copied.method.as_str(), copied.body.len()), ("POST", 60_000), "{path}");
+        assert_eq!(Client::post(edge.web(), path, "", &[b'x'; 70_000]).await.text(), "app", "not copied: too long");
+    }
+    let before = shadow.received().len();
+    assert_eq!(before, 3);
+    let mut client = Client::connect(edge.web()).await;
+    for _ in 0..500 {
+        assert_eq!(client.request("GET /some HTTP/1.1\r\nhost: a\r\n\r\n").await.text(), "app");
+    }
+    // A hundred are expected; 4 standard deviations are 36.
+    selvedge_tests::until("a share has come", || shadow.received().len() >= before + 64).await;
+    for _ in 0..40 {
+        assert_eq!(Client::get(edge.web(), "/slow").await.text(), "app", "nobody waits");
+    }
+    let before = shadow.received().len();
+    assert!(before <= 3 + 136, "{before}");
+    for _ in 0..10 {
+        assert_eq!(Client::get(edge.web(), "/").await.text(), "app");
+    }
+    assert_eq!(shadow.received().len(), before, "too many are under way: those that nobody answers");
+}

@@ -160,7 +160,7 @@ sites:
   routes:
   - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: {}, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
-  - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, limits: {}, timeouts: {}, cors: { origins: ["*"] } }
+  - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, mirror: { to: a }, limits: {}, timeouts: {}, cors: { origins: ["*"] } }
   - { match: { path: /e }, files: { root: e } }
   - { respond: { status: 200 } }
 tests:
@@ -224,6 +224,7 @@ tests:
             ("Geo", json!(["database"])),
             ("Listener", json!(["bind"])),
             ("MetricsEndpoint", json!(["bind"])),
+            ("Mirror", json!(["to"])),
             ("Peek", json!(["peek"])),
             ("Pool", json!(["pool"])),
             ("Prefer", json!(["by"])),
@@ -299,7 +300,7 @@ tests:
                 "sites": [{ "hosts": ["*"], "routes": [
                     {
                         "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",
-                        "rewrite": shape("Rewrite", json!({ "host": "a" })),
+                        "rewrite": shape("Rewrite", json!({ "host": "a" })), "mirror": shape("Mirror", json!({ "to": "a" })),
                     },
                     {
                         "match": { "path": "/f" }, "files": shape("Files", json!({ "root": "f" })),

@@ -2,6 +2,7 @@
 
 mod cors;
 mod files;
+mod mirror;
 mod overrides;
 mod split;
 
@@ -16,6 +17,7 @@ use schemars::JsonSchema;
 
 pub use self::cors::{Cors, Origin};
 pub use self::files::{Encoding, Files};
+pub use self::mirror::Mirror;
 pub use self::overrides::{RouteLimits, RouteTimeouts};
 pub use self::split::Split;
 use crate::{
@@ -132,6 +134,9 @@ pub struct Route {
 
     /// Which responses are kept. Absent: none. Needs the top-level `cache`.
     pub cache: Option<CachePolicy>,
+
+    /// Where copies of its requests go. Absent: nowhere. Needs `to` or `split`.
+    pub mirror: Option<Mirror>,
 
     /// Which pages of other origins may use it (CORS). Absent: what the upstream says.
     pub cors: Option<Cors>,
@@ -404,6 +409,7 @@ fn read_routes(
             headers: site_headers.then(&draft.headers),
             rewrite: draft.rewrite,
             cache: draft.cache,
+            mirror: draft.mirror,
             cors: draft.cors,
             limits: draft.limits,
             timeouts: draft.timeouts,
@@ -421,6 +427,7 @@ struct RouteDraft {
     headers: HeaderRules,
     rewrite: Option<Rewrite>,
     cache: Option<CachePolicy>,
+    mirror: Option<Mirror>,
     cors: Option<Cors>,
     limits: RouteLimits,
     timeouts: Option<RouteTimeouts>,
@@ -454,6 +461,7 @@ impl RouteDraft {
         let cors = fields.read(cx, "cors", Cors::read);
         let limits = fields.read(cx, "limits", RouteLimits::read).unwrap_or_default();
         let timeouts_at = fields.get("timeouts");
+        let mirror_at = fields.get("mirror");
 
         let to = to_at.as_ref().and_then(|at| reference(cx, at, "upstream", &names.upstreams)).map(Target::Upstream);
         let split = split_at.as_ref().and_then(|at| Split::read(cx, at, &names.upstreams)).map(Target::Split);
@@ -483,6 +491,13 @@ impl RouteDraft {
                 cx.report(fault.with_key(at.path.clone()).with_help("remove them: nothing is asked for elsewhere"));
             }
             RouteTimeouts::read(cx, &at)
+        });
+        let mirror = mirror_at.and_then(|at| {
+            if !goes_on {
+                let fault = Fault::at(at.name_position(), "`mirror` does nothing without `to`");
+                cx.report(fault.with_key(at.path.clone()).with_help("remove it: nothing is sent elsewhere"));
+            }
+            Mirror::read(cx, &at, &names.upstreams)
         });
         let rewrite = rewrite_at.and_then(|at| {
             let rewrite = Rewrite::read(cx, &at)?;
@@ -517,7 +532,7 @@ impl RouteDraft {
             CachePolicy::read(cx, &at)
         });
         fields.close(cx);
-        Some(Self { name, when, filters, headers, rewrite, cache, cors, limits, timeouts, target })
+        Some(Self { name, when, filters, headers, rewrite, cache, mirror, cors, limits, timeouts, target })
     }
 }
 

@@ -174,6 +174,9 @@ impl Percent {
     /// One of two.
     pub const HALF: Self = Self(5_000);
 
+    /// All.
+    pub const ALL: Self = Self(10_000);
+
     /// One of five.
     pub const FIFTH: Self = Self(2_000);
 

@@ -756,6 +756,11 @@ fn routes() {
             "{ to: demo, cors: { origins: [https://a.test, \"*\"] } }",
             "12:34 sites[0].routes[0].cors.origins: `\"*\"` stands for all: it stands alone",
         ),
+        ("{ to: demo, mirror: { share: 5% } }", "12:17 sites[0].routes[0].mirror.to: `to` is missing"),
+        (
+            "{ respond: { status: 200 }, mirror: { to: demo } }",
+            "12:33 sites[0].routes[0].mirror: `mirror` does nothing without `to` | remove it: nothing is sent elsewhere",
+        ),
         (
             "{ to: demo, limits: { body: 0 } }",
             "12:33 sites[0].routes[0].limits.body: `0` has no unit | a size is a whole number and one of B, KiB, MiB, GiB, KB, MB, GB: `64KiB`, `16MiB`",

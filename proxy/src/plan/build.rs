@@ -36,6 +36,7 @@ use crate::error_chain;
 use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
+use crate::request::mirror::Mirror;
 use crate::sockets::Inherited;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
@@ -284,7 +285,10 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
             let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::of(rewrite, &route.when.path));
             let rewrite = rewrite.transpose().map_err(&mut refused).ok().flatten().map(Box::new);
             let cors = route.cors.as_ref().map(Cors::of).transpose().map_err(&mut refused).ok().flatten().map(Box::new);
+            let mirror =
+                route.mirror.as_ref().map(|mirror| Mirror { to: mirror.to.as_str().into(), share: mirror.share });
             let resolved = Route {
+                mirror: mirror.map(Box::new),
                 cors,
                 body_limit: route.limits.body.map(|limit| limit.bytes()),
                 timeouts: route.timeouts.map(Box::new),

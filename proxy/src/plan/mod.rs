@@ -32,6 +32,7 @@ pub use self::trouble::Trouble;
 use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
+use crate::request::mirror::Mirror;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
 use crate::upstream::{self, Keeper, Upstream, Upstreams};
@@ -86,6 +87,8 @@ pub struct Route {
     pub(crate) response_fields: Option<Box<Fields>>,
     /// What else the upstream is asked for.
     pub(crate) rewrite: Option<Box<Rewrite>>,
+    /// Where copies of its requests go.
+    pub(crate) mirror: Option<Box<Mirror>>,
     /// Which pages of other origins may use it.
     pub(crate) cors: Option<Box<Cors>>,
     /// The longest request body, in bytes, in place of the listener's.

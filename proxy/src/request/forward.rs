@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use super::deadline::Deadline;
 use super::filter::BodyFlow;
+use super::mirror::Copied;
 use super::{RequestCtx, actions, fail};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
@@ -28,6 +29,8 @@ pub(crate) struct Sent {
     tried: SmallVec<[EndpointId; 3]>,
     /// When all of it has to be over.
     total: Option<tokio::time::Instant>,
+    /// A copy for another upstream.
+    pub(super) copied: Option<Copied>,
     /// Watches over the attempt that is made.
     pub(super) deadline: Option<Deadline>,
 }

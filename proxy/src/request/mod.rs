@@ -33,6 +33,8 @@ mod deadline;
 
 pub(crate) mod retry;
 
+pub(crate) mod mirror;
+
 pub(crate) mod store;
 
 pub(crate) mod actions;
@@ -222,7 +224,9 @@ impl ProxyHttp for Edge {
         end_of_stream: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        filter::request_body(session, body, end_of_stream, ctx).await
+        filter::request_body(session, body, end_of_stream, ctx).await?;
+        mirror::chunk(body.as_ref(), end_of_stream, ctx);
+        Ok(())
     }
 
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
@@ -274,6 +278,7 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         forward::request(session, request, ctx)?;
         witness::sent(self, session, request);
+        mirror::begin(session, request, ctx);
         Ok(())
     }
 

@@ -19,6 +19,10 @@ pub(crate) struct Counters {
     requests: [AtomicU64; 6],
     /// Connections there was no room for.
     refused_connections: AtomicU64,
+    /// Copies of requests: sent, and not made.
+    mirrored: [AtomicU64; 2],
+    /// Those under way.
+    mirroring: Arc<AtomicU64>,
     /// TLS handshakes.
     pub(crate) handshakes: Arc<HandshakeCounts>,
     /// What clients sent beyond a limit, in the order of [`Limit::ALL`].
@@ -64,12 +68,41 @@ pub(crate) struct Observed {
     pub(crate) queues: Arc<SharedQueues>,
 }
 
+/// How many copies of requests may be under way: each may hold an answer of a few MiB.
+const MIRRORS_MAX: u64 = 32;
+
+/// A copy under way; counted until this is dropped.
+pub(crate) struct Mirroring(Arc<AtomicU64>);
+
+impl Drop for Mirroring {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Counters {
     /// A request has ended with this status, 0 for none.
     pub(crate) fn request(&self, status: u16) {
         if let Some(class) = self.requests.get(usize::from(status / 100)) {
             class.fetch_add(1, Relaxed);
         }
+    }
+
+    /// A copy of a request was sent, or was not made because it would be too long or too many are under way.
+    pub(crate) fn mirrored(&self, sent: bool) {
+        self.mirrored[usize::from(!sent)].fetch_add(1, Relaxed);
+    }
+
+    /// Copies that were sent, and those that were not made.
+    pub(crate) fn mirrors(&self) -> [u64; 2] {
+        self.mirrored.each_ref().map(|count| count.load(Relaxed))
+    }
+
+    /// A place for a copy; `None` = too many are under way.
+    pub(crate) fn begin_mirror(&self) -> Option<Mirroring> {
+        let join = |now| (now < MIRRORS_MAX).then(|| now + 1);
+        self.mirroring.fetch_update(Relaxed, Relaxed, join).ok()?;
+        Some(Mirroring(Arc::clone(&self.mirroring)))
     }
 
     /// There was no room for a connection.

@@ -40,6 +40,10 @@ fn node(page: &mut Page, observed: &Observed, generation: u64) {
         "Connections closed at once: limits.connections or its share for one client.",
     );
     page.sample("selvedge_connections_refused_total", &[], observed.counters.refused_connections());
+    let [sent, dropped] = observed.counters.mirrors();
+    page.family("selvedge_mirrored_requests_total", "counter", "Copies of requests, and those that were not made.");
+    page.sample("selvedge_mirrored_requests_total", &[("result", "sent")], sent);
+    page.sample("selvedge_mirrored_requests_total", &[("result", "dropped")], dropped);
     let help = "What clients sent beyond a limit of a listener, by its key.";
     page.family("selvedge_limit_exceeded_total", "counter", help);
     for (limit, count) in observed.counters.limits() {
