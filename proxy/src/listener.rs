@@ -17,7 +17,7 @@ use pingora::protocols::{ALPN, Ssl, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use pingora::{ErrorType, OrErr};
-use selvedge_config::{Listener, Protocol, ProxyProtocol};
+use selvedge_config::{Listener, Protocol, ProxyProtocol, RedirectToHttps};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -48,6 +48,8 @@ pub struct ListenerFacts {
     pub tcp: bool,
     /// Whether connections begin with a PROXY protocol header.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Set where everybody is sent to https.
+    pub redirect_to_https: Option<RedirectToHttps>,
     /// The longest request body taken, in bytes; longer ones get 413.
     pub body_limit: u64,
     /// The largest request header, in bytes; a larger one gets 431.
@@ -94,6 +96,7 @@ impl ListenerFacts {
             http1: speaks(Protocol::H1),
             tcp: listener.tcp.is_some(),
             proxy_protocol: listener.proxy_protocol,
+            redirect_to_https: listener.redirect_to_https,
             body_limit: listener.limits.body.bytes(),
             header_size: listener.limits.header_size.bytes(),
             header_count: listener.limits.header_count.into(),

@@ -211,3 +211,73 @@ async fn connections_are_counted_for_whom_the_proxy_names() {
     };
     soon("its place is free again", again).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forwarded_is_believed_where_nobody_says_it_in_the_older_way() {
+    let origin = origin().await;
+    let field = "forwarded: for=10.1.1.1;host=evil.test, for=\"[2001:db8::7]:4711\";proto=https;host=\"shop.test:8443\";by=_x\r\n";
+    let trusting = edge(TRUSTED, "", &origin).await;
+    for path in ["/", "/f/"] {
+        let response = get(trusting.web(), b"", path, field).await;
+        if path == "/f/" {
+            assert_eq!(shown(&response, "source"), "[2001:db8::7]:4711");
+        }
+        let told = origin.last();
+        let fields = |name: &str| -> Vec<String> {
+            told.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.clone()).collect()
+        };
+        assert_eq!(fields("x-forwarded-for"), ["2001:db8::7", "127.0.0.1"]);
+        assert_eq!(fields("x-forwarded-proto"), ["https"]);
+        assert_eq!(fields("x-forwarded-host"), ["shop.test:8443"]);
+        assert_eq!(fields("forwarded"), [""; 0], "said in one way only");
+    }
+    // The older fields win, what is malformed is nothing, and nobody else is believed.
+    let older = format!("{field}x-forwarded-for: 192.0.2.8\r\n");
+    assert_eq!(get(trusting.web(), b"", "/", &older).await.text(), "192.0.2.8");
+    assert_eq!(get(trusting.web(), b"", "/", "forwarded: for=a;for=b\r\n").await.text(), "127.0.0.1");
+    let wary = edge("trusted_proxies: [192.0.2.250]", "", &origin).await;
+    assert_eq!(get(wary.web(), b"", "/", field).await.text(), "127.0.0.1");
+    assert_eq!(origin.last().header("x-forwarded-proto"), Some("http"));
+    assert_eq!(origin.last().header("forwarded"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_listener_sends_everybody_to_https() {
+    let yaml = "version: 1
+node: { name: edge, workers: 1, shutdown_grace: 1s, module_cache: off }
+telemetry: { access_log: { output: off } }
+listeners:
+  web: { bind: \"127.0.0.1:0\", redirect_to_https: true }
+  other: { bind: \"127.0.0.1:0\", redirect_to_https: { port: 8443, status: 301 } }
+";
+    let edge = Edge::start(yaml, &[]); // no sites: nobody would be served
+    for (listener, status, to) in [("web", 308, "https://a.test"), ("other", 301, "https://a.test:8443")] {
+        let mut client = Client::connect(edge.listener(listener)).await;
+        for (request, target) in [
+            ("GET /x?y=1 HTTP/1.1\r\nhost: a.test\r\n\r\n", "/x?y=1"),
+            ("HEAD / HTTP/1.1\r\nhost: a.test:8080\r\n\r\n", "/"),
+            ("POST /form HTTP/1.1\r\nhost: a.test\r\ncontent-length: 2\r\n\r\nhi", "/form"),
+            ("GET http://a.test/abs HTTP/1.1\r\nhost: a.test\r\n\r\n", "/abs"),
+            ("GET //evil.test/%2e%2e HTTP/1.1\r\nhost: a.test\r\n\r\n", "/"),
+        ] {
+            let response = client.request(request).await;
+            assert_eq!((response.status, response.text().as_str()), (status, ""), "{request}");
+            assert_eq!(response.header("location"), Some(format!("{to}{target}").as_str()), "{request}");
+        }
+        for bad in [
+            "GET / HTTP/1.1\r\nhost: a.test/evil\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a@evil.test\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a.test\r\nhost: b.test\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.0\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nhost: a.test\r\n\r\n",
+        ] {
+            let response = Client::connect(edge.listener(listener)).await.request(bad).await;
+            assert_eq!((response.status, response.header("location")), (400, None), "{bad}");
+        }
+        let h2 = H2Client::connect(edge.listener(listener)).await;
+        let response = h2.request("GET", "/h2", &[], b"").await.unwrap();
+        let to = to.replace("a.test", "test");
+        assert_eq!((response.status, response.header("location")), (status, Some(format!("{to}/h2").as_str())));
+    }
+}

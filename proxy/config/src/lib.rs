@@ -52,7 +52,7 @@ pub use geo::{Geo, GeoDatabase, Reload};
 pub use isolation::{Compat, Isolation, Snapshot, Tick};
 pub use listeners::{
     CertificateFiles, Certificates, ClientCertificates, ClientMode, Listener, ListenerLimits, Pin, Protocol,
-    ProxyProtocol, Tcp, Tls, TlsVersion, UnknownNames,
+    ProxyProtocol, RedirectToHttps, Tcp, Tls, TlsVersion, UnknownNames,
 };
 pub use load::{Config, Loaded, Loader};
 pub use matching::{GeoMatch, Match, PathMatch, REGEX_SIZE, ValueMatch, matches_pattern};

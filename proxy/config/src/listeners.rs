@@ -1,6 +1,7 @@
 //! `listeners`: the addresses the node answers on.
 
 pub(crate) mod limits;
+mod redirect;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
@@ -15,6 +16,8 @@ use crate::{
 };
 
 pub use self::limits::ListenerLimits;
+pub use self::redirect::RedirectToHttps;
+pub(crate) use self::redirect::redirects;
 
 /// One bound address.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
@@ -41,6 +44,11 @@ pub struct Listener {
     /// `node.trusted_proxies` only, `accept` serves everybody else without a header. A trusted proxy must send one either way, within
     /// `limits.header_timeout` and before TLS. Needs `node.trusted_proxies`. Absent: nobody sends one.
     pub proxy_protocol: Option<ProxyProtocol>,
+
+    /// Every request is answered with a redirect to the same address over https: `true`, or where https is served. Such a listener
+    /// serves no sites. Not with `tls` or `tcp`. Default `false`.
+    #[schemars(with = "Option<redirect::Form>")]
+    pub redirect_to_https: Option<RedirectToHttps>,
 
     /// How much and how slowly a client may send.
     #[schemars(with = "Option<ListenerLimits>", extend("default" = {}))]
@@ -253,6 +261,13 @@ impl Listener {
             }
             choice(cx, at, &[("require", ProxyProtocol::Require), ("accept", ProxyProtocol::Accept)])
         });
+        let redirect_at = fields.get("redirect_to_https");
+        let redirect_to_https = redirect_at.as_ref().and_then(|at| RedirectToHttps::read(cx, at)).flatten();
+        if let Some(tls_at) = tls_at.as_ref().filter(|_| redirect_to_https.is_some()) {
+            let fault = Fault::at(tls_at.name_position(), "this has no meaning with `redirect_to_https`");
+            let help = "clients that speak TLS are there already: remove one of them";
+            cx.report(fault.with_key(tls_at.path.clone()).with_help(help));
+        }
         let limits_at = fields.get("limits");
         let limits = limits_at.as_ref().and_then(|at| ListenerLimits::read(cx, at)).unwrap_or_default();
         let tcp_at = fields.get("tcp");
@@ -260,7 +275,8 @@ impl Listener {
         if tcp_at.is_some() {
             let of_http = limits::OF_HTTP.iter().filter_map(|key| entry_of(limits_at.as_ref()?, key));
             let forward_at = tls_at.and_then(|at| entry_of(&at, "clients")).and_then(|at| entry_of(&at, "forward"));
-            for at in protocols_at.into_iter().chain(of_http).chain(forward_at) {
+            let redirect_at = redirect_at.filter(|_| redirect_to_https.is_some());
+            for at in protocols_at.into_iter().chain(redirect_at).chain(of_http).chain(forward_at) {
                 let fault = Fault::at(at.name_position(), "this has no meaning with `tcp`").with_key(at.path.clone());
                 cx.report(fault.with_help("it is about HTTP: remove one of them"));
             }
@@ -275,6 +291,7 @@ impl Listener {
             tls,
             tcp,
             proxy_protocol,
+            redirect_to_https,
             limits,
             position: at.name_position().clone(),
         })

@@ -447,8 +447,9 @@ impl<'t> Sections<'t> {
                 cx.report(fault.with_help("declare one: `listeners: { web: { bind: 127.0.0.1:8080 } }`"));
             }
             let empty_sites = self.has_sites && self.sites.is_empty() && sound;
-            let only_tcp = !self.listeners.is_empty() && self.listeners.values().all(listeners::is_tcp);
-            if !only_tcp && (whole && !self.has_sites || empty_sites) {
+            let no_sites = !self.listeners.is_empty()
+                && self.listeners.values().all(|at| listeners::is_tcp(at) || listeners::redirects(at));
+            if !no_sites && (whole && !self.has_sites || empty_sites) {
                 let fault = start.fault("there are no `sites`").with_key("sites");
                 cx.report(fault.with_help("declare one: `sites: [{ hosts: [\"*\"], routes: [{ to: UPSTREAM }] }]`"));
             }
@@ -489,10 +490,12 @@ impl<'t> Sections<'t> {
         }
         check_binds(cx, &listeners);
 
+        let redirecting = self.listeners.iter().filter(|(_, at)| listeners::redirects(at));
         let tcp_listeners = self.listeners.iter().filter(|(_, at)| listeners::is_tcp(at));
         let names = Names {
             listeners: self.listeners.keys().copied().collect(),
             tcp_listeners: tcp_listeners.map(|(name, _)| *name).collect(),
+            redirecting: redirecting.map(|(name, _)| *name).collect(),
             upstreams: upstream_names,
             filters: &filters,
             cache: self.cache.is_some() || cx.incomplete,

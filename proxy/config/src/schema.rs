@@ -137,6 +137,7 @@ telemetry: { access_log: {}, metrics: { bind: 127.0.0.1:3 }, trace: { header: x-
 listeners:
   web: { bind: 127.0.0.1:1, limits: {}, tls: { certificates: [{ cert: a, key: b }], clients: { mode: require, ca: c } } }
   db: { bind: 127.0.0.1:2, tcp: { upstream: a } }
+  old: { bind: 127.0.0.1:5, redirect_to_https: {} }
 geo: { database: builtin:test }
 cache: { memory: {}, collapse: {} }
 upstreams:
@@ -292,7 +293,10 @@ tests:
                 "version": 1,
                 "node": shape("Node", json!({ "paths": paths })),
                 "telemetry": shape("Telemetry", json!({ "access_log": access_log })),
-                "listeners": { "web": shape("Listener", json!({ "bind": "127.0.0.1:1", "limits": limits, "tls": tls })) },
+                "listeners": {
+                    "web": shape("Listener", json!({ "bind": "127.0.0.1:1", "limits": limits, "tls": tls })),
+                    "old": { "bind": "127.0.0.1:2", "redirect_to_https": shape("RedirectToHttps", json!({})) },
+                },
                 "geo": shape("Geo", json!({ "database": "builtin:test" })),
                 "cache": shape("Cache", json!({ "memory": memory, "collapse": collapse })),
                 "upstreams": { "a": upstream, "b": hashed },

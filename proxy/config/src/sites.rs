@@ -274,6 +274,8 @@ pub(crate) struct Names<'n> {
     pub(crate) listeners: BTreeSet<&'n str>,
     /// Those among the listeners that do not speak HTTP.
     pub(crate) tcp_listeners: BTreeSet<&'n str>,
+    /// Those that send everybody to https.
+    pub(crate) redirecting: BTreeSet<&'n str>,
     pub(crate) upstreams: BTreeSet<&'n str>,
     pub(crate) filters: &'n Declared,
     /// Whether there is a store to keep responses in.
@@ -308,6 +310,10 @@ impl Site {
                     let fault = at.fault(format!("the listener `{name}` has `tcp`: it serves no sites"));
                     return cx.refuse(fault.with_help("what its connections get is in its own `tcp`"));
                 }
+                if names.redirecting.contains(name.as_str()) {
+                    let fault = at.fault(format!("the listener `{name}` has `redirect_to_https`: it serves no sites"));
+                    return cx.refuse(fault.with_help("name one that serves https"));
+                }
                 if seen.insert(name.clone()) {
                     Some(name)
                 } else {
@@ -319,10 +325,11 @@ impl Site {
         let headers = fields.read(cx, "headers", HeaderRules::read).unwrap_or_default();
         let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, &filters, &headers));
         fields.close(cx);
-        let http: Vec<&str> = names.listeners.difference(&names.tcp_listeners).copied().collect();
+        let serves = |name: &&&str| !names.tcp_listeners.contains(**name) && !names.redirecting.contains(**name);
+        let http: Vec<&str> = names.listeners.iter().filter(serves).copied().collect();
         if http.is_empty() && !names.listeners.is_empty() && !cx.incomplete {
-            let fault = at.fault("nobody can ask for this site: every listener has `tcp`");
-            cx.report(fault.with_help("declare a listener without `tcp`, or remove the site"));
+            let fault = at.fault("nobody can ask for this site: every listener has `tcp` or `redirect_to_https`");
+            cx.report(fault.with_help("declare a listener without them, or remove the site"));
         }
         cx.spend_copies(at, names.listeners.len())?;
         Some(Self {

@@ -345,6 +345,30 @@ fn listeners() {
             "4:56 listeners.web.limits.request_time: this duration must be above zero",
         ),
         (
+            "web: { bind: 127.0.0.1:8080 }\n  old: { bind: 127.0.0.1:80, redirect_to_https: { status: 303 } }",
+            "5:59 listeners.old.redirect_to_https.status: 303 does not send anybody on | one of 301, 302, 307, 308",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  old: { bind: 127.0.0.1:80, redirect_to_https: { port: 0 } }",
+            "5:57 listeners.old.redirect_to_https.port: `0` is not a number from 1 to 65535",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  old: { bind: 127.0.0.1:80, redirect_to_https: yes }",
+            "5:49 listeners.old.redirect_to_https: expected `true` or `false`, found `yes`",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  old: { bind: 127.0.0.1:80, redirect_to_https: true, tls: { certificates: development } }",
+            "5:55 listeners.old.tls: this has no meaning with `redirect_to_https` | clients that speak TLS are there already: remove one of them",
+        ),
+        (
+            "web: { bind: 127.0.0.1:8080 }\n  old: { bind: 127.0.0.1:80, redirect_to_https: {}, tcp: { upstream: demo } }",
+            "5:30 listeners.old.redirect_to_https: this has no meaning with `tcp` | it is about HTTP: remove one of them",
+        ),
+        (
+            "old: { bind: 127.0.0.1:80, redirect_to_https: true }",
+            "10:3 sites[0]: nobody can ask for this site: every listener has `tcp` or `redirect_to_https` | declare a listener without them, or remove the site",
+        ),
+        (
             "web: { bind: 127.0.0.1:8080, proxy_protocol: require }",
             "4:48 listeners.web.proxy_protocol: nobody may send a PROXY protocol header: there are no `node.trusted_proxies` | name the proxies there, as addresses or ranges",
         ),
@@ -977,7 +1001,7 @@ fn sites_and_listeners_for_tcp_do_not_go_together() {
     assert_eq!(
         found(db, SOUND.site),
         [
-            "10:3 sites[0]: nobody can ask for this site: every listener has `tcp` | declare a listener without `tcp`, or remove the site"
+            "10:3 sites[0]: nobody can ask for this site: every listener has `tcp` or `redirect_to_https` | declare a listener without them, or remove the site"
         ]
     );
     let both = "db: { bind: 127.0.0.1:8080, tcp: { upstream: demo } }\n  web: { bind: 127.0.0.1:8081 }";

@@ -315,7 +315,10 @@ async fn admitted(edge: &Edge, sent: &Sent) -> Result<(Session, RequestCtx), Ref
     }
     let mut ctx = edge.new_ctx();
     match edge.early_request_filter(&mut session, &mut ctx).await {
-        Ok(()) => Ok((session, ctx)),
+        Ok(()) => match edge.listener.redirect_to_https {
+            None => Ok((session, ctx)),
+            Some(to) => Err(Refused { status: to.status, why: "the listener sends everybody to https".into() }),
+        },
         Err(error) => Err(Refused::of(&error)),
     }
 }

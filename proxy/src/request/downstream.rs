@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use pingora::Result;
 use pingora::http::RequestHeader;
 
+use super::{forwarded, hygiene};
+
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -36,8 +38,22 @@ impl Downstream {
         if proxies.is_empty() || !peer.is_some_and(|peer| is_trusted(peer.ip())) {
             return direct;
         }
+        let (mut client, mut tls) = (peer, tls);
+        if !headers.contains_key(X_FORWARDED_FOR) {
+            // RFC 7239, in the same order, where nobody says it in the older way.
+            let elements = forwarded::elements(headers).unwrap_or_default();
+            for element in elements.iter().rev().take(HOPS_MAX) {
+                if let Some(proto) = &element.proto {
+                    tls = proto.eq_ignore_ascii_case("https");
+                }
+                let Some(address) = element.by_whom.as_deref().and_then(|node| address(node.as_bytes())) else { break };
+                client = Some(address);
+                if !is_trusted(address.ip()) {
+                    break;
+                }
+            }
+        }
         // From the last hop back: the first address that is none of ours is the client. What it wrote itself stands before it.
-        let mut client = peer;
         let fields = headers.get_all(X_FORWARDED_FOR).iter().collect::<smallvec::SmallVec<[&HeaderValue; 2]>>();
         let hops = fields.iter().rev().flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b','));
         for hop in hops.take(HOPS_MAX) {
@@ -59,7 +75,11 @@ impl Downstream {
     pub(crate) fn tell(&self, request: &mut RequestHeader) -> Result<()> {
         if let Some(peer) = self.peer {
             let peer = peer.ip().to_canonical();
-            if self.trusted && request.headers.contains_key(X_FORWARDED_FOR) {
+            let told = self.trusted && request.headers.contains_key(X_FORWARDED_FOR);
+            if self.trusted && !told && request.headers.contains_key(header::FORWARDED) {
+                self.tell_forwarded(request)?;
+                request.append_header(X_FORWARDED_FOR, peer.to_string())?;
+            } else if told {
                 request.append_header(X_FORWARDED_FOR, peer.to_string())?;
             } else {
                 request.insert_header(X_FORWARDED_FOR, peer.to_string())?;
@@ -73,6 +93,25 @@ impl Downstream {
             request.insert_header(X_FORWARDED_HOST, host)?;
         }
         Ok(())
+    }
+}
+
+impl Downstream {
+    /// Says in `X-Forwarded-For` and `X-Forwarded-Host` what a trusted peer has said in `Forwarded`.
+    fn tell_forwarded(&self, request: &mut RequestHeader) -> Result<()> {
+        let Some(client) = self.client.filter(|_| self.client != self.peer) else { return Ok(()) };
+        let elements = forwarded::elements(&request.headers).unwrap_or_default();
+        let is_client = |element: &&forwarded::Element<'_>| {
+            element.by_whom.as_deref().and_then(|node| address(node.as_bytes())) == Some(client)
+        };
+        let host = elements.iter().rev().find(is_client).and_then(|element| element.host.as_deref());
+        let host = host.filter(|host| hygiene::is_authority(host.as_bytes())).map(str::to_owned);
+        if let Some(host) = host
+            && !request.headers.contains_key(X_FORWARDED_HOST)
+        {
+            request.insert_header(X_FORWARDED_HOST, host)?;
+        }
+        request.insert_header(X_FORWARDED_FOR, client.ip().to_canonical().to_string())
     }
 }
 
@@ -114,6 +153,33 @@ mod tests {
             let found = Downstream::of(peer.parse().ok(), false, &headers, &proxies);
             assert_eq!(found.client.unwrap().to_string(), *expected, "{peer} {fields:?}");
             assert_eq!(found.tls, found.trusted, "only a trusted peer is believed about TLS");
+        }
+        type Case = (&'static str, &'static [&'static str], Option<&'static str>, &'static str, bool);
+        let cases: &[Case] = &[
+            ("203.0.113.9:5", &["for=198.51.100.1;proto=https"], None, "203.0.113.9:5", false),
+            ("10.0.0.1:5", &["for=198.51.100.1;proto=https"], None, "198.51.100.1:0", true),
+            (
+                "10.0.0.1:5",
+                &["for=1.2.3.4;proto=https, for=198.51.100.1;proto=http, for=10.0.0.2"],
+                None,
+                "198.51.100.1:0",
+                false,
+            ),
+            ("10.0.0.1:5", &["for=1.2.3.4", "for=\"[2a00::1]:7\";proto=HTTPS"], None, "[2a00::1]:7", true),
+            ("10.0.0.1:5", &["for=1.2.3.4, for=unknown;proto=https"], None, "10.0.0.1:5", true),
+            ("10.0.0.1:5", &["for=1.2.3.4;for=5.6.7.8"], None, "10.0.0.1:5", false),
+            ("10.0.0.1:5", &["for=1.2.3.4;proto=https"], Some("198.51.100.1"), "198.51.100.1:0", false),
+        ];
+        for (peer, fields, older, expected, tls) in cases {
+            let mut headers = HeaderMap::new();
+            for field in *fields {
+                headers.append(header::FORWARDED, HeaderValue::from_str(field).unwrap());
+            }
+            if let Some(older) = older {
+                headers.insert(X_FORWARDED_FOR, HeaderValue::from_str(older).unwrap());
+            }
+            let found = Downstream::of(peer.parse().ok(), false, &headers, &proxies);
+            assert_eq!((found.client.unwrap().to_string().as_str(), found.tls), (*expected, *tls), "{peer} {fields:?}");
         }
         assert_eq!(
             Downstream::of(None, true, &HeaderMap::new(), &proxies),

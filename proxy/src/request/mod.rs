@@ -17,9 +17,13 @@ pub(crate) mod admit;
 
 pub(crate) mod downstream;
 
+mod forwarded;
+
 mod hygiene;
 
 mod paths;
+
+pub(crate) mod redirect;
 
 pub(crate) mod select;
 
@@ -194,6 +198,9 @@ impl ProxyHttp for Edge {
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
         if let Some(key) = &ctx.plan.trace {
             ctx.trace = key.take(session.downstream_session.req_header_mut());
+        }
+        if let Some(to) = self.listener.redirect_to_https {
+            return redirect::answer(session, to).await.map(|()| true);
         }
         step!(ctx, "select");
         let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
