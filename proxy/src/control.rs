@@ -5,11 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use selvedge_config::{AdminBind, Config, Effective, Fault, Loaded, Loader, Report, Workers};
+use selvedge_config::{
+    AccessLog, AdminBind, ByteSize, Config, Effective, Fault, Loaded, Loader, ModuleCache, Report, Workers,
+};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -37,6 +39,8 @@ struct Inner {
     listening: Arc<Listening>,
     guard: Option<Arc<Guard>>,
     ready: AtomicBool,
+    /// How long requests under way may take once the node stops, in milliseconds; shared with the workers, which look when it does.
+    grace: Arc<AtomicU64>,
     /// One order after the other. Held while a plan is built, by the thread that was told: never by a worker.
     running: Mutex<Running>,
     /// What is asked while an order is carried out.
@@ -49,8 +53,7 @@ struct Inner {
 struct Running {
     /// What the configuration in force was made of.
     files: Vec<PathBuf>,
-    workers: Workers,
-    admin: Option<AdminBind>,
+    settled: Settled,
     metrics: Option<(SocketAddr, MetricsServer)>,
 }
 
@@ -141,12 +144,8 @@ impl Control {
             listening,
             guard,
             ready: AtomicBool::new(true),
-            running: Mutex::new(Running {
-                files: files.clone(),
-                workers: config.node.workers,
-                admin: config.admin.map(|admin| admin.bind),
-                metrics,
-            }),
+            grace: Arc::new(AtomicU64::new(millis(config.node.shutdown_grace))),
+            running: Mutex::new(Running { files: files.clone(), settled: Settled::by(&config), metrics }),
             told: Mutex::new(told),
             files: watch::Sender::new(files),
             path,
@@ -259,6 +258,11 @@ impl Control {
         MetricsPage::new(&self.0.resources, &self.0.current, &self.0.listening).write()
     }
 
+    /// How long requests under way may take once the node stops, in milliseconds.
+    pub(crate) fn grace(&self) -> &Arc<AtomicU64> {
+        &self.0.grace
+    }
+
     pub(crate) fn current(&self) -> &Arc<Current> {
         &self.0.current
     }
@@ -300,6 +304,8 @@ impl Inner {
         let generation = Generation { number: built.plan.generation, since: SystemTime::now(), origin };
         let number = generation.number;
         let files = watched(built.files, &mut prepared.files);
+        running.settled.cache = running.settled.cache.or(config.cache.as_ref().map(|cache| cache.memory.size));
+        self.grace.store(millis(config.node.shutdown_grace), Ordering::Relaxed);
         // The plan first: a new listener must not meet one that does not know it.
         self.current.replace(built.plan);
         self.listening.put_in_force(prepared);
@@ -385,33 +391,47 @@ fn metrics_server(
     Ok(Some((settings.bind, server)))
 }
 
-/// What a reload cannot change: the keys that are different.
-pub(crate) fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
-    let bind = |config: &Config| config.admin.as_ref().map(|admin| admin.bind.clone());
-    fixed_since((bind(old).as_ref(), old.node.workers), new)
+/// What a process settles when it starts, and a reload cannot change.
+#[derive(Clone)]
+struct Settled {
+    admin: Option<AdminBind>,
+    workers: Workers,
+    module_cache: ModuleCache,
+    access_log: AccessLog,
+    /// Set with the first configuration that has a cache.
+    cache: Option<ByteSize>,
 }
 
-fn fixed_since(old: (Option<&AdminBind>, Workers), new: &Config) -> Vec<&'static str> {
-    let bind = new.admin.as_ref().map(|admin| &admin.bind);
-    [("admin.bind", old.0 != bind), ("node.workers", old.1 != new.node.workers)]
+impl Settled {
+    fn by(config: &Config) -> Self {
+        Self {
+            admin: config.admin.as_ref().map(|admin| admin.bind.clone()),
+            workers: config.node.workers,
+            module_cache: config.node.module_cache.clone(),
+            access_log: config.telemetry.access_log,
+            cache: config.cache.as_ref().map(|cache| cache.memory.size),
+        }
+    }
+
+    /// The keys that another configuration would change.
+    fn changed_by(&self, new: &Config) -> Vec<&'static str> {
+        let new = Self::by(new);
+        [
+            ("admin.bind", self.admin != new.admin),
+            ("node.workers", self.workers != new.workers),
+            ("node.module_cache", self.module_cache != new.module_cache),
+            ("telemetry.access_log", self.access_log != new.access_log),
+            ("cache.memory.size", self.cache.zip(new.cache).is_some_and(|(old, new)| old != new)),
+        ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
         .collect()
+    }
 }
 
-/// What a reload takes over without an effect before the next start: the keys that are different.
-pub(crate) fn late(old: &Config, new: &Config) -> Vec<&'static str> {
-    let memory = |config: &Config| config.cache.as_ref().map(|cache| cache.memory.size);
-    [
-        ("node.shutdown_grace", old.node.shutdown_grace != new.node.shutdown_grace),
-        ("node.module_cache", old.node.module_cache != new.node.module_cache),
-        ("telemetry.access_log", old.telemetry.access_log != new.telemetry.access_log),
-        // Whoever had none gets one.
-        ("cache.memory.size", memory(old).zip(memory(new)).is_some_and(|(old, new)| old != new)),
-    ]
-    .into_iter()
-    .filter_map(|(key, differs)| differs.then_some(key))
-    .collect()
+/// What a reload from one configuration to another cannot change: the keys that are different.
+pub(crate) fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
+    Settled::by(old).changed_by(new)
 }
 
 /// The same as faults.
@@ -423,7 +443,11 @@ fn restart_needed(running: &Running, config: &Config) -> Vec<Fault> {
         let position = of_key.or(somewhere)?;
         Some(Fault::at(position, format!("{key} has changed: it needs a restart")).with_key(key))
     };
-    fixed_since((running.admin.as_ref(), running.workers), config).into_iter().filter_map(fault).collect()
+    running.settled.changed_by(config).into_iter().filter_map(fault).collect()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn watched(mut files: Vec<PathBuf>, more: &mut Vec<PathBuf>) -> Vec<PathBuf> {

@@ -145,9 +145,9 @@ impl Node {
         let (stop, _) = watch::channel(false);
         let mut node = Self {
             name: config.node.name.clone(),
+            grace: Arc::clone(control.grace()),
             control,
             stop,
-            grace: Arc::new(AtomicU64::new(u64::try_from(config.node.shutdown_grace.as_millis()).unwrap_or(u64::MAX))),
             threads: Vec::new(),
             access_log: AccessLog::start(config.telemetry.access_log),
             admin,

@@ -573,8 +573,7 @@ fn two_configurations_are_compared_by_names_and_by_what_a_reload_does() {
         "~ filters.slow.config.burst: 1 -> 2\n",
         "- sites[a.test].routes[gone]: {",
         "  is refused: node.workers needs a restart\n",
-        "  takes node.shutdown_grace over, with effect at the next start\n",
-        "  takes cache.memory.size over, with effect at the next start\n",
+        "  is refused: cache.memory.size needs a restart\n",
         "  listener web: goes on as it is\n",
         "  listener inner: keeps its socket and is served anew",
         "  listener new: is bound\n",
@@ -587,7 +586,7 @@ fn two_configurations_are_compared_by_names_and_by_what_a_reload_does() {
     }
 
     let json: Value = serde_json::from_slice(&diff(BEFORE, &after, &["--json"]).stdout).expect("JSON");
-    assert_eq!(json["reload"]["refused"], serde_json::json!(["node.workers"]));
+    assert_eq!(json["reload"]["refused"], serde_json::json!(["node.workers", "cache.memory.size"]));
     assert_eq!(json["reload"]["listeners"]["inner"], "rebuilt");
     assert_eq!(json["reload"]["filters"]["limit"], serde_json::json!({ "kept": 1, "started": 0, "stopped": 0 }));
     let found = json["differences"].as_array().expect("a list");

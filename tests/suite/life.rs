@@ -96,6 +96,39 @@ async fn what_cannot_be_bound_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_restart_changes_is_refused_and_said() {
+    let config = |node: &str, log: &str, cache: &str| {
+        format!(
+            "version: 1
+node: {{ name: edge, {node} }}
+telemetry: {{ access_log: {log} }}
+{cache}
+listeners: {{ web: {{ bind: \"127.0.0.1:0\" }} }}
+sites: [{{ hosts: [\"*\"], routes: [{{ respond: {{ status: 200 }} }}] }}]
+"
+        )
+    };
+    let (node, log, cache) =
+        ("workers: 1, shutdown_grace: 1s, module_cache: off", "{ output: off }", "cache: { memory: { size: 64MiB } }");
+    let mut edge = Edge::start(&config(node, log, cache), &[]);
+    for (key, changed) in [
+        ("node.workers", config(&node.replace("workers: 1", "workers: 2"), log, cache)),
+        ("node.module_cache", config(&node.replace("off", "/tmp/other"), log, cache)),
+        ("telemetry.access_log", config(node, "{ output: stderr }", cache)),
+        ("cache.memory.size", config(node, log, &cache.replace("64", "65"))),
+    ] {
+        let refused = edge.reload(&changed).unwrap_err();
+        assert!(refused.contains(&format!("{key} has changed: it needs a restart")), "{refused}");
+    }
+    assert_eq!(edge.plan().generation, 1);
+    // A store that is not used any more is still there, of its size.
+    edge.reload(&config(node, log, "")).unwrap();
+    let refused = edge.reload(&config(node, log, &cache.replace("64", "65"))).unwrap_err();
+    assert!(refused.contains("cache.memory.size has changed"), "{refused}");
+    edge.reload(&config(&node.replace("1s", "2s"), log, cache)).expect("how long the end may take can be changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn listeners_may_swap_their_addresses() {
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (one, two) = (free(), free());

@@ -25,8 +25,6 @@ pub(crate) struct Comparison {
 struct Reload {
     /// What it is refused for: only a restart can change these.
     refused: Vec<&'static str>,
-    /// What is taken over, and has no effect before the next start.
-    at_next_start: Vec<&'static str>,
     /// Every listener, by name.
     listeners: BTreeMap<String, Fate>,
     /// Every filter in use, by name.
@@ -51,7 +49,6 @@ impl Comparison {
         let (before, after) = (old.current.plan(), new.current.plan());
         let reload = Reload {
             refused: control::fixed(&old.config, &new.config),
-            at_next_start: control::late(&old.config, &new.config),
             listeners: listening::fates(&old.config.listeners, &new.config.listeners),
             filters: plugins(&before.plugins, &after.plugins),
         };
@@ -112,9 +109,6 @@ impl fmt::Display for Reload {
         writeln!(f, "a reload")?;
         for key in &self.refused {
             writeln!(f, "  is refused: {key} needs a restart")?;
-        }
-        for key in &self.at_next_start {
-            writeln!(f, "  takes {key} over, with effect at the next start")?;
         }
         for (name, fate) in &self.listeners {
             let fate = match fate {
