@@ -28,12 +28,15 @@ async fn enqueue(edge: &Edge, items: &str) -> String {
     response.header("x-enqueued").unwrap_or_default().to_owned()
 }
 
-/// Asks until the consumer has seen these items: it is told on its own time.
+/// Asks until the consumer has seen these items: it is told on its own time, and two of its VMs may be at it when one has just registered, so
+/// that nothing is said of the order.
 async fn has_seen(edge: &Edge, items: &str) {
     soon("the items", async {
         loop {
             let response = Client::get(edge.web(), "/seen").await;
-            if response.header("x-seen") == Some(items) {
+            let mut seen: Vec<&str> = response.header("x-seen").unwrap_or_default().split(' ').collect();
+            seen.sort_unstable();
+            if seen.join(" ") == items {
                 return;
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -43,7 +46,7 @@ async fn has_seen(edge: &Edge, items: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_filter_puts_into_a_queue_another_takes_out_in_order() {
+async fn what_one_filter_puts_into_a_queue_another_takes_out() {
     let edge = start("- consumer jobs");
     assert_eq!(enqueue(&edge, "a b c").await, "ok ok ok");
     has_seen(&edge, "a b c").await;

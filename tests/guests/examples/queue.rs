@@ -46,11 +46,18 @@ impl RootContext for Queue {
         if item == b"again" {
             let _ = self.enqueue_shared_queue(queue, Some(b"again"));
         }
-        let (seen, _) = self.get_shared_data("seen");
-        let mut seen = seen.unwrap_or_default();
-        seen.extend_from_slice(&item);
-        seen.push(b' ');
-        let _ = self.set_shared_data("seen", Some(&seen[seen.len().saturating_sub(1000)..]), None);
+        // Another VM may be at it: the one that was told before this one registered.
+        loop {
+            let (seen, version) = self.get_shared_data("seen");
+            let mut seen = seen.unwrap_or_default();
+            seen.extend_from_slice(&item);
+            seen.push(b' ');
+            let kept = &seen[seen.len().saturating_sub(1000)..];
+            match self.set_shared_data("seen", Some(kept), version) {
+                Err(Status::CasMismatch) => {}
+                _ => return,
+            }
+        }
     }
 
     fn get_type(&self) -> Option<ContextType> {
