@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::server::Session as HttpSession;
@@ -237,12 +240,24 @@ pub(crate) async fn accept(
             let shared = Shared::new(&door.facts, &door.counters);
             let stopping = shared.shutdown(&shutdown);
             let served = CONNECTION.scope(Connection::new(Arc::clone(&shared)), async {
+                // Each is looked at when it is woken itself, not whenever the connection goes on, which it does several times a request.
+                let mut ends = FuturesUnordered::<BoxFuture<'_, &'static str>>::new();
+                ends.push(Box::pin(async {
+                    stopped_while_silent(shutdown.clone(), &shared).await;
+                    "the node stops"
+                }));
+                ends.push(Box::pin(async {
+                    shared.ended().await;
+                    "a limit was exceeded"
+                }));
+                ends.push(Box::pin(async {
+                    overdue(&door.facts, &door.counters).await;
+                    "no complete request in time"
+                }));
                 tokio::select! {
                     biased;
                     () = serve(stream, &door, acceptor.as_deref(), &stopping) => {}
-                    () = stopped_while_silent(shutdown.clone(), &shared) => {}
-                    () = shared.ended() => debug!(%peer, "a limit was exceeded"),
-                    () = overdue(&door.facts, &door.counters) => debug!(%peer, "no complete request in time"),
+                    Some(why) = ends.next() => debug!(%peer, why, "closed"),
                 }
             });
             served.await;
