@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 
 use crate::limits::Late;
 use crate::listener::arrival::Ends;
-use crate::listener::connection::{Shared, bytes_have_come, late, shared, waits};
+use crate::listener::connection::{Shared, bytes_have_come, reads_on, shared, waits};
 use crate::tls::Handshake;
 
 /// The longest first write that is held back, in bytes.
@@ -223,16 +223,12 @@ impl AsyncRead for Transport {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        if self.judged {
-            if let Some(limit) = late() {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Late(limit))));
-            }
-            waits(true);
+        if self.judged
+            && let Err(limit) = reads_on()
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Late(limit))));
         }
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if self.judged {
-            waits(false);
-        }
         bytes_have_come(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }

@@ -82,6 +82,7 @@ impl Connection {
 
     fn received(&self, count: usize) {
         self.begun.set(true);
+        self.waiting.set(false);
         match self.doing.get().0 {
             Doing::Idle => {
                 self.request.set(self.request.get().wrapping_add(1));
@@ -131,6 +132,24 @@ pub(crate) fn late() -> Option<Limit> {
         Some(limit)
     };
     CONNECTION.try_with(told).ok()?
+}
+
+/// Says that the connection reads on, and so waits for bytes of the client until some have come.
+///
+/// # Errors
+/// The limit that the request has not kept: nothing more is to be read of it.
+pub(crate) fn reads_on() -> Result<(), Limit> {
+    let reads_on = |connection: &Connection| match connection.late.get() {
+        None => {
+            connection.waiting.set(true);
+            Ok(())
+        }
+        Some((limit, _)) => {
+            connection.late.set(Some((limit, true)));
+            Err(limit)
+        }
+    };
+    CONNECTION.try_with(reads_on).unwrap_or(Ok(()))
 }
 
 /// What the HTTP/2 streams of this connection share.

@@ -68,7 +68,8 @@ pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<
         sent.deadline = None;
         sent.tried.push(lease.endpoint().id());
         drop(lease);
-        return again(upstream, &ask, &route, ctx).await;
+        // Boxed, as all that is rare here: it would make every request's future larger.
+        return Box::pin(again(upstream, &ask, &route, ctx)).await;
     }
 
     upstream.begin();

@@ -211,7 +211,7 @@ impl ProxyHttp for Edge {
         // A background fill or revalidation stands for requests whose filters have run.
         let inside = session.subrequest_ctx.is_some();
         if let Some(cors) = route.cors.as_ref().filter(|_| !inside)
-            && cors::preflight(session, cors).await?
+            && Box::pin(cors::preflight(session, cors)).await?
         {
             return Ok(true);
         }

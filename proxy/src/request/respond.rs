@@ -46,7 +46,8 @@ pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
 pub(crate) async fn own(session: &mut Session, route: &Route, ctx: &RequestCtx) -> Result<bool> {
     let (mut header, body) = match &route.target {
         Target::Upstream(_) | Target::Split(_) => return Ok(false),
-        Target::Files(files) => return files::answer(session, files, ctx).await.map(|()| true),
+        // Boxed, or it would make every request's future larger.
+        Target::Files(files) => return Box::pin(files::answer(session, files, ctx)).await.map(|()| true),
         Target::Respond { header, body } => (header.clone(), body.clone()),
         Target::Redirect(redirect) => {
             let facts = actions::Facts { request: session.req_header(), ctx, status: None };
