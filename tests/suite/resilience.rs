@@ -62,6 +62,9 @@ async fn second(method: &str, way: &str) -> (u16, Option<String>, usize) {
         "POST" => Client::post(edge.web(), &format!("/{way}/"), "", b"body").await,
         _ => Client::get(edge.web(), &format!("/{way}/")).await,
     };
+    let plan = edge.plan();
+    let traffic = plan.upstreams.get(way).expect("configured").traffic();
+    assert_eq!(traffic.retries, 0, "a closed connection that was kept is no retry, and nothing is waited for");
     (response.status, response.header("proxy-status").map(ToOwned::to_owned), read.load(Ordering::SeqCst))
 }
 

@@ -27,6 +27,9 @@ use crate::upstream::{Ask, EndpointId, Lease, NoEndpoint, Upstream};
 pub(crate) struct Sent {
     /// Where it has been.
     tried: SmallVec<[EndpointId; 3]>,
+    /// How many attempts met a kept connection that was closed, and whether the last one did: nothing is known of the endpoint by that.
+    stale: u32,
+    was_stale: bool,
     /// When all of it has to be over.
     total: Option<tokio::time::Instant>,
     /// A copy for another upstream.
@@ -36,6 +39,18 @@ pub(crate) struct Sent {
 }
 
 impl RequestCtx {
+    /// A kept connection turned out to be closed: that is no attempt.
+    pub(super) fn met_stale_connection(&mut self) {
+        let sent = self.sent.get_or_insert_default();
+        sent.stale += 1;
+        sent.was_stale = true;
+    }
+
+    /// Attempts so far, as `retries` count them.
+    pub(super) fn tries(&self) -> u32 {
+        self.attempts - self.sent.as_ref().map_or(0, |sent| sent.stale)
+    }
+
     /// Whether the time that the whole exchange may take has not passed.
     pub(super) fn has_time(&self) -> bool {
         self.sent.as_ref().and_then(|sent| sent.total).is_none_or(|total| tokio::time::Instant::now() < total)
@@ -66,6 +81,11 @@ pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<
     if let Some(lease) = before {
         let sent = ctx.sent.get_or_insert_default();
         sent.deadline = None;
+        if std::mem::take(&mut sent.was_stale) {
+            drop(lease);
+            let chosen = upstream.wait(&ask.avoiding(&sent.tried), sent.total).await;
+            return chosen.map(|lease| leave_for(lease, &route, ctx)).map_err(|why| nowhere(upstream, why));
+        }
         sent.tried.push(lease.endpoint().id());
         drop(lease);
         // Boxed, as all that is rare here: it would make every request's future larger.
@@ -106,7 +126,7 @@ async fn again(upstream: &Upstream, ask: &Ask<'_>, route: &Route, ctx: &mut Requ
     let Some(sent) = &ctx.sent else { return Err(nowhere(upstream, NoEndpoint::AllAvoided)) };
     let chosen = match upstream.wait(&ask.avoiding(&sent.tried), sent.total).await {
         Err(NoEndpoint::AllAvoided) => {
-            let pause = upstream.backoff(ctx.attempts);
+            let pause = upstream.backoff(ctx.tries());
             if !pause.is_zero() {
                 let until = tokio::time::Instant::now() + pause;
                 tokio::time::sleep_until(sent.total.map_or(until, |total| until.min(total))).await;

@@ -30,7 +30,7 @@ pub(crate) fn unconnected(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error>
         state.contact.failure = Some(error.to_string());
     });
     let rules = &lease.endpoint().rules().retries;
-    error.set_retry(ctx.attempts < u32::from(rules.attempts) && rules.when.contains(&RetryOn::Connect));
+    error.set_retry(ctx.tries() < u32::from(rules.attempts) && rules.when.contains(&RetryOn::Connect));
     error
 }
 
@@ -63,6 +63,7 @@ pub(crate) fn broken(
     if whole && session.req_header().method.is_idempotent() && ctx.attempts < STALE_CONNECTIONS_MAX {
         error.retry.decide_reuse(reused);
         if error.retry() {
+            ctx.met_stale_connection();
             return error;
         }
     }
@@ -110,5 +111,5 @@ fn can_be_sent_again(session: &Session) -> bool {
 
 fn may_be_repeated(session: &Session, ctx: &RequestCtx, rules: &Retries) -> bool {
     let method = session.req_header().method.as_str();
-    ctx.attempts < u32::from(rules.attempts) && rules.methods.iter().any(|known| known == method) && ctx.has_time()
+    ctx.tries() < u32::from(rules.attempts) && rules.methods.iter().any(|known| known == method) && ctx.has_time()
 }
