@@ -17,8 +17,8 @@ use crate::rules::store::Reason;
 pub struct CacheCtx {
     pub(crate) wishes: Option<Box<Wishes>>,
     pub(crate) route: Option<CachedRoute>,
-    /// The purge clock when the lookup began: a purge after it must not be undone by this request's fill.
-    pub(crate) purge_clock: u64,
+    /// When the request went forward, in the time of purges: one after it must not be undone by what the request fetches.
+    pub(crate) epoch: u64,
     pub(crate) primary: Slot,
     pub(crate) found: Found,
     /// The generation of the stored object found, to update that one and no other after a 304.

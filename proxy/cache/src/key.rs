@@ -31,7 +31,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",
@@ -121,7 +121,7 @@ pub fn in_words(scheme: Scheme, query: &QueryPolicy, request: &RequestHeader) ->
 }
 
 /// A part of the key, each framed by itself.
-enum Part<'p> {
+pub(crate) enum Part<'p> {
     Scheme(&'p [u8]),
     /// Compared without case.
     Authority(&'p [u8]),
@@ -134,7 +134,13 @@ enum Part<'p> {
 }
 
 /// The parts of a key, in their order.
-fn each_part(scheme: Scheme, query: &QueryPolicy, authority: &[u8], target: &[u8], mut part: impl FnMut(Part<'_>)) {
+pub(crate) fn each_part(
+    scheme: Scheme,
+    query: &QueryPolicy,
+    authority: &[u8],
+    target: &[u8],
+    mut part: impl FnMut(Part<'_>),
+) {
     part(Part::Scheme(scheme.as_str().as_bytes()));
     part(Part::Authority(without_default_port(authority, scheme)));
 
@@ -164,7 +170,7 @@ fn percent_encoded(name: &[u8]) -> String {
 }
 
 /// Path and query.
-fn target(request: &RequestHeader) -> &[u8] {
+pub(crate) fn target(request: &RequestHeader) -> &[u8] {
     if request.raw_path_is_utf8() {
         request.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes()
     } else {
@@ -244,7 +250,7 @@ fn frame_lower(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     }
 }
 
-fn without_default_port(authority: &[u8], scheme: Scheme) -> &[u8] {
+pub(crate) fn without_default_port(authority: &[u8], scheme: Scheme) -> &[u8] {
     let port = scheme.default_port().as_bytes();
     authority.strip_suffix(port).or_else(|| authority.strip_suffix(b":")).unwrap_or(authority)
 }

@@ -29,6 +29,7 @@ mod collapse;
 mod context;
 pub mod key;
 pub mod memory;
+pub mod purge;
 pub mod rules;
 pub mod status;
 
@@ -51,6 +52,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use crate::collapse::{Authorised, FillLocks, HitForMiss};
 use crate::context::{Bypass, CachedRoute, Found};
 use crate::memory::{FillNotes, MemoryTier, Reader};
+use crate::purge::{Marks, Tags};
 use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
 use crate::status::{CACHE_STATUS, Fwd};
@@ -58,6 +60,7 @@ use crate::status::{CACHE_STATUS, Fwd};
 pub use crate::context::{CacheCtx, Wishes};
 pub use crate::key::{KeyScope, Scheme};
 pub use crate::memory::Usage;
+pub use crate::purge::{Purge, Purges, Scope};
 pub use crate::rules::{QueryPolicy, RoutePolicy};
 pub use crate::status::CacheStatus;
 
@@ -92,21 +95,13 @@ impl Default for CacheOptions {
     }
 }
 
-/// How thoroughly a purge works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purge {
-    /// Remove: the next request is a miss.
-    Hard,
-    /// Mark stale: the next request validates, and the stale windows apply.
-    Soft,
-}
-
 /// The cache of this process, as the hooks of the proxy call it.
 pub struct Cache {
     memory: &'static MemoryTier,
     locks: &'static CacheKeyLockImpl,
     fill_locks: &'static FillLocks,
     hit_for_miss: &'static HitForMiss,
+    purges: &'static Purges,
     collapse_wait_ms: AtomicU64,
 }
 
@@ -133,12 +128,14 @@ impl Cache {
     #[must_use]
     pub fn leak(options: CacheOptions) -> &'static Self {
         let hit_for_miss: &'static HitForMiss = Box::leak(Box::new(HitForMiss::new()));
+        let purges: &'static Purges = Box::leak(Box::default());
         let fill_locks: &'static FillLocks = Box::leak(Box::new(FillLocks::new(options.fill_deadline)));
         Box::leak(Box::new(Self {
-            memory: Box::leak(Box::new(MemoryTier::new(options, hit_for_miss))),
+            memory: Box::leak(Box::new(MemoryTier::new(options, hit_for_miss, purges))),
             locks: fill_locks,
             fill_locks,
             hit_for_miss,
+            purges,
             collapse_wait_ms: AtomicU64::new(millis(options.collapse_wait)),
         }))
     }
@@ -206,7 +203,6 @@ impl Cache {
             key.extensions.insert(Authorised);
         }
         ctx.primary = key::primary_slot(&key);
-        ctx.purge_clock = self.memory.purge_clock();
         Ok(key)
     }
 
@@ -267,6 +263,7 @@ impl Cache {
     /// `only-if-cached` (RFC 9111, 5.2.1.7), where the route obeys requests.
     pub fn before_upstream(&'static self, request: &RequestHeader, ctx: &mut CacheCtx) -> Option<StatusCode> {
         ctx.sent = Some(SystemTime::now());
+        ctx.epoch = self.purges.clock().fetch();
         let honoured = ctx.route.as_ref().is_some_and(|route| route.policy.honour_request_directives);
         (honoured && ctx.bypassed.is_none() && reuse::only_if_cached(&request.headers))
             .then_some(StatusCode::GATEWAY_TIMEOUT)
@@ -297,7 +294,7 @@ impl Cache {
             let own = request.uri.path_and_query().map_or("/", |target| target.as_str());
             let named = invalidate::named_targets(&authority, request.uri.path(), &response.headers);
             for target in named.iter().map(String::as_str).chain([own]) {
-                self.purge(route.scope, route.scheme, &route.policy.query, &authority, target, Purge::Hard).await;
+                self.invalidate(route.scope, route.scheme, &route.policy.query, &authority, target, Purge::Hard);
             }
         }
     }
@@ -334,12 +331,18 @@ impl Cache {
             return RespCacheable::Uncacheable(NoCacheReason::ResponseTooLarge);
         }
 
+        let (authority, target) = (key::authority(request), key::target(request));
+        let tags = Tags::of(&header.headers, &route.policy.tags);
+        let marks = Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags);
+        drop(tags);
         let withheld = headers::withheld_from_reuse(&header.headers);
         for name in headers::before_storing(&header.headers) {
             header.remove_header(&name);
         }
         // Pingora has one window for errors: keep the larger, and tell status from disconnection in serve_stale.
         let on_error = lifetime.stale_if_error.max(lifetime.stale_if_disconnected);
+        let fresh = lifetime.fresh_until.duration_since(received).unwrap_or_default();
+        self.purges.note_lifetime(fresh + on_error.max(lifetime.stale_while_revalidate));
         let mut meta = CacheMeta::new(
             lifetime.fresh_until,
             received,
@@ -348,7 +351,7 @@ impl Cache {
             header,
         );
         meta.set_epoch_override(lifetime.born);
-        meta.extensions_mut().insert(FillNotes::new(ctx.purge_clock, ctx.generation, withheld));
+        meta.extensions_mut().insert(FillNotes::new(marks, ctx.generation, withheld));
         RespCacheable::Cacheable(meta)
     }
 
@@ -436,10 +439,10 @@ impl Cache {
         let _refused = response.append_header(CACHE_STATUS, value);
     }
 
-    /// Purge one URL with all its variants, and forget that it could not be stored. `target` is path and query; it goes through the
-    /// same `query` policy as requests. Fills of it under way still reach their readers, but are not kept. Says how many objects it
-    /// met.
-    pub async fn purge(
+    /// Put one URL of one route out of date with all its variants, on this node alone (RFC 9111, 4.4), and forget that it could not be
+    /// stored. `target` is path and query; it goes through the same `query` policy as requests. Fills of it under way still reach
+    /// their readers, but are not kept. Says how many objects it met. Not for operators' purges: see [`purge`](Self::purge).
+    pub fn invalidate(
         &'static self,
         scope: KeyScope,
         scheme: Scheme,
@@ -454,10 +457,26 @@ impl Cache {
         self.memory.purge_family(primary, purge)
     }
 
+    /// Purge all that belongs to these scopes, whatever route and variant it is of. Nothing of it is handed out to requests that come
+    /// after this returns. Gives back the epoch of the purge.
+    pub fn purge(&'static self, scopes: &[Scope], purge: Purge) -> u64 {
+        let epoch = self.purges.purge(scopes, purge);
+        if purge == Purge::Hard && scopes.contains(&Scope::everything()) {
+            self.hit_for_miss.forget_all();
+            self.memory.clear();
+        }
+        epoch
+    }
+
     /// Purge everything, hard.
     pub fn purge_all(&'static self) {
-        self.hit_for_miss.forget_all();
-        self.memory.purge_all();
+        self.purge(&[Scope::everything()], Purge::Hard);
+    }
+
+    /// The purges that still matter.
+    #[must_use]
+    pub fn purges(&'static self) -> &'static Purges {
+        self.purges
     }
 
     /// What the memory tier holds at the moment, for metrics.

@@ -6,8 +6,10 @@
 //!                     └── dropped, length wrong ──> Failed: every reader gets an error, nobody a clean short body
 //! ```
 //!
-//! A fill that grows past `max_object`, or is purged, or finds the memory for fills used up, is *detached*: it will not be stored and
+//! A fill that grows past `max_object`, or is invalidated, or finds the memory for fills used up, is *detached*: it will not be stored and
 //! takes no new readers, but those it has read on, and what all of them have read is freed.
+//!
+//! Purges are judged when something is looked up or stored (see [`purge`](crate::purge)); what they reach is let go of then, or evicted.
 //!
 //! A hit clones the decoded header, which Pingora wants to own, and hands out the stored chunks of the body by reference count.
 
@@ -36,12 +38,11 @@ use crate::collapse::HitForMiss;
 use crate::key::{self, Slot, SlotHash};
 use crate::memory::fill::{Fill, FillReader, Outcome};
 use crate::memory::object::{Body, Object, StoredMeta};
+use crate::purge::{Marks, Purges, Verdict};
 use crate::{CacheOptions, Purge};
 
-/// How many purges of single keys are remembered against fills under way.
-const PURGES_REMEMBERED: u64 = 65_536;
-/// For how long: no fill that began before then should still be running.
-const PURGES_REMEMBERED_FOR: Duration = Duration::from_hours(1);
+/// Invalidations are remembered against fills under way by so many groups of keys.
+const STRIPES: usize = 65_536;
 
 /// The slots of each primary slot's variants, with the generation of their objects.
 type Variants = DashMap<Slot, Vec<(Slot, u64)>, SlotHash>;
@@ -49,16 +50,16 @@ type Variants = DashMap<Slot, Vec<(Slot, u64)>, SlotHash>;
 /// What a fill needs to know beyond the response, carried in the extensions of its [`CacheMeta`].
 #[derive(Debug, Clone, Default)]
 pub struct FillNotes {
-    purge_clock: u64,
+    marks: Option<Marks>,
     validates: Option<u64>,
     withheld: Vec<HeaderName>,
 }
 
 impl FillNotes {
-    /// Notes for a response whose lookup began at `purge_clock`, that validates the object of generation `validates` (if it is a
-    /// validation), and whose `withheld` fields are for the first client only.
-    pub(crate) fn new(purge_clock: u64, validates: Option<u64>, withheld: Vec<HeaderName>) -> Self {
-        Self { purge_clock, validates, withheld }
+    /// Notes for a response that purges reach by `marks`, that validates the object of generation `validates` (if it is a validation),
+    /// and whose `withheld` fields are for the first client only.
+    pub(crate) fn new(marks: Marks, validates: Option<u64>, withheld: Vec<HeaderName>) -> Self {
+        Self { marks: Some(marks), validates, withheld }
     }
 }
 
@@ -82,10 +83,10 @@ pub struct MemoryTier {
     objects: moka::sync::Cache<Slot, Arc<Object>, SlotHash>,
     fills: DashMap<Slot, Vec<Arc<Fill>>, SlotHash>,
     variants: Arc<Variants>,
-    /// When a primary slot was last purged, by the purge clock.
-    purged: moka::sync::Cache<Slot, u64, SlotHash>,
-    purge_clock: AtomicU64,
-    purged_all: AtomicU64,
+    purges: &'static Purges,
+    /// When a primary slot of each group was last invalidated. It matters to fills that began before: they are not stored. One that is
+    /// not stored because another key of its group was invalidated meanwhile costs a fetch.
+    invalidated: Box<[AtomicU64]>,
     generations: AtomicU64,
     fill_bytes: Arc<AtomicU64>,
     capacity: u64,
@@ -101,7 +102,7 @@ impl fmt::Debug for MemoryTier {
 }
 
 impl MemoryTier {
-    pub(crate) fn new(options: CacheOptions, hit_for_miss: &'static HitForMiss) -> Self {
+    pub(crate) fn new(options: CacheOptions, hit_for_miss: &'static HitForMiss, purges: &'static Purges) -> Self {
         let variants: Arc<Variants> = Arc::default();
         let index = Arc::clone(&variants);
         let objects = moka::sync::Cache::builder()
@@ -111,17 +112,12 @@ impl MemoryTier {
                 forget_variant(&index, object.primary, *slot, object.generation);
             })
             .build_with_hasher(SlotHash::default());
-        let purged = moka::sync::Cache::builder()
-            .max_capacity(PURGES_REMEMBERED)
-            .time_to_live(PURGES_REMEMBERED_FOR)
-            .build_with_hasher(SlotHash::default());
         let tier = Self {
             objects,
             fills: DashMap::default(),
             variants,
-            purged,
-            purge_clock: AtomicU64::new(1),
-            purged_all: AtomicU64::new(0),
+            purges,
+            invalidated: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
             generations: AtomicU64::new(1),
             fill_bytes: Arc::default(),
             capacity: options.memory_size,
@@ -149,11 +145,6 @@ impl MemoryTier {
         self.max_object.load(Ordering::Relaxed)
     }
 
-    /// The time in purges: a fill whose lookup began before a purge of its key is not stored.
-    pub(crate) fn purge_clock(&self) -> u64 {
-        self.purge_clock.load(Ordering::Acquire)
-    }
-
     /// What the tier holds. The counts of objects follow changes after a moment.
     #[must_use]
     pub fn usage(&self) -> Usage {
@@ -171,7 +162,7 @@ impl MemoryTier {
         self.objects.run_pending_tasks();
     }
 
-    /// Purge an object with all its variants. Says how many objects it met.
+    /// Put an object out of date with all its variants, at once. Says how many objects it met.
     pub(crate) fn purge_family(&self, primary: Slot, purge: Purge) -> usize {
         let mut slots = vec![primary];
         if let Some(variants) = self.variants.get(&primary) {
@@ -188,25 +179,31 @@ impl MemoryTier {
         met.count()
     }
 
-    /// Purge everything.
-    pub(crate) fn purge_all(&self) {
-        let clock = self.purge_clock.fetch_add(1, Ordering::AcqRel) + 1;
-        self.purged_all.store(clock, Ordering::Release);
+    /// Let go of everything, now that all of it is purged.
+    pub(crate) fn clear(&self) {
         for fills in &self.fills {
             fills.iter().for_each(|fill| fill.detach());
         }
         self.objects.invalidate_all();
     }
 
-    /// From here on no fill that looked up before is stored under `primary`.
+    /// From here on no fill that began before is stored under `primary`.
     fn note_purge(&self, primary: Slot) {
-        let clock = self.purge_clock.fetch_add(1, Ordering::AcqRel) + 1;
-        self.purged.insert(primary, clock);
+        self.stripe(primary).fetch_max(self.purges.clock().tick(), Ordering::AcqRel);
     }
 
-    fn is_purged_since(&self, primary: Slot, clock: u64) -> bool {
-        self.purged_all.load(Ordering::Acquire) > clock
-            || self.purged.get(&primary).is_some_and(|purged| purged > clock)
+    fn is_invalidated_since(&self, primary: Slot, epoch: u64) -> bool {
+        self.stripe(primary).load(Ordering::Acquire) >= epoch
+    }
+
+    fn stripe(&self, primary: Slot) -> &AtomicU64 {
+        &self.invalidated[usize::try_from(primary % STRIPES as u128).unwrap_or_default()]
+    }
+
+    /// Whether a fill must not be stored any more.
+    fn is_void(&self, fill: &Fill) -> bool {
+        self.is_invalidated_since(fill.primary, fill.meta.marks.epoch)
+            || self.purges.verdict(&fill.meta.marks) == Verdict::Gone
     }
 
     /// Remove the object at one slot, and detach its fills. Says whether there was something.
@@ -219,6 +216,14 @@ impl MemoryTier {
             }
         }
         self.objects.remove(&slot).is_some() || met
+    }
+
+    /// Remove the object of this generation, if it still is at its slot.
+    fn remove_generation(&self, slot: Slot, generation: u64) {
+        self.objects.entry(slot).and_compute_with(|entry| match entry {
+            Some(entry) if entry.value().generation == generation => Op::Remove,
+            _ => Op::Nop,
+        });
     }
 
     /// Mark the object at one slot stale since `now`. Says whether there was one.
@@ -254,15 +259,17 @@ impl MemoryTier {
         }
     }
 
-    /// The newest fill at `slot` that takes readers.
+    /// The newest fill at `slot` that takes readers, and that no purge has reached.
     fn joinable(&self, slot: Slot) -> Option<Arc<Fill>> {
-        self.fills.get(&slot)?.iter().rev().find(|fill| fill.is_joinable()).cloned()
+        let fills = self.fills.get(&slot)?;
+        let live = |fill: &&Arc<Fill>| fill.is_joinable() && self.purges.verdict(&fill.meta.marks) == Verdict::Live;
+        fills.iter().rev().find(live).cloned()
     }
 
     /// Store a complete fill, unless it was detached or purged meanwhile. Says how many bytes were stored.
     fn store(&self, fill: &Fill) -> usize {
         let Some(chunks) = fill.take_complete() else { return 0 };
-        if self.is_purged_since(fill.primary, fill.purge_clock) {
+        if self.is_void(fill) {
             return 0;
         }
         let generation = self.next_generation();
@@ -271,12 +278,19 @@ impl MemoryTier {
         let weight = object.weight();
         self.remember_variant(fill.primary, fill.slot, generation);
         self.objects.insert(fill.slot, Arc::new(object));
-        // A purge between the check above and the insert has found nothing to remove: look again.
-        if self.is_purged_since(fill.primary, fill.purge_clock) {
+        // An invalidation between the check above and the insert has found nothing to remove: look again.
+        if self.is_void(fill) {
             self.objects.remove(&fill.slot);
             return 0;
         }
         usize::try_from(weight).unwrap_or(usize::MAX)
+    }
+
+    /// What is kept of `meta`. Without notes, which only tools leave out, no purge but one of everything reaches it.
+    fn stored_meta(&self, meta: &CacheMeta, notes: Option<&FillNotes>) -> StoredMeta {
+        let marks = notes.and_then(|notes| notes.marks.clone());
+        let marks = marks.unwrap_or_else(|| Marks { epoch: self.purges.clock().fetch(), marks: Arc::new([]) });
+        StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld), marks)
     }
 
     fn forget_fill(&self, fill: &Fill) {
@@ -306,11 +320,17 @@ impl Storage for MemoryTier {
         {
             return Ok(Some((fill.meta.to_cache_meta(), Box::new(Reader::Filling(reader)))));
         }
-        Ok(self.objects.get(&slot).map(|object| {
-            let meta = object.meta.to_cache_meta();
-            let reader: HitHandler = Box::new(Reader::Complete(ObjectReader::new(object)));
-            (meta, reader)
-        }))
+        let Some(object) = self.objects.get(&slot) else { return Ok(None) };
+        let mut meta = object.meta.to_cache_meta();
+        match self.purges.verdict(&object.meta.marks) {
+            Verdict::Live => {}
+            Verdict::StaleSince(purge) => meta.expire_at(purge),
+            Verdict::Gone => {
+                self.remove_generation(slot, object.generation);
+                return Ok(None);
+            }
+        }
+        Ok(Some((meta, Box::new(Reader::Complete(ObjectReader::new(object))))))
     }
 
     async fn lookup_streaming_write(
@@ -333,14 +353,13 @@ impl Storage for MemoryTier {
             self.next_generation(),
             key::slot(key),
             key::primary_slot(key),
-            notes.map_or_else(|| self.purge_clock(), |notes| notes.purge_clock),
-            StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld)),
+            self.stored_meta(meta, notes),
             Duration::from_millis(self.stall_ms.load(Ordering::Relaxed)),
             Arc::clone(&self.fill_bytes),
         ));
-        // Published before the check: a purge either finds the fill, or is found by the check.
+        // Published before the check: an invalidation either finds the fill, or is found by the check.
         self.fills.entry(fill.slot).or_default().push(Arc::clone(&fill));
-        if self.is_purged_since(fill.primary, fill.purge_clock) {
+        if self.is_void(&fill) {
             fill.detach();
         }
         Ok(Box::new(Writer { tier: self, tag: fill.id.into(), fill }))
@@ -369,14 +388,16 @@ impl Storage for MemoryTier {
 
     async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<bool> {
         let notes = meta.extensions().get::<FillNotes>();
-        if notes.is_some_and(|notes| self.is_purged_since(key::primary_slot(key), notes.purge_clock)) {
+        let new = self.stored_meta(meta, notes);
+        if self.is_invalidated_since(key::primary_slot(key), new.marks.epoch) {
             return Ok(false);
         }
         let validated = notes.and_then(|notes| notes.validates);
-        let new = StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld));
         Ok(self.replace(key::slot(key), |object| {
-            // The 304 is about the object that was looked up. Another one may have taken its place since.
-            validated.is_none_or(|generation| generation == object.generation).then_some(new)
+            // The 304 is about the object that was looked up. Another one may have taken its place since; and if it was purged
+            // meanwhile, no answer about it brings it back.
+            let same = validated.is_none_or(|generation| generation == object.generation);
+            (same && self.purges.verdict(&object.meta.marks) != Verdict::Gone).then_some(new)
         }))
     }
 

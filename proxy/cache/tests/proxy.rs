@@ -269,8 +269,8 @@ impl Node {
         self.open("GET", path, fields).await.finish().await
     }
 
-    async fn purge(&self, path: &str, purge: Purge) -> usize {
-        self.cache.purge(self.scope, Scheme::Http, &QueryPolicy::All, "a.example", path, purge).await
+    fn invalidate(&self, path: &str, purge: Purge) -> usize {
+        self.cache.invalidate(self.scope, Scheme::Http, &QueryPolicy::All, "a.example", path, purge)
     }
 }
 
@@ -394,7 +394,7 @@ async fn a_stale_response_is_validated_and_updated() {
     });
     let node = Node::start(origin.await).await;
     node.get("/a").await.is("hello", "edge; fwd=uri-miss");
-    assert_eq!(node.purge("/a", Purge::Soft).await, 1);
+    assert_eq!(node.invalidate("/a", Purge::Soft), 1);
 
     let validated = node.get("/a").await;
     validated.is("hello", "edge; fwd=stale; fwd-status=304; ttl=89; stored");
@@ -421,7 +421,7 @@ async fn variants_are_kept_apart() {
         node.get_with("/a", br).await.is("br", "edge; hit");
     }
     assert_eq!(node.origin.asked(), 2);
-    assert_eq!(node.purge("/a", Purge::Hard).await, 2);
+    assert_eq!(node.invalidate("/a", Purge::Hard), 2);
     node.get_with("/a", br).await.is("br", "edge; fwd=uri-miss");
     node.get_with("/a", gzip).await.is("gzip", "edge; fwd=vary-miss");
 }
@@ -530,7 +530,7 @@ async fn stale_while_revalidate_does_not_wait() {
     });
     let node = Node::start(origin.await).await;
     node.get("/a").await.is("old", "edge; fwd=uri-miss");
-    node.purge("/a", Purge::Soft).await;
+    node.invalidate("/a", Purge::Soft);
     for _ in 0..3 {
         node.get("/a").await.is("old", "edge; hit; ttl=-1; detail=stale-while-revalidate");
     }
@@ -552,7 +552,7 @@ async fn stale_answers_for_an_origin_that_fails() {
     let node = Node::start(origin.await).await;
     for path in ["/down", "/busy"] {
         node.get(path).await.is("kept", "edge; fwd=uri-miss");
-        node.purge(path, Purge::Soft).await;
+        node.invalidate(path, Purge::Soft);
     }
     node.get("/down").await.is("kept", "edge; fwd=stale; ttl=-1; detail=stale-if-error");
     let busy = node.get("/busy").await;
@@ -568,7 +568,7 @@ async fn a_route_may_allow_stale_on_errors() {
     let policy = RoutePolicy { stale_if_error: Some(Duration::from_secs(60)), ..RoutePolicy::default() };
     let node = Node::with(origin.await, policy, CacheOptions::default()).await;
     node.get("/a").await.is("kept", "edge; fwd=uri-miss");
-    node.purge("/a", Purge::Soft).await;
+    node.invalidate("/a", Purge::Soft);
     node.get("/a").await.is("kept", "edge; fwd=stale; fwd-status=503; ttl=-1; detail=stale-if-error");
 }
 

@@ -40,7 +40,6 @@ pub(crate) struct Fill {
     pub(crate) id: u64,
     pub(crate) slot: Slot,
     pub(crate) primary: Slot,
-    pub(crate) purge_clock: u64,
     pub(crate) meta: StoredMeta,
     /// How long a reader waits for the next bytes.
     stall: Duration,
@@ -86,7 +85,6 @@ impl Fill {
         id: u64,
         slot: Slot,
         primary: Slot,
-        purge_clock: u64,
         meta: StoredMeta,
         stall: Duration,
         total: Arc<AtomicU64>,
@@ -102,7 +100,7 @@ impl Fill {
         };
         let progress = watch::Sender::new(());
         let (joinable, state) = (AtomicBool::new(true), Mutex::new(state));
-        Self { id, slot, primary, purge_clock, meta, stall, joinable, state, progress, total }
+        Self { id, slot, primary, meta, stall, joinable, state, progress, total }
     }
 
     /// Whether new readers may join, which also means that it is going to be stored.

@@ -10,6 +10,7 @@ use pingora_cache::key::HashBinary;
 use pingora_http::ResponseHeader;
 
 use super::fill::Chunks;
+use crate::purge::Marks;
 
 /// Stored bodies come in chunks of up to this size: small ones from the origin are joined, once, when the fill is complete. A hit then
 /// costs few writes, and the bytes of the origin's read buffers are not held on to.
@@ -35,7 +36,8 @@ impl Object {
     pub(crate) fn weight(&self) -> u32 {
         let fields = self.meta.header.headers.iter();
         let header: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum();
-        let total = (OVERHEAD + header) as u64 + self.body.len();
+        let marks = size_of_val(&*self.meta.marks.marks);
+        let total = (OVERHEAD + header + marks) as u64 + self.body.len();
         u32::try_from(total).unwrap_or(u32::MAX)
     }
 }
@@ -52,12 +54,14 @@ pub(crate) struct StoredMeta {
     stale_if_error: u32,
     variance: Option<HashBinary>,
     pub(crate) always_stale: bool,
+    /// What purges reach it by.
+    pub(crate) marks: Marks,
     header: ResponseHeader,
 }
 
 impl StoredMeta {
     /// Take over `meta`, without the `withheld` fields.
-    pub(crate) fn of(meta: &CacheMeta, withheld: &[HeaderName]) -> Self {
+    pub(crate) fn of(meta: &CacheMeta, withheld: &[HeaderName], marks: Marks) -> Self {
         let mut header = meta.response_header_copy();
         for name in withheld {
             header.remove_header(name);
@@ -70,6 +74,7 @@ impl StoredMeta {
             stale_if_error: meta.stale_if_error_sec(),
             variance: meta.variance(),
             always_stale: meta.fresh_until() < meta.updated(),
+            marks,
             header,
         }
     }

@@ -7,13 +7,15 @@ use pingora_http::ResponseHeader;
 
 use super::*;
 use crate::key::{KeyScope, Scheme};
+use crate::purge::{Scope, Tags};
 use crate::rules::QueryPolicy;
 
 const MIB: u64 = 1 << 20;
 
 fn tier(memory_size: u64, max_object: u64) -> &'static MemoryTier {
     let options = CacheOptions { memory_size, max_object, ..CacheOptions::default() };
-    Box::leak(Box::new(MemoryTier::new(options, Box::leak(Box::new(HitForMiss::new())))))
+    let hit_for_miss = Box::leak(Box::new(HitForMiss::new()));
+    Box::leak(Box::new(MemoryTier::new(options, hit_for_miss, Box::leak(Box::default()))))
 }
 
 fn span() -> SpanHandle {
@@ -22,6 +24,12 @@ fn span() -> SpanHandle {
 
 fn key(path: &str) -> CacheKey {
     key::of_target(KeyScope::default(), Scheme::Http, &QueryPolicy::All, b"a.example", path.as_bytes())
+}
+
+/// Those of `/a`, fetched from now on.
+fn marks(tier: &MemoryTier) -> Marks {
+    let (epoch, query) = (tier.purges.clock().fetch(), QueryPolicy::All);
+    Marks::new(epoch, Scheme::Http, &query, b"a.example", b"/a", &Tags::default())
 }
 
 fn header(fields: &[(&'static str, &'static str)]) -> ResponseHeader {
@@ -296,7 +304,7 @@ async fn update_meta_keeps_the_body() {
     let generation = kind(&open(tier, &key("/a")).await.expect("a hit").1).generation();
 
     let mut new = meta_of(header(&[("etag", "\"2\"")]));
-    new.extensions_mut().insert(FillNotes::new(tier.purge_clock(), generation, Vec::new()));
+    new.extensions_mut().insert(FillNotes::new(marks(tier), generation, Vec::new()));
     assert!(tier.update_meta(&key("/a"), &new, &span()).await.expect("an update"));
     let (found, mut reader) = open(tier, &key("/a")).await.expect("a hit");
     assert_eq!(found.headers()[ETAG], "\"2\"");
@@ -312,7 +320,7 @@ async fn a_late_304_leaves_the_object_that_replaced_its_own() {
     fill(tier, &key("/a"), &meta_of(header(&[("etag", "\"2\"")])), &["new"]).await;
 
     let mut late = meta_of(header(&[("etag", "\"1\"")]));
-    late.extensions_mut().insert(FillNotes::new(tier.purge_clock(), generation, Vec::new()));
+    late.extensions_mut().insert(FillNotes::new(marks(tier), generation, Vec::new()));
     assert!(!tier.update_meta(&key("/a"), &late, &span()).await.expect("an update"));
     assert_eq!(open(tier, &key("/a")).await.expect("a hit").0.headers()[ETAG], "\"2\"");
 }
@@ -322,7 +330,7 @@ async fn a_late_304_leaves_the_object_that_replaced_its_own() {
 async fn withheld_fields_are_not_reused() {
     let tier = tier(MIB, MIB);
     let mut meta = meta_of(header(&[("set-cookie", "a=b"), ("etag", "\"1\"")]));
-    meta.extensions_mut().insert(FillNotes::new(tier.purge_clock(), None, vec![SET_COOKIE]));
+    meta.extensions_mut().insert(FillNotes::new(marks(tier), None, vec![SET_COOKIE]));
     fill(tier, &key("/a"), &meta, &["body"]).await;
     let (found, _) = open(tier, &key("/a")).await.expect("a hit");
     assert!(!found.headers().contains_key(SET_COOKIE) && found.headers().contains_key(ETAG));
@@ -369,21 +377,73 @@ async fn a_purge_reaches_fills_under_way() {
 async fn a_response_asked_for_before_a_purge_is_not_stored_after_it() {
     let tier = tier(MIB, MIB);
     let mut asked_before = meta();
-    asked_before.extensions_mut().insert(FillNotes::new(tier.purge_clock(), None, Vec::new()));
+    asked_before.extensions_mut().insert(FillNotes::new(marks(tier), None, Vec::new()));
     tier.purge_family(key::primary_slot(&key("/a")), Purge::Hard);
     fill(tier, &key("/a"), &asked_before, &["old"]).await;
     assert!(open(tier, &key("/a")).await.is_none());
 
     let mut asked_after = meta();
-    asked_after.extensions_mut().insert(FillNotes::new(tier.purge_clock(), None, Vec::new()));
+    asked_after.extensions_mut().insert(FillNotes::new(marks(tier), None, Vec::new()));
     fill(tier, &key("/a"), &asked_after, &["new"]).await;
     assert_eq!(body(tier, &key("/a")).await.as_deref(), Some("new"));
 
     fill(tier, &key("/b"), &asked_after, &["b"]).await;
-    tier.purge_all();
+    tier.purges.purge(&[Scope::everything()], Purge::Hard);
+    tier.clear();
     fill(tier, &key("/c"), &asked_after, &["c"]).await;
     for path in ["/a", "/b", "/c"] {
         assert!(open(tier, &key(path)).await.is_none(), "{path}");
+    }
+}
+
+/// Through the table of purges, which knows nothing of slots.
+#[tokio::test]
+async fn what_a_purge_reaches_is_not_handed_out() {
+    let with_marks = |tier: &MemoryTier| {
+        let mut meta = meta();
+        meta.extensions_mut().insert(FillNotes::new(marks(tier), None, Vec::new()));
+        meta
+    };
+    let host = [Scope::host("a.example")];
+
+    let (tier, key) = (tier(MIB, MIB), key("/a"));
+    fill(tier, &key, &with_marks(tier), &["body"]).await;
+    tier.purges.purge(&[Scope::host("b.example")], Purge::Hard);
+    assert!(open(tier, &key).await.is_some_and(|(meta, _)| meta.is_fresh(SystemTime::now())));
+    tier.purges.purge(&host, Purge::Soft);
+    let stale = open(tier, &key).await.expect("stale").0;
+    assert!(!stale.is_fresh(SystemTime::now()) && stale.serve_stale_while_revalidate(SystemTime::now()));
+
+    // What the origin says of it afterwards makes it fresh again, unless it was purged hard meanwhile.
+    assert!(tier.update_meta(&key, &with_marks(tier), &span()).await.expect("an update"));
+    assert!(open(tier, &key).await.is_some_and(|(meta, _)| meta.is_fresh(SystemTime::now())));
+    tier.purges.purge(&host, Purge::Hard);
+    assert!(!tier.update_meta(&key, &with_marks(tier), &span()).await.expect("an update"));
+    assert!(open(tier, &key).await.is_none());
+    tier.settle();
+    assert_eq!(tier.usage().objects, 0, "it is let go of when somebody asks");
+}
+
+#[tokio::test]
+async fn a_fill_that_a_purge_reaches_is_neither_joined_nor_stored() {
+    for purge in [Purge::Hard, Purge::Soft] {
+        let tier = tier(MIB, MIB);
+        let mut meta = meta();
+        meta.extensions_mut().insert(FillNotes::new(marks(tier), None, Vec::new()));
+        let mut writer = tier.get_miss_handler(&key("/a"), &meta, &span()).await.expect("a writer");
+        let mut own = own_reader(tier, &key("/a"), &writer).await;
+        let (_, mut early) = open(tier, &key("/a")).await.expect("the fill");
+        writer.write_body(Bytes::from_static(b"old"), false).await.expect("written");
+
+        tier.purges.purge(&[Scope::prefix("a.example", "/a")], purge);
+        assert!(open(tier, &key("/a")).await.is_none());
+        writer.write_body(Bytes::from_static(b" body"), true).await.expect("written");
+        writer.finish().await.expect("finished");
+        for reader in [&mut own, &mut early] {
+            assert_eq!(drain(reader).await.expect("a body"), b"old body", "those who read already get it all");
+        }
+        let fresh = open(tier, &key("/a")).await.map(|(meta, _)| meta.is_fresh(SystemTime::now()));
+        assert_eq!(fresh, (purge == Purge::Soft).then_some(false));
     }
 }
 

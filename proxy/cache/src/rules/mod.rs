@@ -25,6 +25,8 @@ pub mod vary;
 
 use std::time::Duration;
 
+use crate::purge::TagPolicy;
+
 /// The largest age or lifetime that is told apart: 2^31 seconds, as RFC 9111, 1.2.2 asks for values that overflow.
 pub const MAX_DELTA: Duration = Duration::from_secs(1 << 31);
 
@@ -57,6 +59,8 @@ pub struct RoutePolicy {
     /// Obey `Cache-Control` in requests (`no-cache`, `no-store`, `max-age`, `min-fresh`, `max-stale`, `only-if-cached`, and
     /// `Pragma: no-cache`). Default `false`, because it lets any client send load to the origin.
     pub honour_request_directives: bool,
+    /// Which tags of responses count, for purges by tag, and who sees them.
+    pub tags: TagPolicy,
 }
 
 /// Which query parameters are part of the cache key.

@@ -53,6 +53,39 @@ pub fn parse(text: &str) -> Option<CacheControl> {
     Some(directives)
 }
 
+/// The members of a list of strings (RFC 9651, 4.2.1), their parameters left out; `None` when the field is no such list. Nearly every
+/// response lacks the fields this is for: ask whether it is there before.
+#[must_use]
+pub fn strings(headers: &HeaderMap<HeaderValue>, field: &HeaderName) -> Option<Vec<String>> {
+    let mut combined = String::new();
+    for line in headers.get_all(field) {
+        if !combined.is_empty() {
+            combined.push(',');
+        }
+        combined.push_str(line.to_str().ok()?);
+    }
+    let mut at = Cursor { rest: combined.trim_matches(' ') };
+    let mut members = Vec::new();
+    while !at.rest.is_empty() {
+        let Value::Text(text) = at.string()? else { return None };
+        at.parameters()?;
+        members.push(text);
+
+        at.skip(&[' ', '\t']);
+        if at.rest.is_empty() {
+            break;
+        }
+        if !at.eat(',') {
+            return None;
+        }
+        at.skip(&[' ', '\t']);
+        if at.rest.is_empty() {
+            return None; // a trailing comma
+        }
+    }
+    Some(members)
+}
+
 /// The bare values, as far as cache directives tell them apart.
 #[derive(Debug, Clone, PartialEq)]
 enum Value {
