@@ -220,6 +220,7 @@ impl Node {
             }
         }
         self.control.resources().keeper().stop();
+        self.control.resources().retire();
         self.access_log.finish();
     }
 

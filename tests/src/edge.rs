@@ -16,8 +16,7 @@ pub fn guest(name: &str) -> PathBuf {
 
 /// A node started from YAML, in this process, on ports of its own.
 ///
-/// In the YAML, `${ID}` is a number that no other node of this process has: use it in route names of cached routes, because the cache
-/// is one per process and keys contain the route's name. `${GUESTS}` is the folder of the compiled test guests, `${PORT_x}` the port
+/// In the YAML, `${ID}` is a number that no other node of this process has. `${GUESTS}` is the folder of the compiled test guests, `${PORT_x}` the port
 /// of the origin given as `x`. When the YAML has no `listeners:`, it gets `web` (HTTP/1 and h2c) and `secure` (TLS, development
 /// certificate), both on port 0, with one worker and no access log.
 pub struct Edge {

@@ -13,12 +13,8 @@ use selvedge_tests::h2::H2Client;
 use selvedge_tests::{Client, Edge, Origin, Request, Response, Served, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{RwLock, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-
-/// How long waiters wait is one setting of the process: tests that rely on the default hold this for reading, the test that shortens it
-/// for writing.
-static COLLAPSE_WAIT: RwLock<()> = RwLock::const_new(());
 
 /// The only value of `Cache-Status`, without `ttl`, which depends on when one looks.
 fn status(response: &Response) -> String {
@@ -1017,7 +1013,6 @@ async fn a_thousand_at_once_are_one_fetch() {
     const CONNECTIONS: usize = 45;
     const STREAMS: usize = 20;
     const PLAIN: usize = 99;
-    let _wait = COLLAPSE_WAIT.read().await;
     for filters in ["[]", "[noop]"] {
         let mut gated = Gated::start(&[("cache-control", "max-age=60")]).await;
         let edge = node_with("{}", filters, gated.origin.address());
@@ -1093,7 +1088,6 @@ async fn a_thousand_at_once_are_one_fetch() {
 /// A body of known length is no reason to hold its start back.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_start_of_a_slow_body_of_known_length_reaches_everybody() {
-    let _wait = COLLAPSE_WAIT.read().await;
     for filters in ["[]", "[noop]"] {
         let gate = Arc::new(Semaphore::new(0));
         let asked = Arc::new(AtomicUsize::new(0));
@@ -1161,7 +1155,6 @@ async fn the_start_of_a_slow_body_of_known_length_reaches_everybody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_first_client_leaves_the_others_get_all() {
     const PIECE: usize = 256 << 10;
-    let _wait = COLLAPSE_WAIT.read().await;
     for (filters, over_h2) in [("[]", false), ("[]", true), ("[noop]", false), ("[noop]", true)] {
         let mut gated = Gated::start(&[("cache-control", "max-age=60")]).await;
         let edge = node_with("{}", filters, gated.origin.address());
@@ -1215,7 +1208,6 @@ async fn when_the_first_client_leaves_the_others_get_all() {
 /// One connection that breaks is no answer for those who wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_first_fetch_fails_another_takes_its_place() {
-    let _wait = COLLAPSE_WAIT.read().await;
     let gate = Arc::new(Semaphore::new(0));
     let asked = Arc::new(AtomicUsize::new(0));
     let (opened, count) = (Arc::clone(&gate), Arc::clone(&asked));
@@ -1252,7 +1244,6 @@ async fn when_the_first_fetch_fails_another_takes_its_place() {
 /// A client that leaves before the header is there takes nobody along either.
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_first_client_leaves_early_the_others_are_served() {
-    let _wait = COLLAPSE_WAIT.read().await;
     let gated = Gated::start(&[("cache-control", "max-age=60")]).await;
     let edge = node("{}", gated.origin.address());
     let leaver = H2Client::connect(edge.web()).await;
@@ -1283,7 +1274,6 @@ async fn when_the_first_client_leaves_early_the_others_are_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_shared_releases_everybody() {
     const WAITERS: usize = 50;
-    let _wait = COLLAPSE_WAIT.read().await;
     let gate = Arc::new(Semaphore::new(0));
     let (opened, count) = (Arc::clone(&gate), Arc::new(AtomicUsize::new(0)));
     let origin = Origin::start_async(move |request| {
@@ -1333,7 +1323,6 @@ async fn what_cannot_be_shared_releases_everybody() {
 /// Those who wait for a page that turns out to vary get their own variant, which again is fetched once for all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiters_get_their_own_variant() {
-    let _wait = COLLAPSE_WAIT.read().await;
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
     let origin = Origin::start_async(move |request| {
@@ -1371,7 +1360,6 @@ async fn waiters_get_their_own_variant() {
 /// RFC 9111, 3.5, for those who wait: nobody gets what was made for somebody else's credentials.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiters_never_get_the_answer_to_other_credentials() {
-    let _wait = COLLAPSE_WAIT.read().await;
     let gate = Arc::new(Semaphore::new(0));
     let (opened, count) = (Arc::clone(&gate), Arc::new(AtomicUsize::new(0)));
     let origin = Origin::start_async(move |request| {
@@ -1421,7 +1409,6 @@ async fn read_head(stream: &mut TcpStream) -> Option<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_breaks_off_looks_complete_to_nobody() {
-    let _wait = COLLAPSE_WAIT.read().await;
     let start = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n";
     for (filters, broken) in [
         ("[]", format!("{start}content-length: 1000\r\n\r\nthe beginning")),
@@ -1490,7 +1477,6 @@ async fn a_body_that_breaks_off_looks_complete_to_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_longer_than_the_deadline() {
-    let _wait = COLLAPSE_WAIT.write().await;
     let mut gated = Gated::start(&[("cache-control", "max-age=60")]).await;
     let yaml = |wait: &str| {
         yaml("{}", "[]", "page").replace("cache: {}\n", &format!("cache: {{ collapse: {{ wait: {wait} }} }}\n"))
@@ -1513,7 +1499,6 @@ async fn nobody_waits_longer_than_the_deadline() {
 async fn what_is_too_large_passes_through_to_all() {
     const PIECE: usize = 1 << 20;
     const PIECES: usize = 18;
-    let _wait = COLLAPSE_WAIT.read().await;
     let piece = |number: usize| Bytes::from(vec![b'a' + u8::try_from(number).unwrap(); PIECE]);
     let expected: Vec<u8> = (0..PIECES).flat_map(piece).collect();
 

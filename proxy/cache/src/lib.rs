@@ -2,7 +2,7 @@
 //!
 //! The [`rules`] are pure functions of headers and times. Everything that touches Pingora is a thin adaptor on [`Cache`], made so that
 //! each hook of `pingora_proxy::ProxyHttp` is one line. Keep a [`CacheCtx`] in the proxy's `CTX` (`ctx.cache` below) and wire the hooks
-//! like this; `cache` is the `&'static Cache` of [`Cache::init`], `req` stands for `session.downstream_session.req_header()` where the
+//! like this; `cache` is the `&'static Cache` of [`Cache::leak`], `req` stands for `session.downstream_session.req_header()` where the
 //! session's `cache` is borrowed too, and for `session.req_header()` elsewhere.
 //!
 //! | hook | line |
@@ -33,8 +33,8 @@ pub mod purge;
 pub mod rules;
 pub mod status;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_UNMODIFIED_SINCE, TRANSFER_ENCODING, UPGRADE};
@@ -68,7 +68,7 @@ pub use crate::status::CacheStatus;
 /// [`CacheOptions::collapse_wait`] in total anyway; the count only breaks a tie of fills that keep failing.
 const COLLAPSE_RETRIES: usize = 8;
 
-/// The sizes and deadlines of the cache. One set per process.
+/// The sizes and deadlines of the cache. One set for each node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheOptions {
     /// Bytes of memory for stored responses, headers and bookkeeping included. Default 256 MiB; 0 stores nothing, yet still collapses.
@@ -95,7 +95,7 @@ impl Default for CacheOptions {
     }
 }
 
-/// The cache of this process, as the hooks of the proxy call it.
+/// The cache of one node, as the hooks of the proxy call it.
 pub struct Cache {
     memory: &'static MemoryTier,
     locks: &'static CacheKeyLockImpl,
@@ -105,26 +105,8 @@ pub struct Cache {
     collapse_wait_ms: AtomicU64,
 }
 
-static PROCESS: OnceLock<&'static Cache> = OnceLock::new();
-
 impl Cache {
-    /// The cache of this process: made at the first call, and leaked, because Pingora wants `'static`.
-    ///
-    /// A later call (a reload) adjusts `max_object`, `collapse_wait` and `fill_deadline` for what begins from now on. `memory_size` is
-    /// fixed: a different one is reported as a warning, and the old one stays.
-    pub fn init(options: CacheOptions) -> &'static Self {
-        let mut made_now = false;
-        let cache = *PROCESS.get_or_init(|| {
-            made_now = true;
-            Self::leak(options)
-        });
-        if !made_now {
-            cache.adjust(options);
-        }
-        cache
-    }
-
-    /// A cache besides the process's own, never freed: for tests and tools.
+    /// A cache. It is leaked, because Pingora wants `'static`: make one for each node, not for each plan.
     #[must_use]
     pub fn leak(options: CacheOptions) -> &'static Self {
         let hit_for_miss: &'static HitForMiss = Box::leak(Box::new(HitForMiss::new()));
@@ -140,7 +122,9 @@ impl Cache {
         }))
     }
 
-    fn adjust(&self, options: CacheOptions) {
+    /// Take over new settings, as after a reload: `max_object`, `collapse_wait` and `fill_deadline`, for what begins from now on.
+    /// `memory_size` is fixed: a different one is reported as a warning, and the old one stays.
+    pub fn adjust(&self, options: CacheOptions) {
         if options.memory_size != self.memory.capacity() {
             tracing::warn!(
                 wanted = options.memory_size,
@@ -479,6 +463,12 @@ impl Cache {
         self.purges
     }
 
+    /// Let go of the memory that stored responses take: nobody will ask for them any more.
+    pub fn retire(&'static self) {
+        self.memory.clear();
+        self.memory.settle();
+    }
+
     /// What the memory tier holds at the moment, for metrics.
     #[must_use]
     pub fn usage(&'static self) -> Usage {
@@ -585,19 +575,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_init_adjusts_what_it_can() {
-        let first = Cache::init(CacheOptions::default());
+    fn what_can_be_adjusted_is() {
+        let cache = Cache::leak(CacheOptions::default());
         let changed = CacheOptions {
             memory_size: 1,
             max_object: 7,
             collapse_wait: Duration::from_secs(1),
             ..CacheOptions::default()
         };
-        let second = Cache::init(changed);
-        assert!(std::ptr::eq(first, second));
-        assert_eq!(second.memory.max_object(), 7);
-        assert_eq!(second.collapse_wait_ms.load(Ordering::Relaxed), 1000);
-        assert_eq!(second.usage().capacity, CacheOptions::default().memory_size, "fixed until the next start");
+        cache.adjust(changed);
+        assert_eq!(cache.memory.max_object(), 7);
+        assert_eq!(cache.collapse_wait_ms.load(Ordering::Relaxed), 1000);
+        assert_eq!(cache.usage().capacity, CacheOptions::default().memory_size, "fixed until the next start");
     }
 
     /// RFC 9211, 2.4: negative once stale.

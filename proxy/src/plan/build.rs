@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -42,7 +42,7 @@ use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
 use crate::upstream::{self, DialFor, Keeper, Upstreams};
 
-/// What is made once per process and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
+/// What is made once per node and outlives every plan: the engine and its compiled modules, the filters' shared data and metrics,
 /// the cache, the demo origin.
 pub struct Resources {
     engine: Arc<Engine>,
@@ -57,6 +57,7 @@ pub struct Resources {
     /// Looks after the upstreams of the plan in force.
     keeper: Arc<Keeper>,
     demo: Mutex<Option<Demo>>,
+    cache: OnceLock<&'static Cache>,
     /// No socket is opened.
     offline: bool,
     /// The number of every listener's name that was ever configured.
@@ -124,6 +125,7 @@ impl Resources {
             troubles: Mutex::default(),
             keeper: Arc::new(keeper),
             demo: Mutex::new(None),
+            cache: OnceLock::new(),
             offline,
             listeners: Mutex::default(),
             workers,
@@ -150,6 +152,13 @@ impl Resources {
     /// Sockets that listen already, and that nobody has taken.
     pub(crate) fn inherited(&self) -> &Inherited {
         &self.inherited
+    }
+
+    /// The node has stopped: its cache holds nothing for anybody.
+    pub(crate) fn retire(&self) {
+        if let Some(cache) = self.cache.get() {
+            cache.retire();
+        }
     }
 
     /// How many workers the node has.
@@ -224,7 +233,6 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     let mut faults = Vec::new();
 
     let geo = geo(&config, &mut files, &mut faults);
-    let cache = cache(&config);
     let upstreams = Arc::new(upstream::build::all(
         &config,
         &resources.keeper,
@@ -319,6 +327,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         return Err(faults);
     }
     let Plugins { started, troubles, view, .. } = plugins;
+    let cache = cache(&config, resources);
     let plugins = started.into_values().flatten().collect();
     let generation = resources.generations.fetch_add(1, Ordering::Relaxed) + 1;
     let access_log = config.telemetry.access_log;
@@ -407,15 +416,18 @@ fn geo(config: &Config, files: &mut Vec<PathBuf>, faults: &mut Vec<Fault>) -> Op
     }
 }
 
-fn cache(config: &Config) -> Option<&'static Cache> {
-    config.cache.as_ref().map(|cache| {
-        Cache::init(CacheOptions {
-            memory_size: cache.memory.size.bytes(),
-            max_object: cache.memory.max_object.bytes(),
-            collapse_wait: cache.collapse.wait,
-            ..CacheOptions::default()
-        })
-    })
+/// The node's cache, if there is to be one.
+fn cache(config: &Config, resources: &Resources) -> Option<&'static Cache> {
+    let cache = config.cache.as_ref()?;
+    let options = CacheOptions {
+        memory_size: cache.memory.size.bytes(),
+        max_object: cache.memory.max_object.bytes(),
+        collapse_wait: cache.collapse.wait,
+        ..CacheOptions::default()
+    };
+    let made = *resources.cache.get_or_init(|| Cache::leak(options));
+    made.adjust(options);
+    Some(made)
 }
 
 /// Compiles every module that is used, in parallel; `None` for a faulty one.
