@@ -9,6 +9,7 @@ mod http;
 mod hygiene;
 
 mod client_limits;
+mod collapse;
 
 mod listeners;
 

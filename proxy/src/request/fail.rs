@@ -11,7 +11,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use selvedge_wasm::LocalReply;
 use tracing::debug;
 
-use super::{RequestCtx, cors, respond};
+use super::{RequestCtx, cors, leader, respond};
 use crate::chain::session::{Slot, reply_message};
 use crate::chain::{Asked, ChainError, Direction};
 use crate::grpc::reply;
@@ -60,6 +60,7 @@ pub(crate) fn from_reply(slot: &Arc<Slot>, reply: LocalReply) -> Box<Error> {
 /// Answers the client, if anything can still be said.
 pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
     debug!(%error, "request failed");
+    leader::restore(session, ctx).await;
     let verdict = judge(error);
     ctx.failure = verdict.token;
     ctx.note(|state| {

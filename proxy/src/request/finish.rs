@@ -4,7 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
-use super::{Edge, RequestCtx, witness};
+use super::{Edge, RequestCtx, leader, witness};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
 use crate::telemetry::{self, AccessLine};
@@ -13,6 +13,7 @@ use crate::upstream::Failure;
 
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
+    leader::restore(session, ctx).await;
     witness::ended(edge, session, ctx);
     if let Some(slot) = ctx.slot.take() {
         if let Some(mut chain) = slot.lend() {

@@ -13,7 +13,7 @@ use pingora::{Error, ErrorType, Result};
 use selvedge_cache::{Cache, Scheme};
 
 use super::select::asker;
-use super::{RequestCtx, respond, step};
+use super::{RequestCtx, leader, respond, step};
 use crate::chain::exchange::facts::Cached;
 use crate::listener::ListenerFacts;
 use crate::plan::{Route, Selected};
@@ -102,7 +102,12 @@ fn can_be_repeated(session: &Session, ctx: &RequestCtx, listener: &ListenerFacts
 pub(crate) async fn before_upstream(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     let Some(cache) = ctx.plan.cache else { return Ok(true) };
     match cache.before_upstream(session.downstream_session.req_header(), &mut ctx.cache) {
-        None => Ok(true),
+        None => {
+            if session.cache.enabled() {
+                leader::unhurried(session, ctx);
+            }
+            Ok(true)
+        }
         Some(status) => {
             let cached = facts(session, ctx);
             ctx.note(|state| (state.cached, state.details) = (cached, Some("not_in_cache".into())));

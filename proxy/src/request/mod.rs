@@ -7,6 +7,7 @@
 //! | `filter` (request) | `request_filter`, `request_body_filter` | [`filter`], `chain/` |
 //! | `lookup` | `request_cache_filter` .. `cache_hit_filter` | [`lookup`] |
 //! | `forward` | `upstream_peer`, `upstream_request_filter`, `error_while_proxy` | [`forward`], [`retry`] |
+//! | `forward`, filling the cache | every write to the first client | [`leader`] |
 //! | `store` | `upstream_response_filter`, `response_cache_filter` | [`store`] |
 //! | `respond` | `response_filter` | [`respond`] |
 //! | `filter` (response) | every write of [`crate::chain::session::FilteredSession`] | `chain/` |
@@ -34,6 +35,8 @@ pub(crate) mod lookup;
 pub(crate) mod forward;
 
 mod deadline;
+
+mod leader;
 
 pub(crate) mod retry;
 
@@ -116,6 +119,8 @@ pub(crate) struct RequestCtx {
     pub(crate) route: Option<Arc<Route>>,
     /// Leads to the chain and the client's session, on routes with filters.
     pub(crate) slot: Option<Arc<Slot>>,
+    /// Leads to the client's session while it fills the cache, where that cannot put writes aside by itself.
+    pub(crate) leader: Option<Arc<leader::Place>>,
     /// Set by `filter`: a filter's choice of upstream.
     pub(crate) upstream: Option<String>,
     /// Set by `filter`: how the request body is treated on its way.
@@ -176,6 +181,7 @@ impl ProxyHttp for Edge {
             downstream: Downstream::default(),
             route: None,
             slot: None,
+            leader: None,
             upstream: None,
             body: filter::BodyFlow::Untouched,
             uploads: false,
