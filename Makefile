@@ -10,7 +10,7 @@ FILTERS := $(patsubst filters/%/Cargo.toml,selvedge-filter-%,$(wildcard filters/
 TEST_FEATURES := selvedge-sdk-testing/wasm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full run build test lint conformance-envoy bench bench-guest bench-micro filters clean
+.PHONY: help setup setup-full run build test lint conformance-envoy cache-suite bench bench-guest bench-micro filters clean
 
 help: ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ lint: setup ## Formatting, clippy, documentation and, where cargo-deny is instal
 
 conformance-envoy: setup ## Runs the proxy-wasm conformance cases on Envoy and publishes what differs in docs/conformance.md.
 	cargo test --workspace --locked --features $(TEST_FEATURES) --test suite -- --ignored --nocapture conformance::every_difference_of_envoy
+
+cache-suite: setup ## Runs the public HTTP cache tests of a checkout: SUITE=path, of github.com/http-tests/cache-tests with `undici` installed.
+	HTTP_CACHE_TESTS=$(abspath $(SUITE)) cargo test --workspace --locked --features $(TEST_FEATURES) --test suite -- --ignored --nocapture cache_suite::
 
 bench-guest: setup ## Builds the trivial filter of the benches: ours and, the very same file, Envoy's.
 	$(GUEST_BUILD) -p selvedge-test-guests --example noop --example touch --example dear

@@ -25,6 +25,8 @@ mod replies;
 
 mod cache;
 
+mod cache_suite;
+
 mod callouts;
 
 mod queues;

@@ -1,5 +1,6 @@
 //! `sites`: which hosts are served, and by which routes.
 
+mod cache;
 mod cors;
 mod files;
 mod mirror;
@@ -10,11 +11,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::Ipv6Addr,
-    time::Duration,
 };
 
 use schemars::JsonSchema;
 
+pub use self::cache::{CachePolicy, QueryKey};
 pub use self::cors::{Cors, Origin};
 pub use self::files::{Encoding, Files};
 pub use self::mirror::Mirror;
@@ -23,14 +24,12 @@ pub use self::split::Split;
 use crate::{
     actions::{HeaderRules, NOT_TO_WRITE, Redirect, Rewrite},
     decode::{
-        At, Cx, Fields, NAME_HELP, check_name, choice, duration, filled_list, headers, host_name, list, parsed,
-        reference, text, truth, whole,
+        At, Cx, Fields, NAME_HELP, check_name, filled_list, headers, host_name, list, parsed, reference, text, whole,
     },
     filters::{Declared, FilterUse},
     matching::{Match, PathMatch, Ties},
     report::{Fault, Position},
     tree::Data,
-    values::DurationText,
 };
 
 /// A set of hosts and their routes.
@@ -175,65 +174,6 @@ pub enum Target {
     /// The node itself, which sends the client elsewhere.
     #[schemars(rename = "redirect")]
     Redirect(Redirect),
-}
-
-/// Which responses of a route are kept, and how long (RFC 9111, RFC 5861). What the origin says wins unless `override`.
-#[derive(Debug, Clone, PartialEq, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct CachePolicy {
-    /// How long a response is fresh when the origin does not say. Above zero. Default: such responses are not kept.
-    #[schemars(with = "Option<DurationText>")]
-    pub ttl: Option<Duration>,
-
-    /// Whether `ttl` wins over what the origin says. It can serve what the origin forbids to store: only for origins that
-    /// send wrong headers. Needs `ttl`. Default `false`.
-    #[schemars(rename = "override", with = "Option<bool>", extend("default" = false))]
-    pub override_origin: bool,
-
-    /// Which query parameters make a different response: `all`, or a list of names; the others are then no part of the
-    /// cache key. `[]` means none does. A shorter list hits more often; one that misses a name that matters serves wrong
-    /// pages. Default `all`.
-    #[schemars(with = "Option<QueryKey>", extend("default" = "all"))]
-    pub query: QueryKey,
-
-    /// How long after it went stale a response may be served while a new one is fetched (RFC 5861, 3), when the origin does
-    /// not say. Above zero. Default: not at all.
-    #[schemars(with = "Option<DurationText>")]
-    pub stale_while_revalidate: Option<Duration>,
-
-    /// How long after it went stale a response may be served when the origin fails (RFC 5861, 4), when the origin does not
-    /// say. Above zero. Default: not at all.
-    #[schemars(with = "Option<DurationText>")]
-    pub stale_if_error: Option<Duration>,
-
-    /// Where the policy is written.
-    #[schemars(skip)]
-    pub position: Position,
-}
-
-/// Which query parameters are part of the cache key.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
-#[schemars(with = "QueryKeyForm")]
-pub enum QueryKey {
-    /// All.
-    All,
-    /// These names only.
-    Only(Vec<String>),
-}
-
-#[derive(JsonSchema)]
-#[schemars(untagged, rename = "QueryKey")]
-#[expect(dead_code, reason = "describes the grammar; never made")]
-enum QueryKeyForm {
-    Word(AllWord),
-    Only(Vec<String>),
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase", inline)]
-#[expect(dead_code, reason = "describes the grammar; never made")]
-enum AllWord {
-    All,
 }
 
 /// A fixed response, made by the node itself.
@@ -540,50 +480,6 @@ impl RouteDraft {
         });
         fields.close(cx);
         Some(Self { name, when, filters, headers, rewrite, cache, mirror, cors, limits, timeouts, target })
-    }
-}
-
-impl CachePolicy {
-    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
-        let mut fields = Fields::open(cx, at, "CachePolicy")?;
-        let ttl_at = fields.get("ttl");
-        let ttl = ttl_at.as_ref().and_then(|at| duration(cx, at));
-        let override_at = fields.get("override");
-        let override_origin = override_at.as_ref().and_then(|at| truth(cx, at)).unwrap_or(false);
-        if let Some(at) = override_at.filter(|_| override_origin && ttl_at.is_none()) {
-            let fault =
-                Fault::at(at.name_position(), "`override` does nothing without `ttl`").with_key(at.path.clone());
-            cx.report(fault.with_help("say how long: `ttl: 1h`"));
-        }
-        let query = fields.read(cx, "query", QueryKey::read);
-        let stale_while_revalidate = fields.read(cx, "stale_while_revalidate", duration);
-        let stale_if_error = fields.read(cx, "stale_if_error", duration);
-        fields.close(cx);
-        Some(Self {
-            ttl,
-            override_origin,
-            query: query.unwrap_or(QueryKey::All),
-            stale_while_revalidate,
-            stale_if_error,
-            position: at.name_position().clone(),
-        })
-    }
-}
-
-impl QueryKey {
-    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
-        if matches!(at.node.data, Data::Scalar(_)) {
-            return choice(cx, at, &[("all", ())]).map(|()| Self::All);
-        }
-        let mut seen = BTreeSet::new();
-        let names = list(cx, at, |cx, at| {
-            let name = text(cx, at)?;
-            if name.is_empty() {
-                return cx.refuse(at.fault("a parameter's name is empty"));
-            }
-            if seen.insert(name.clone()) { Some(name) } else { cx.refuse(at.fault("this parameter is written twice")) }
-        });
-        names.map(Self::Only)
     }
 }
 

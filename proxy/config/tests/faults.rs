@@ -961,7 +961,11 @@ fn routes() {
         ),
         (
             "to: demo\n    cache: { negative: {} }",
-            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `query`, `stale_while_revalidate`, `stale_if_error`",
+            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `query`, `stale_while_revalidate`, `stale_if_error`, `request_directives`",
+        ),
+        (
+            "to: demo\n    cache: { request_directives: obey }",
+            "13:34 sites[0].routes[0].cache.request_directives: expected `true` or `false`, found a string",
         ),
         (
             "{ name: a, match: { path: /a }, to: demo }\n  - { name: a, to: demo }",

@@ -189,7 +189,7 @@ sites:
   routes:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
-    cache: { ttl: 1h, override: true, query: [v, page], stale_while_revalidate: 5m, stale_if_error: 7d }
+    cache: { ttl: 1h, override: true, query: [v, page], stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true }
     to: app
   - match: { path: /teapot }
     respond: { status: 418, body: "short and stout\n", headers: { X-A: b } }
@@ -302,6 +302,7 @@ sites:
     assert_eq!((policy.ttl, policy.override_origin), (Some(Duration::from_secs(3600)), true));
     assert_eq!(policy.query, QueryKey::Only(vec!["v".into(), "page".into()]));
     assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
+    assert!(policy.request_directives);
     let Target::Respond(teapot) = &site.routes[1].target else { panic!("{site:?}") };
     assert_eq!((teapot.status, teapot.body.as_str()), (418, "short and stout\n"));
     assert_eq!(teapot.headers, [("x-a".to_owned(), "b".to_owned())]);

@@ -685,6 +685,7 @@ fn route_policy(policy: &CachePolicy) -> RoutePolicy {
         },
         stale_while_revalidate: policy.stale_while_revalidate,
         stale_if_error: policy.stale_if_error,
+        honour_request_directives: policy.request_directives,
         ..RoutePolicy::default()
     }
 }

@@ -1,6 +1,7 @@
 //! Step 4: the cache. Thin: the rules and tiers are in `selvedge-cache`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::Method;
 use pingora::cache::key::HashBinary;
@@ -76,7 +77,7 @@ pub(crate) fn hit(
 
 /// A stale response, and an error or (`None`) the wish to fetch it anew in the background: serve it?
 pub(crate) fn serve_stale(
-    session: &Session,
+    session: &mut Session,
     ctx: &mut RequestCtx,
     listener: &ListenerFacts,
     error: Option<&Error>,
@@ -84,6 +85,16 @@ pub(crate) fn serve_stale(
     let may = error.is_some() || can_be_repeated(session, ctx, listener);
     let stale = may && ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
     step!(ctx, "stale", served = stale);
+    if let Some(error) = error
+        && stale
+        && !matches!(error.etype(), ErrorType::HTTPStatus(_))
+    {
+        // Pingora closes the client's connection after this, whatever it has said: let it say so.
+        match &ctx.slot {
+            Some(slot) => slot.close.store(true, Ordering::Relaxed),
+            None => session.downstream_session.set_keepalive(None),
+        }
+    }
     stale
 }
 

@@ -18,11 +18,16 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
         // The client goes on with its body now, so there is no doubt about what comes next (see `admit`).
         session.downstream_session.set_close_on_response_before_downstream_finish(false);
         // Pingora loses an interim response that arrives in one batch with a cacheable final one; written now, it cannot be lost, and
-        // the filtered session drops the queued duplicate.
-        if session.cache.enabled()
-            && let Some(filtered) = session.downstream_session.as_custom_mut()
-        {
-            filtered.write_response_header(Box::new(response.clone()), true).await?;
+        // the filtered session drops the queued duplicate, or Pingora's own for HTTP/1, which is told to. The one for HTTP/2 sends none.
+        if session.cache.enabled() {
+            let client = &mut session.downstream_session;
+            if let Some(filtered) = client.as_custom_mut() {
+                filtered.write_response_header(Box::new(response.clone()), true).await?;
+            } else if response.status != http::StatusCode::CONTINUE {
+                client.set_ignore_info_resp(false);
+                client.write_response_header(Box::new(response.clone())).await?;
+                client.set_ignore_info_resp(true);
+            }
         }
         return Ok(());
     }

@@ -95,8 +95,10 @@ fn none_match_fails(request: &HeaderMap<HeaderValue>, etag: Option<&HeaderValue>
     })
 }
 
+/// The opaque part of an entity tag. Some origins and clients leave the quotes out, on one side or on both.
 fn strong(tag: &[u8]) -> &[u8] {
-    tag.strip_prefix(b"W/").unwrap_or(tag)
+    let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
+    tag.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(tag)
 }
 
 /// The members of a list of entity tags. Commas inside quotes belong to the tag.
@@ -166,6 +168,9 @@ mod tests {
             (&[("if-none-match", "\"b\", \"a\"")], 200, &[("etag", "\"a\"")], true),
             (&[("if-none-match", "\"b\""), ("if-none-match", "\"a\"")], 200, &[("etag", "\"a\"")], true),
             (&[("if-none-match", "\"x,a\", \"b\"")], 200, &[("etag", "\"x,a\"")], true),
+            (&[("if-none-match", "a")], 200, &[("etag", "\"a\"")], true),
+            (&[("if-none-match", "b, \"a\"")], 200, &[("etag", "a")], true),
+            (&[("if-none-match", "a")], 200, &[("etag", "\"b\"")], false),
             (&[("if-none-match", "*")], 200, &[], true),
             (&[("if-none-match", "\"b\"")], 200, &[("etag", "\"a\"")], false),
             (&[("if-none-match", "\"a\"")], 200, &[], false),

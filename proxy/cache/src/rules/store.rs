@@ -209,10 +209,11 @@ pub fn initial_age(headers: &HeaderMap<HeaderValue>, times: Exchange) -> Duratio
     apparent.max(corrected).min(MAX_DELTA)
 }
 
-/// The received `Age`: the first member of the first line, or zero when that is not a number (RFC 9111, 5.1).
+/// The received `Age`: the first member of the first line, or zero when that is not a number (RFC 9111, 5.1). Parameters behind the
+/// number do not make it younger.
 fn age_value(headers: &HeaderMap<HeaderValue>) -> Duration {
     let first = headers.get(AGE).and_then(|line| line.to_str().ok()).unwrap_or_default();
-    let first = first.split(',').next().unwrap_or_default();
+    let first = first.split([',', ';']).next().unwrap_or_default();
     delta_seconds(first.trim()).unwrap_or(Duration::ZERO)
 }
 
@@ -514,6 +515,7 @@ mod tests {
             (&[("date", "tomorrow")], at_once(), 0),
             (&[("age", "10, 20")], at_once(), 10),
             (&[("age", "10"), ("age", "20")], at_once(), 10),
+            (&[("age", "10;p=1")], at_once(), 10),
             (&[("age", "-1")], at_once(), 0),
             (&[("age", "1.5")], at_once(), 0),
             (&[("age", "99999999999")], at_once(), 1 << 31),
