@@ -27,6 +27,7 @@
 
 mod collapse;
 mod context;
+pub mod disk;
 pub mod key;
 pub mod memory;
 pub mod purge;
