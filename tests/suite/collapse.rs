@@ -1,19 +1,24 @@
 //! One fetch for everybody, and nobody is held up by anybody else: not by a client that stops reading, not by an origin that fails.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::FutureExt;
 use selvedge_tests::h2::H2Client;
-use selvedge_tests::{Client, Edge, Origin, soon};
+use selvedge_tests::{Client, Edge, Origin, soon, until};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const MIB: usize = 1 << 20;
 
 fn node(filters: &str, origin: std::net::SocketAddr) -> Edge {
+    node_with("{}", filters, origin)
+}
+
+fn node_with(collapse: &str, filters: &str, origin: std::net::SocketAddr) -> Edge {
     let yaml = format!(
-        "cache: {{ memory: {{ size: 256MiB, max_object: 64MiB }} }}
+        "cache: {{ memory: {{ size: 256MiB, max_object: 64MiB }}, collapse: {collapse} }}
 upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
 filters:
   noop: {{ wasm: \"file:${{GUESTS}}/noop.wasm\", limits: {{ deadline: 10s }} }}
@@ -118,4 +123,150 @@ async fn a_first_client_that_stops_reading_and_leaves_is_forgotten() {
         assert_eq!(soon("the body", follower).await.unwrap(), 20 * MIB + 3, "filters {filters}, h2 {over_h2}");
         assert_eq!(origin.started(), 1);
     }
+}
+/// How many requests wait for others' fetches.
+fn waiting(edge: &Edge) -> usize {
+    edge.plan().cache.expect("configured").waiting()
+}
+
+/// Sends requests one after the other has arrived, and counts what is answered.
+async fn burst(edge: &Edge, count: usize) -> JoinSet<(u16, String)> {
+    let mut clients = JoinSet::new();
+    for _ in 0..count {
+        let connection = H2Client::connect(edge.web()).await;
+        let response = connection.open("GET", "/page", &[], true).await.unwrap().0;
+        clients.spawn(async move {
+            let response = soon("a header", response).await.unwrap();
+            let answer = H2Client::collect(response).await.unwrap();
+            drop(connection);
+            (answer.status, answer.text())
+        });
+    }
+    clients
+}
+
+/// An origin whose answers wait for the gate.
+async fn gated(status: u16, headers: &'static [(&'static str, &'static str)]) -> (Origin, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let (opened, count) = (Arc::clone(&gate), AtomicUsize::new(0));
+    let origin = Origin::start_async(move |_| {
+        let gate = Arc::clone(&opened);
+        let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+        async move {
+            gate.acquire().await.expect("never closed").forget();
+            Origin::reply(status, headers, format!("answer {number}"))
+        }
+        .boxed()
+    })
+    .await;
+    (origin, gate)
+}
+
+/// An origin that answers an error is asked once more for those who wait, and they share what it says then; who comes later asks anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_fails_is_asked_twice() {
+    for filters in ["[]", "[noop]"] {
+        let (origin, gate) = gated(500, &[]).await;
+        let edge = node(filters, origin.address());
+        let mut clients = burst(&edge, 50).await;
+        until("the origin is asked", || origin.started() == 1).await;
+        until("the others wait", || waiting(&edge) == 49).await;
+        gate.add_permits(1);
+        until("the origin is asked again", || origin.started() == 2).await;
+        until("the others wait", || waiting(&edge) == 48).await;
+        gate.add_permits(1);
+        let mut bodies = std::collections::BTreeMap::new();
+        while let Some(answer) = soon("an answer", clients.join_next()).await {
+            let (status, body) = answer.unwrap();
+            assert_eq!(status, 500);
+            *bodies.entry(body).or_insert(0) += 1;
+        }
+        assert_eq!(bodies.into_iter().collect::<Vec<_>>(), [("answer 1".to_owned(), 1), ("answer 2".to_owned(), 49)]);
+        assert_eq!(origin.started(), 2);
+
+        gate.add_permits(1);
+        assert_eq!(Client::get(edge.web(), "/page").await.text(), "answer 3", "nothing of it is kept");
+    }
+}
+
+/// What says that it is for one client only is not shared, error or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_with_a_cookie_is_not_shared() {
+    let (origin, gate) = gated(500, &[("set-cookie", "id=1")]).await;
+    let edge = node("[]", origin.address());
+    let mut clients = burst(&edge, 5).await;
+    until("the others wait", || waiting(&edge) == 4).await;
+    gate.add_permits(5);
+    let mut bodies = std::collections::BTreeSet::new();
+    while let Some(answer) = soon("an answer", clients.join_next()).await {
+        bodies.insert(answer.unwrap().1);
+    }
+    assert_eq!(bodies.len(), 5, "{bodies:?}");
+}
+
+/// An origin that breaks the connection, twice: nobody else tries it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_cannot_be_reached_is_tried_twice() {
+    let gate = Arc::new(Semaphore::new(0));
+    let tried = Arc::new(AtomicUsize::new(0));
+    let (opened, count) = (Arc::clone(&gate), Arc::clone(&tried));
+    let (origin, _serving) = Origin::raw(move |stream| {
+        let (gate, count) = (Arc::clone(&opened), Arc::clone(&count));
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            gate.acquire().await.expect("never closed").forget();
+            drop(stream);
+        }
+    })
+    .await;
+    let edge = node("[]", origin);
+    let mut clients = burst(&edge, 30).await;
+    until("the others wait", || waiting(&edge) == 29).await;
+    gate.add_permits(1);
+    until("it is tried again", || tried.load(Ordering::SeqCst) == 2).await;
+    until("the others wait", || waiting(&edge) == 28).await;
+    gate.add_permits(1);
+    while let Some(answer) = soon("an answer", clients.join_next()).await {
+        assert_eq!(answer.unwrap().0, 502);
+    }
+    assert_eq!(tried.load(Ordering::SeqCst), 2);
+    gate.add_permits(1);
+    assert_eq!(Client::get(edge.web(), "/page").await.status, 502);
+    assert_eq!(tried.load(Ordering::SeqCst), 3, "who comes later tries anew");
+}
+
+/// More than may wait for one fetch, and those who have waited for long, are refused or forwarded, as the configuration says.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiters_have_a_cap_and_a_deadline() {
+    let (origin, gate) = gated(200, &[("cache-control", "max-age=60")]).await;
+    let edge = node_with("{ waiters: 3 }", "[]", origin.address());
+    let clients = burst(&edge, 4).await;
+    until("they wait", || waiting(&edge) == 3).await;
+    let refused = Client::get(edge.web(), "/page").await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{:?}", refused.headers);
+    gate.add_permits(1);
+    for answer in soon("answers", clients.join_all()).await {
+        assert_eq!(answer, (200, "answer 1".to_owned()));
+    }
+    assert_eq!(origin.started(), 1);
+
+    let (origin, gate) = gated(200, &[("cache-control", "max-age=60")]).await;
+    let edge = node_with("{ waiters: 3, when_full: forward }", "[]", origin.address());
+    let clients = burst(&edge, 4).await;
+    until("they wait", || waiting(&edge) == 3).await;
+    let more = burst(&edge, 2).await;
+    until("two more go forward", || origin.started() == 3).await;
+    gate.add_permits(3);
+    let mut answers = soon("answers", clients.join_all()).await;
+    answers.extend(soon("answers", more.join_all()).await);
+    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
+
+    let (origin, gate) = gated(200, &[("cache-control", "max-age=60")]).await;
+    let edge = node_with("{ wait: 100ms, when_late: refuse }", "[]", origin.address());
+    let first = burst(&edge, 1).await;
+    until("it is asked", || origin.started() == 1).await;
+    assert_eq!(Client::get(edge.web(), "/page").await.status, 503);
+    gate.add_permits(1);
+    assert_eq!(soon("the first", first.join_all()).await, [(200, "answer 1".to_owned())]);
+    assert_eq!((origin.started(), Client::get(edge.web(), "/page").await.status), (1, 200));
 }

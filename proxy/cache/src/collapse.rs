@@ -3,7 +3,8 @@
 //! ```text
 //! lock ──> Write (the first) ── header arrived, storable ──> Done: waiters look up, and join the fill
 //!     │                      ├─ not storable ──────────────> GiveUp: waiters go forward in one wave, the key is remembered
-//!     │                      ├─ origin failed ─────────────> TransientError: waiters compete for the next fill
+//!     │                      ├─ origin failed, once ───────> TransientError: waiters compete for the next fill
+//!     │                      ├─ origin failed again ───────> an answer: Done, as above; an error: GiveUp, and they are told it
 //!     │                      └─ longer than the deadline ──> AgeTimeout: waiters compete, the old fill goes on by itself
 //!     └─> Read (the others) ── longer than the wait ───────> WaitTimeout: this one goes forward alone
 //! ```
@@ -11,9 +12,12 @@
 //! Requests with `Authorization` have their own locks and their own memory: what they get is mostly not shareable, and must not send
 //! everybody else forward.
 
+mod failures;
+
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -21,7 +25,9 @@ use http::Extensions;
 use pingora_cache::lock::{CacheKeyLock, LockStatus, LockStub, Locked, WritePermit};
 use pingora_cache::predictor::CacheablePredictor;
 use pingora_cache::{CacheKey, NoCacheReason};
+use pingora_error::ErrorType;
 
+use self::failures::Failures;
 use crate::key::{self, Slot, SlotHash};
 use crate::rules::store::Reason;
 
@@ -31,6 +37,9 @@ pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(120);
 const REMEMBERED_KEYS: u64 = 65_536;
 /// Locks whose holder vanished are swept out once per this many new locks.
 const SWEEP_EVERY: u64 = 4_096;
+
+/// Why an error answer that others wait for is not stored: one of them tries again.
+pub(crate) const FIRST_FAILURE: &str = "first-failure";
 
 /// Marks the key of a request with `Authorization`.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +55,8 @@ fn class(key: &CacheKey, slot: Slot) -> Slot {
 /// The table of fills under way, as Pingora's cache lock.
 pub(crate) struct FillLocks {
     table: DashMap<Slot, LockStub, SlotHash>,
+    failures: Failures,
+    waiters_max: AtomicUsize,
     deadline_ms: AtomicU64,
     granted: AtomicU64,
 }
@@ -57,11 +68,57 @@ impl fmt::Debug for FillLocks {
 }
 
 impl FillLocks {
-    /// Locks that a fill may hold for `deadline`.
-    pub(crate) fn new(deadline: Duration) -> Self {
-        let locks = Self { table: DashMap::default(), deadline_ms: AtomicU64::new(0), granted: AtomicU64::new(0) };
+    /// Locks that a fill may hold for `deadline`, and that `waiters` may wait for, each.
+    pub(crate) fn new(deadline: Duration, waiters: usize) -> Self {
+        let locks = Self {
+            table: DashMap::default(),
+            failures: Failures::new(),
+            waiters_max: AtomicUsize::new(waiters),
+            deadline_ms: AtomicU64::new(0),
+            granted: AtomicU64::new(0),
+        };
         locks.set_deadline(deadline);
         locks
+    }
+
+    /// Change how many may wait for one fill, from now on.
+    pub(crate) fn set_waiters_max(&self, waiters: usize) {
+        self.waiters_max.store(waiters, Ordering::Relaxed);
+    }
+
+    /// How many requests wait for the fill of `key`.
+    pub(crate) fn waiting(&self, key: &CacheKey) -> usize {
+        self.table.get(&class(key, key::slot(key))).map_or(0, |stub| waiters(&stub))
+    }
+
+    /// How many requests wait for any fill.
+    pub(crate) fn waiting_in_all(&self) -> usize {
+        self.table.iter().filter(|stub| is_held(stub)).map(|stub| waiters(&stub)).sum()
+    }
+
+    /// Whether as many wait for the fill of `key` as may.
+    pub(crate) fn is_crowded(&self, key: &CacheKey) -> bool {
+        self.waiting(key) >= self.waiters_max.load(Ordering::Relaxed)
+    }
+
+    /// The fetch of `key` has failed for good, with an error (`Some`) or an answer. Says whether those who wait for it, if there are any,
+    /// are to share that.
+    pub(crate) fn failed(&self, key: &CacheKey, kind: Option<ErrorType>) -> Option<Shared> {
+        if self.waiting(key) == 0 {
+            return None;
+        }
+        let slot = class(key, key::slot(key));
+        Some(if self.failures.note(slot, kind) { Shared::Yes } else { Shared::NotYet })
+    }
+
+    /// The error to answer with, of a fetch that a request has waited for since `asked`.
+    pub(crate) fn shared_error(&self, key: &CacheKey, asked: Instant) -> Option<ErrorType> {
+        self.failures.shared(class(key, key::slot(key)), asked)
+    }
+
+    /// The origin has an answer for `key`.
+    pub(crate) fn succeeded(&self, key: &CacheKey) {
+        self.failures.forget(class(key, key::slot(key)));
     }
 
     /// Change the deadline of fills that start from now on.
@@ -78,6 +135,27 @@ impl FillLocks {
     }
 }
 
+/// Whether a failure is shared with those who wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shared {
+    /// One of them tries again first.
+    NotYet,
+    /// It is their answer.
+    Yes,
+}
+
+/// How many wait for this lock: all who hold it, but for the table and the writer.
+fn waiters(stub: &LockStub) -> usize {
+    Arc::strong_count(&stub.0).saturating_sub(2)
+}
+
+/// A lock that is given up already: who gets it goes on without a fill.
+fn nothing_to_wait_for() -> Locked {
+    let (mut permit, stub) = WritePermit::new(Duration::ZERO, false, Extensions::new());
+    permit.unlock(LockStatus::GiveUp);
+    Locked::Read(stub.read_lock())
+}
+
 /// Whether somebody is still expected to release this lock.
 fn is_held(stub: &LockStub) -> bool {
     stub.0.lock_status() == LockStatus::Waiting && stub.0.lock_start.elapsed() < stub.0.age_timeout
@@ -89,7 +167,11 @@ impl CacheKeyLock for FillLocks {
         if let Some(stub) = self.table.get(&slot)
             && is_held(&stub)
         {
-            return Locked::Read(stub.read_lock());
+            return if waiters(&stub) < self.waiters_max.load(Ordering::Relaxed) {
+                Locked::Read(stub.read_lock())
+            } else {
+                nothing_to_wait_for()
+            };
         }
 
         // The sweep inside of grant must not run while an entry is held.
@@ -114,13 +196,18 @@ impl CacheKeyLock for FillLocks {
         let slot = class(key, key::slot(key));
         // A lock past its deadline may have been replaced: take away only our own. Permit and stub share one set of extensions.
         self.table.remove_if(&slot, |_, stub| std::ptr::eq(stub.extensions(), permit.extensions()));
-        let timed_out = permit.lock_status() == LockStatus::AgeTimeout;
-        permit.unlock(if timed_out { LockStatus::AgeTimeout } else { reason });
+        permit.unlock(match reason {
+            _ if permit.lock_status() == LockStatus::AgeTimeout => LockStatus::AgeTimeout,
+            // All of them have their answer: none needs to try, one after the other.
+            LockStatus::TransientError if self.failures.is_final(slot) => LockStatus::GiveUp,
+            reason => reason,
+        });
     }
 
     fn custom_lock_status(&self, reason: &'static str) -> LockStatus {
-        // This client's own wish says nothing about the others: let the next one try.
-        if reason == Reason::RequestNoStore.as_str() { LockStatus::TransientError } else { LockStatus::GiveUp }
+        // This client's own wish says nothing about the others, and one failure not enough: let the next one try.
+        let theirs = reason == Reason::RequestNoStore.as_str() || reason == FIRST_FAILURE;
+        if theirs { LockStatus::TransientError } else { LockStatus::GiveUp }
     }
 }
 
@@ -212,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_writes_and_the_others_wait_for_it() {
-        let locks = FillLocks::new(LONG);
+        let locks = FillLocks::new(LONG, 10);
         let permit = write(locks.lock(&key("/a"), false));
         let Locked::Read(waiter) = locks.lock(&key("/a"), false) else { panic!("a second writer") };
         let other = write(locks.lock(&key("/b"), false));
@@ -229,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_fill_past_its_deadline_is_replaced_and_keeps_its_hands_off_the_next() {
-        let locks = FillLocks::new(Duration::ZERO);
+        let locks = FillLocks::new(Duration::ZERO, 10);
         let late = write(locks.lock(&key("/a"), false));
         locks.set_deadline(LONG);
         let next = write(locks.lock(&key("/a"), false));
@@ -239,10 +326,48 @@ mod tests {
         assert!(locks.table.is_empty());
     }
 
+    #[tokio::test]
+    async fn no_more_wait_than_may() {
+        let locks = FillLocks::new(LONG, 2);
+        let permit = write(locks.lock(&key("/a"), false));
+        let waiting = [locks.lock(&key("/a"), false), locks.lock(&key("/a"), false)];
+        assert!(locks.is_crowded(&key("/a")));
+        let Locked::Read(beyond) = locks.lock(&key("/a"), false) else { panic!("a second writer") };
+        beyond.wait().await;
+        assert_eq!(beyond.lock_status(), LockStatus::GiveUp);
+        drop(waiting);
+        assert_eq!((locks.waiting(&key("/a")), locks.is_crowded(&key("/a"))), (0, false));
+        locks.release(&key("/a"), permit, LockStatus::Done);
+    }
+
+    #[tokio::test]
+    async fn waiters_try_once_more_and_are_told_then() {
+        let locks = FillLocks::new(LONG, 10);
+        let asked = Instant::now();
+        let first = write(locks.lock(&key("/a"), false));
+        assert_eq!(locks.failed(&key("/a"), Some(ErrorType::ConnectRefused)), None, "nobody waits");
+        let Locked::Read(one) = locks.lock(&key("/a"), false) else { panic!("a second writer") };
+        let Locked::Read(other) = locks.lock(&key("/a"), false) else { panic!("a second writer") };
+        assert_eq!(locks.failed(&key("/a"), Some(ErrorType::ConnectRefused)), Some(Shared::NotYet));
+        locks.release(&key("/a"), first, LockStatus::TransientError);
+        assert_eq!((one.lock_status(), other.lock_status()), (LockStatus::TransientError, LockStatus::TransientError));
+
+        drop(one);
+        let second = write(locks.lock(&key("/a"), false));
+        let Locked::Read(other) = locks.lock(&key("/a"), false) else { panic!("a second writer") };
+        assert_eq!(locks.shared_error(&key("/a"), asked), None);
+        assert_eq!(locks.failed(&key("/a"), Some(ErrorType::ConnectRefused)), Some(Shared::Yes));
+        locks.release(&key("/a"), second, LockStatus::TransientError);
+        assert_eq!(other.lock_status(), LockStatus::GiveUp);
+        assert_eq!(locks.shared_error(&key("/a"), asked), Some(ErrorType::ConnectRefused));
+        locks.succeeded(&key("/a"));
+        assert_eq!(locks.shared_error(&key("/a"), asked), None);
+    }
+
     /// RFC 9111, 3.5: what an authorised client gets is mostly for itself alone.
     #[tokio::test]
     async fn authorised_requests_collapse_among_themselves() {
-        let locks = FillLocks::new(LONG);
+        let locks = FillLocks::new(LONG, 10);
         let one = write(locks.lock(&authorised("/a"), false));
         let other = write(locks.lock(&key("/a"), false));
         assert!(!locks.lock(&authorised("/a"), false).is_write());
@@ -281,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_clients_own_no_store_lets_the_next_one_try() {
-        let locks = FillLocks::new(LONG);
+        let locks = FillLocks::new(LONG, 10);
         assert_eq!(locks.custom_lock_status("request-no-store"), LockStatus::TransientError);
         assert_eq!(locks.custom_lock_status("server-error"), LockStatus::GiveUp);
         assert_eq!(LockWaitOutcome::GiveUp.lock_status(), LockStatus::GiveUp);

@@ -1,7 +1,7 @@
 //! What the cache remembers about one request between Pingora's hooks.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -20,6 +20,8 @@ pub struct CacheCtx {
     /// When the request went forward, in the time of purges: one after it must not be undone by what the request fetches.
     pub(crate) epoch: u64,
     pub(crate) primary: Slot,
+    /// When the client asked.
+    pub(crate) asked: Option<Instant>,
     pub(crate) found: Found,
     /// The generation of the stored object found, to update that one and no other after a 304.
     pub(crate) generation: Option<u64>,
@@ -38,6 +40,11 @@ impl CacheCtx {
     /// What this request wants done differently from its route; to be said before [`Cache::enable`](crate::Cache::enable).
     pub fn wish(&mut self, wishes: Wishes) {
         self.wishes = (!wishes.is_empty()).then(|| Box::new(wishes));
+    }
+
+    /// When the request arrived: what failed before then is not its answer. To be said before [`Cache::enable`](crate::Cache::enable).
+    pub fn asked(&mut self, at: Instant) {
+        self.asked = Some(at);
     }
 
     /// Whether this request has wishes of its own: another one, made from its header, would be about something else.

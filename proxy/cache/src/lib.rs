@@ -11,9 +11,9 @@
 //! | `cache_key_callback` | `cache.key(req, &mut ctx.cache)` |
 //! | `cache_vary_filter` | `cache.vary(meta, req, &mut ctx.cache)` |
 //! | `cache_hit_filter` | `Ok(cache.on_hit(&mut session.cache, req, meta, hit_handler, is_fresh, &mut ctx.cache))` |
-//! | `proxy_upstream_filter` | `if let Some(status) = cache.before_upstream(req, &mut ctx.cache) { /* answer with it */ return Ok(false) }` |
+//! | `proxy_upstream_filter` | `match cache.before_upstream(&session.cache, req, &mut ctx.cache) { Onward::Forward => Ok(true), .. }` |
 //! | `upstream_response_filter` | `cache.upstream_response(req, resp, &mut ctx.cache).await; Ok(())` |
-//! | `response_cache_filter` | `Ok(cache.response_decision(req, resp, &mut ctx.cache))` |
+//! | `response_cache_filter` | `Ok(cache.response_decision(&session.cache, req, resp, &mut ctx.cache))` |
 //! | `cache_not_modified_filter` | `Ok(cache.not_modified(req, resp))` |
 //! | `should_serve_stale` | `cache.serve_stale(error, &mut ctx.cache)` |
 //! | `response_filter` | `cache.append_status(&session.cache, &ctx.cache, "edge", resp)` |
@@ -35,10 +35,12 @@ pub mod rules;
 pub mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_UNMODIFIED_SINCE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_UNMODIFIED_SINCE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{Method, StatusCode};
 use pingora_cache::key::HashBinary;
 use pingora_cache::lock::CacheKeyLockImpl;
@@ -50,7 +52,7 @@ use pingora_cache::{
 use pingora_error::{Error, ErrorSource, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use crate::collapse::{Authorised, FillLocks, HitForMiss};
+use crate::collapse::{Authorised, FIRST_FAILURE, FillLocks, HitForMiss, Shared};
 use crate::context::{Bypass, CachedRoute, Found};
 use crate::memory::{FillNotes, MemoryTier, Reader};
 use crate::purge::{Marks, Tags};
@@ -80,6 +82,12 @@ pub struct CacheOptions {
     /// How long a request waits for others' fills, all together, before it goes to the origin by itself. Default 10 s; 0 turns
     /// collapsing off in effect.
     pub collapse_wait: Duration,
+    /// What a request does that has waited for as long as that. Default: it goes to the origin by itself.
+    pub when_late: Beyond,
+    /// How many requests may wait for one fill. Default 10,000; 0 turns collapsing off in effect.
+    pub waiters: usize,
+    /// What a request does that finds so many waiting. Default: it is refused.
+    pub when_full: Beyond,
     /// How long one fill may take to bring its header before others compete with it, and how long a reader of an unfinished body waits
     /// for the next piece before it gives up. Default 30 s.
     pub fill_deadline: Duration,
@@ -91,9 +99,34 @@ impl Default for CacheOptions {
             memory_size: 256 << 20,
             max_object: 32 << 20,
             collapse_wait: Duration::from_secs(10),
+            when_late: Beyond::Forward,
+            waiters: 10_000,
+            when_full: Beyond::Refuse,
             fill_deadline: Duration::from_secs(30),
         }
     }
+}
+
+/// What becomes of a request that shall not wait for another's fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beyond {
+    /// It goes to the origin by itself, and what it gets is not stored.
+    Forward,
+    /// It is not answered: 503.
+    Refuse,
+}
+
+/// What is to be done with a request that is about to go forward.
+#[derive(Debug)]
+pub enum Onward {
+    /// It goes to the origin.
+    Forward,
+    /// Answer it with this status instead.
+    Answer(StatusCode),
+    /// It was waiting for a fetch that failed; this is the error, which is its own as well.
+    Failed(Box<Error>),
+    /// Too many wait for the same, or it has waited too long: [`Beyond::Refuse`].
+    Refused,
 }
 
 /// The cache of one node, as the hooks of the proxy call it.
@@ -104,6 +137,8 @@ pub struct Cache {
     hit_for_miss: &'static HitForMiss,
     purges: &'static Purges,
     collapse_wait_ms: AtomicU64,
+    refuse_late: AtomicBool,
+    refuse_beyond: AtomicBool,
 }
 
 impl Cache {
@@ -112,7 +147,8 @@ impl Cache {
     pub fn leak(options: CacheOptions) -> &'static Self {
         let hit_for_miss: &'static HitForMiss = Box::leak(Box::new(HitForMiss::new()));
         let purges: &'static Purges = Box::leak(Box::default());
-        let fill_locks: &'static FillLocks = Box::leak(Box::new(FillLocks::new(options.fill_deadline)));
+        let fill_locks: &'static FillLocks =
+            Box::leak(Box::new(FillLocks::new(options.fill_deadline, options.waiters)));
         Box::leak(Box::new(Self {
             memory: Box::leak(Box::new(MemoryTier::new(options, hit_for_miss, purges))),
             locks: fill_locks,
@@ -120,10 +156,12 @@ impl Cache {
             hit_for_miss,
             purges,
             collapse_wait_ms: AtomicU64::new(millis(options.collapse_wait)),
+            refuse_late: AtomicBool::new(options.when_late == Beyond::Refuse),
+            refuse_beyond: AtomicBool::new(options.when_full == Beyond::Refuse),
         }))
     }
 
-    /// Take over new settings, as after a reload: `max_object`, `collapse_wait` and `fill_deadline`, for what begins from now on.
+    /// Take over new settings, as after a reload: all but `memory_size`, for what begins from now on.
     /// `memory_size` is fixed: a different one is reported as a warning, and the old one stays.
     pub fn adjust(&self, options: CacheOptions) {
         if options.memory_size != self.memory.capacity() {
@@ -135,7 +173,10 @@ impl Cache {
         }
         self.memory.adjust(options);
         self.fill_locks.set_deadline(options.fill_deadline);
+        self.fill_locks.set_waiters_max(options.waiters);
         self.collapse_wait_ms.store(millis(options.collapse_wait), Ordering::Relaxed);
+        self.refuse_late.store(options.when_late == Beyond::Refuse, Ordering::Relaxed);
+        self.refuse_beyond.store(options.when_full == Beyond::Refuse, Ordering::Relaxed);
     }
 
     /// `request_cache_filter`: note how the route caches, and turn the cache on where this request may use it. Says whether it did.
@@ -216,6 +257,14 @@ impl Cache {
             ctx.joined = reader.is_filling();
             ctx.always_stale = reader.is_always_stale();
         }
+        let is_shared_failure = handler.as_any().downcast_ref::<Reader>().is_some_and(Reader::is_shared_failure);
+        if is_shared_failure {
+            // For those who asked before the origin failed; for the others there is nothing.
+            let waited = ctx.asked.and_then(|asked| SystemTime::now().checked_sub(asked.elapsed()));
+            let theirs = waited.is_some_and(|since| since <= meta.created());
+            ctx.found = if theirs { Found::Fresh } else { Found::Nothing };
+            return Some(if theirs { ForcedFreshness::ForceFresh } else { ForcedFreshness::ForceMiss });
+        }
         ctx.found = if is_fresh { Found::Fresh } else { Found::Stale };
         let policy = Arc::clone(&ctx.route.as_ref()?.policy);
 
@@ -244,14 +293,43 @@ impl Cache {
         None
     }
 
-    /// `proxy_upstream_filter`: the request is about to go forward. `Some(status)` says to answer with that status instead: 504 for
-    /// `only-if-cached` (RFC 9111, 5.2.1.7), where the route obeys requests.
-    pub fn before_upstream(&'static self, request: &RequestHeader, ctx: &mut CacheCtx) -> Option<StatusCode> {
+    /// `proxy_upstream_filter`: the request is about to go forward, unless `only-if-cached` forbids it (504: RFC 9111, 5.2.1.7) where the
+    /// route obeys requests, or what it has waited for is known to fail, or it is one too many.
+    pub fn before_upstream(&'static self, cache: &HttpCache, request: &RequestHeader, ctx: &mut CacheCtx) -> Onward {
         ctx.sent = Some(SystemTime::now());
         ctx.epoch = self.purges.clock().fetch();
-        let honoured = ctx.route.as_ref().is_some_and(|route| route.policy.honour_request_directives);
-        (honoured && ctx.bypassed.is_none() && reuse::only_if_cached(&request.headers))
-            .then_some(StatusCode::GATEWAY_TIMEOUT)
+        let Some(route) = ctx.route.as_ref().filter(|_| ctx.bypassed.is_none()) else { return Onward::Forward };
+        if route.policy.honour_request_directives && reuse::only_if_cached(&request.headers) {
+            return Onward::Answer(StatusCode::GATEWAY_TIMEOUT);
+        }
+        match cache.phase() {
+            CachePhase::Disabled(NoCacheReason::CacheLockTimeout | NoCacheReason::CacheLockRetryLimit) => {
+                if self.refuse_late.load(Ordering::Relaxed) { Onward::Refused } else { Onward::Forward }
+            }
+            CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) => {
+                let key = cache.cache_key();
+                if let Some(kind) = ctx.asked.and_then(|asked| self.fill_locks.shared_error(key, asked)) {
+                    return Onward::Failed(Error::explain(kind, "as for those who asked before").into_up());
+                }
+                // A lock that was released is gone; one that is full is still there.
+                let full = self.refuse_beyond.load(Ordering::Relaxed) && self.fill_locks.is_crowded(key);
+                if full { Onward::Refused } else { Onward::Forward }
+            }
+            _ => Onward::Forward,
+        }
+    }
+
+    /// The request has failed with `error`, and will not be tried again: those who wait for it try once more, or share the error.
+    pub fn failed(&'static self, cache: &HttpCache, error: &Error) {
+        if cache.enabled() && cache.is_cache_lock_writer() {
+            self.fill_locks.failed(cache.cache_key(), Some(error.etype().clone()));
+        }
+    }
+
+    /// How many requests wait for others' fills.
+    #[must_use]
+    pub fn waiting(&'static self) -> usize {
+        self.fill_locks.waiting_in_all()
     }
 
     /// `upstream_response_filter`: strip what ends at this hop, keep a 304 for the merge, and invalidate after unsafe methods
@@ -288,6 +366,7 @@ impl Cache {
     /// rest of the 304's fields are merged into it first (RFC 9111, 3.2).
     pub fn response_decision(
         &'static self,
+        cache: &HttpCache,
         request: &RequestHeader,
         response: &ResponseHeader,
         ctx: &mut CacheCtx,
@@ -309,9 +388,16 @@ impl Cache {
             Storable::Yes(lifetime) => lifetime,
             Storable::No(reason) => {
                 ctx.refused = Some(reason);
-                return RespCacheable::Uncacheable(no_cache_reason(reason));
+                return match self.shared_with_waiters(cache, &header, reason, ctx) {
+                    None => RespCacheable::Uncacheable(no_cache_reason(reason)),
+                    Some(Shared::NotYet) => RespCacheable::Uncacheable(NoCacheReason::Custom(FIRST_FAILURE)),
+                    Some(Shared::Yes) => self.shared_failure(request, header, received, ctx),
+                };
             }
         };
+        if let Some(key) = cache.maybe_cache_key() {
+            self.fill_locks.succeeded(key);
+        }
         if self.is_too_large(&header, ctx) {
             return RespCacheable::Uncacheable(NoCacheReason::ResponseTooLarge);
         }
@@ -337,6 +423,46 @@ impl Cache {
         );
         meta.set_epoch_override(lifetime.born);
         meta.extensions_mut().insert(FillNotes::new(marks, ctx.generation, withheld));
+        RespCacheable::Cacheable(meta)
+    }
+
+    /// Whether an answer that is not stored is one to those who wait for it: only a server's error, that is nobody's own.
+    fn shared_with_waiters(
+        &self,
+        cache: &HttpCache,
+        header: &ResponseHeader,
+        reason: Reason,
+        ctx: &CacheCtx,
+    ) -> Option<Shared> {
+        let nothing_stored = matches!(ctx.found, Found::Nothing | Found::OtherVariant);
+        if reason != Reason::ServerError || !nothing_stored || header.headers.contains_key(SET_COOKIE) {
+            return None;
+        }
+        (cache.enabled() && cache.is_cache_lock_writer())
+            .then(|| self.fill_locks.failed(cache.cache_key(), None))
+            .flatten()
+    }
+
+    /// An error answer that is handed to those who wait for it, and to nobody else.
+    fn shared_failure(
+        &self,
+        request: &RequestHeader,
+        mut header: ResponseHeader,
+        received: SystemTime,
+        ctx: &CacheCtx,
+    ) -> RespCacheable {
+        let Some(route) = &ctx.route else {
+            return RespCacheable::Uncacheable(NoCacheReason::Custom("no-route"));
+        };
+        let (authority, target) = (key::authority(request), key::target(request));
+        let tags = Tags::of(&header.headers, &route.policy.tags);
+        let marks = Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags);
+        drop(tags);
+        for name in headers::before_storing(&header.headers) {
+            header.remove_header(&name);
+        }
+        let mut meta = CacheMeta::new(received, received, 0, 0, header);
+        meta.extensions_mut().insert(FillNotes::shared_failure(marks));
         RespCacheable::Cacheable(meta)
     }
 
@@ -395,7 +521,7 @@ impl Cache {
             }
             CachePhase::Miss | CachePhase::Expired | CachePhase::Revalidated => {
                 status.fwd = Some(forwarded(ctx));
-                status.stored = true;
+                status.stored = ctx.refused.is_none();
             }
             CachePhase::RevalidatedNoCache(_) => status.fwd = Some(forwarded(ctx)),
             CachePhase::Bypass => {

@@ -53,13 +53,19 @@ pub struct FillNotes {
     marks: Option<Marks>,
     validates: Option<u64>,
     withheld: Vec<HeaderName>,
+    is_shared_failure: bool,
 }
 
 impl FillNotes {
     /// Notes for a response that purges reach by `marks`, that validates the object of generation `validates` (if it is a validation),
     /// and whose `withheld` fields are for the first client only.
     pub(crate) fn new(marks: Marks, validates: Option<u64>, withheld: Vec<HeaderName>) -> Self {
-        Self { marks: Some(marks), validates, withheld }
+        Self { marks: Some(marks), validates, withheld, is_shared_failure: false }
+    }
+
+    /// Notes for an error answer that those who wait for it share.
+    pub(crate) fn shared_failure(marks: Marks) -> Self {
+        Self { marks: Some(marks), is_shared_failure: true, ..Self::default() }
     }
 }
 
@@ -290,7 +296,8 @@ impl MemoryTier {
     fn stored_meta(&self, meta: &CacheMeta, notes: Option<&FillNotes>) -> StoredMeta {
         let marks = notes.and_then(|notes| notes.marks.clone());
         let marks = marks.unwrap_or_else(|| Marks { epoch: self.purges.clock().fetch(), marks: Arc::new([]) });
-        StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld), marks)
+        let is_shared_failure = notes.is_some_and(|notes| notes.is_shared_failure);
+        StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld), marks, is_shared_failure)
     }
 
     fn forget_fill(&self, fill: &Fill) {
@@ -475,6 +482,14 @@ impl Reader {
     /// Whether the object is still on its way in.
     pub(crate) fn is_filling(&self) -> bool {
         matches!(self, Self::Filling(_))
+    }
+
+    /// Whether it is the origin's failure, for those who waited.
+    pub(crate) fn is_shared_failure(&self) -> bool {
+        match self {
+            Self::Complete(reader) => reader.object.meta.is_shared_failure,
+            Self::Filling(reader) => reader.fill().meta.is_shared_failure,
+        }
     }
 
     /// Whether the object was stale when it arrived, so that every reuse validates.

@@ -15,7 +15,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{ProxyHttp, Session, http_proxy};
-use selvedge_cache::{Cache, CacheCtx, CacheOptions, KeyScope, Purge, QueryPolicy, RoutePolicy, Scheme};
+use selvedge_cache::{Cache, CacheCtx, CacheOptions, KeyScope, Onward, Purge, QueryPolicy, RoutePolicy, Scheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -71,11 +71,12 @@ impl ProxyHttp for Edge {
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut CacheCtx) -> Result<bool> {
-        if let Some(status) = self.cache.before_upstream(session.req_header(), ctx) {
-            session.respond_error(status.as_u16()).await?;
-            return Ok(false);
+        match self.cache.before_upstream(&session.cache, session.downstream_session.req_header(), ctx) {
+            Onward::Forward => Ok(true),
+            Onward::Answer(status) => session.respond_error(status.as_u16()).await.map(|()| false),
+            Onward::Failed(error) => Err(error),
+            Onward::Refused => session.respond_error(503).await.map(|()| false),
         }
-        Ok(true)
     }
 
     async fn upstream_response_filter(
@@ -94,7 +95,7 @@ impl ProxyHttp for Edge {
         response: &ResponseHeader,
         ctx: &mut CacheCtx,
     ) -> Result<RespCacheable> {
-        Ok(self.cache.response_decision(session.req_header(), response, ctx))
+        Ok(self.cache.response_decision(&session.cache, session.req_header(), response, ctx))
     }
 
     fn cache_not_modified_filter(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, duration, size},
+    decode::{At, Cx, Fields, choice, duration, size, whole},
     report::Position,
     values::{ByteSize, DurationText},
 };
@@ -50,6 +50,28 @@ pub struct Collapse {
     /// origin, short spares the client when that fetch is stuck. Above zero. Default `5s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "5s"))]
     pub wait: Duration,
+
+    /// What a request does that has waited for that long. Default `forward`.
+    #[schemars(with = "Option<Beyond>", extend("default" = "forward"))]
+    pub when_late: Beyond,
+
+    /// How many requests may wait for one fetch. From 1 to 65535. Default 10000.
+    #[schemars(with = "Option<u16>", range(min = 1), extend("default" = 10000))]
+    pub waiters: u16,
+
+    /// What a request does that finds so many waiting. Default `refuse`.
+    #[schemars(with = "Option<Beyond>", extend("default" = "refuse"))]
+    pub when_full: Beyond,
+}
+
+/// What becomes of a request that does not wait for another's fetch any longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum Beyond {
+    /// It asks the origin itself, and what it gets is not kept. Spares the client; thousands at once may be too much for the origin.
+    Forward,
+    /// It is answered 503 with `Retry-After`. Spares the origin.
+    Refuse,
 }
 
 impl Default for CacheMemory {
@@ -60,7 +82,7 @@ impl Default for CacheMemory {
 
 impl Default for Collapse {
     fn default() -> Self {
-        Self { wait: Duration::from_secs(5) }
+        Self { wait: Duration::from_secs(5), when_late: Beyond::Forward, waiters: 10_000, when_full: Beyond::Refuse }
     }
 }
 
@@ -96,8 +118,18 @@ impl CacheMemory {
 impl Collapse {
     fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         let mut fields = Fields::open(cx, at, "Collapse")?;
-        let wait = fields.read(cx, "wait", duration);
+        let default = Self::default();
+        let wait = fields.read(cx, "wait", duration).unwrap_or(default.wait);
+        let when_late = fields.read(cx, "when_late", Beyond::read).unwrap_or(default.when_late);
+        let waiters = fields.read(cx, "waiters", |cx, at| whole(cx, at, 1, u16::MAX)).unwrap_or(default.waiters);
+        let when_full = fields.read(cx, "when_full", Beyond::read).unwrap_or(default.when_full);
         fields.close(cx);
-        Some(Self { wait: wait.unwrap_or(Self::default().wait) })
+        Some(Self { wait, when_late, waiters, when_full })
+    }
+}
+
+impl Beyond {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        choice(cx, at, &[("forward", Self::Forward), ("refuse", Self::Refuse)])
     }
 }

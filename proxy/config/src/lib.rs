@@ -44,7 +44,7 @@ mod values;
 
 pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath, Template};
 pub use admin::{Admin, AdminBind};
-pub use cache::{Cache, CacheMemory, Collapse};
+pub use cache::{Beyond, Cache, CacheMemory, Collapse};
 pub use cases::{Expect, Test, TestOrigin, TestRequest};
 pub use effective::{Change, Difference, Effective, REDACTED, Secret};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};

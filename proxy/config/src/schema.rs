@@ -139,7 +139,7 @@ listeners:
   db: { bind: 127.0.0.1:2, tcp: { upstream: a } }
   old: { bind: 127.0.0.1:5, redirect_to_https: {} }
 geo: { database: builtin:test }
-cache: { memory: {}, collapse: {} }
+cache: { memory: {}, collapse: { when_full: forward } }
 upstreams:
   a:
     endpoints: [{ addr: a:1 }]

@@ -95,6 +95,15 @@ fn top_level() {
             "2:44 cache.memory.max_object: `max_object` is larger than `size`, which is 1MiB | no response of that size could be kept: lower one or raise the other",
         ),
         ("cache: { collapse: { wait: 0s } }", "2:28 cache.collapse.wait: this duration must be above zero"),
+        ("cache: { collapse: { waiters: 0 } }", "2:31 cache.collapse.waiters: `0` is not a number from 1 to 65535"),
+        (
+            "cache: { collapse: { when_full: refuze } }",
+            "2:33 cache.collapse.when_full: `refuze` is not one of `forward`, `refuse` | did you mean `refuse`?",
+        ),
+        (
+            "cache: { collapse: { when_late: 1 } }",
+            "2:33 cache.collapse.when_late: expected one of `forward`, `refuse`, found `1`",
+        ),
         ("node: { workers: 0 }\ncache: {}", "2:18 node.workers: `0` is not a number from 1 to 1024"),
         ("node: { workers: 1025 }\ncache: {}", "2:18 node.workers: `1025` is not a number from 1 to 1024"),
         ("node: { workers: many }\ncache: {}", "2:18 node.workers: `many` is not `auto`"),

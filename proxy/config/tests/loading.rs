@@ -12,8 +12,8 @@ use std::{
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, BodyMode, Builtin, ByteRate, ByteSize, CacheMemory, Certificates, ClientMode, Collapse, Compat, Config,
-    EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader,
+    AccessLog, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheMemory, Certificates, ClientMode, Collapse, Compat,
+    Config, EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader,
     LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey,
     Rate, Reload, Report, Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UnknownNames,
     UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
@@ -157,7 +157,7 @@ listeners:
     tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse, clients: { mode: request, ca: clients.pem, crl: revoked.pem, pins: ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="], forward: true } }
     limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m, header_size: 1MiB, header_count: 256, uri_length: 65534B }
 geo: { database: geo.mmdb, reload: off }
-cache: { memory: { size: 8MiB }, collapse: { wait: 1s } }
+cache: { memory: { size: 8MiB }, collapse: { wait: 1s, waiters: 20, when_full: forward, when_late: refuse } }
 upstreams:
   app:
     endpoints: [127.0.0.1:9000, { addr: App.internal:9001, weight: 2 }, "[::1]:9002"]
@@ -249,7 +249,9 @@ sites:
     let cache = config.cache.unwrap();
     // A small store lowers the default for one object.
     assert_eq!(cache.memory, CacheMemory { size: ByteSize::mib(8), max_object: ByteSize::mib(8) });
-    assert_eq!(cache.collapse, Collapse { wait: Duration::from_secs(1) });
+    let (wait, waiters) = (Duration::from_secs(1), 20);
+    let expected = Collapse { wait, when_late: Beyond::Refuse, waiters, when_full: Beyond::Forward };
+    assert_eq!(cache.collapse, expected);
     let app = &config.upstreams["app"];
     let Servers::Endpoints(endpoints) = &app.servers else { panic!("{app:?}") };
     let endpoints: Vec<(String, u16)> = endpoints.iter().map(|one| (one.addr.to_string(), one.weight)).collect();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
-use selvedge_cache::{Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
+use selvedge_cache::{Beyond, Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
 use selvedge_config::{
     CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, Target as TargetConfig,
     WasmSource,
@@ -423,11 +423,21 @@ fn cache(config: &Config, resources: &Resources) -> Option<&'static Cache> {
         memory_size: cache.memory.size.bytes(),
         max_object: cache.memory.max_object.bytes(),
         collapse_wait: cache.collapse.wait,
+        when_late: beyond(cache.collapse.when_late),
+        waiters: cache.collapse.waiters.into(),
+        when_full: beyond(cache.collapse.when_full),
         ..CacheOptions::default()
     };
     let made = *resources.cache.get_or_init(|| Cache::leak(options));
     made.adjust(options);
     Some(made)
+}
+
+fn beyond(words: selvedge_config::Beyond) -> Beyond {
+    match words {
+        selvedge_config::Beyond::Forward => Beyond::Forward,
+        selvedge_config::Beyond::Refuse => Beyond::Refuse,
+    }
 }
 
 /// Compiles every module that is used, in parallel; `None` for a faulty one.

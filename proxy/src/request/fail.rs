@@ -31,6 +31,8 @@ const FILTER_REPLY: ErrorType = ErrorType::Custom("FilterReply");
 pub(super) const NO_ENDPOINT: ErrorType = ErrorType::Custom("NoEndpoint");
 /// The upstream has as many requests as it may have.
 pub(super) const NO_ROOM: ErrorType = ErrorType::Custom("NoRoom");
+/// As many wait for the same as may, or for as long.
+pub(super) const TOO_MANY_WAIT: ErrorType = ErrorType::Custom("TooManyWait");
 /// The request was to be sent on, and nobody is named to send it to.
 pub(super) const NO_UPSTREAM: ErrorType = ErrorType::Custom("NoUpstream");
 
@@ -151,6 +153,7 @@ fn judge(error: &Error) -> Verdict {
         (_, kind) if *kind == FILTER_CLOSED => (0, Some(CLOSED_BY_FILTER)),
         (_, kind) if *kind == NO_ENDPOINT => (503, Some("destination_unavailable")),
         (_, kind) if *kind == NO_ROOM => (503, Some("connection_limit_reached")),
+        (_, kind) if *kind == TOO_MANY_WAIT => (503, Some("connection_limit_reached")),
         (_, kind) if *kind == NO_UPSTREAM => (503, Some("destination_not_found")),
         (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),
         (Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => (504, Some("connection_timeout")),
@@ -201,6 +204,9 @@ fn message(verdict: &Verdict, node: &str, asked: Asked) -> pingora::Result<(Box<
     if let Some(token) = verdict.token {
         let details = verdict.details.as_ref().map(|details| format!("; details=\"{details}\"")).unwrap_or_default();
         response.insert_header("proxy-status", format!("{node}; error={token}{details}"))?;
+    }
+    if verdict.token == Some("connection_limit_reached") {
+        response.insert_header(header::RETRY_AFTER, 1)?;
     }
     if let Asked::Grpc(version) = asked {
         reply::translate(&mut response, version, None, body.trim_end().as_bytes());

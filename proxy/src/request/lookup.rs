@@ -11,10 +11,10 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
-use selvedge_cache::{Cache, Scheme};
+use selvedge_cache::{Cache, Onward, Scheme};
 
 use super::select::asker;
-use super::{RequestCtx, leader, respond, step};
+use super::{RequestCtx, fail, leader, respond, step};
 use crate::chain::exchange::facts::Cached;
 use crate::listener::ListenerFacts;
 use crate::plan::{Route, Selected};
@@ -26,6 +26,7 @@ pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &Lis
     let stored_by = if route.cache.is_none() { route_of_get(request, session.digest(), ctx, listener) } else { None };
     let Some(rule) = stored_by.as_ref().unwrap_or(route).cache.as_ref() else { return };
     step!(ctx, "lookup");
+    ctx.cache.asked(ctx.started);
     let scheme = if ctx.downstream.tls { Scheme::Https } else { Scheme::Http };
     cache.enable(&mut session.cache, request, rule.scope, scheme, &rule.policy, &mut ctx.cache);
 }
@@ -110,21 +111,33 @@ fn can_be_repeated(session: &Session, ctx: &RequestCtx, listener: &ListenerFacts
 }
 
 /// The request is about to go forward, unless it must not (`only-if-cached`); false when it was answered here.
+///
+/// # Errors
+/// What it was waiting for has failed, or too many wait for the same.
 pub(crate) async fn before_upstream(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     let Some(cache) = ctx.plan.cache else { return Ok(true) };
-    match cache.before_upstream(session.downstream_session.req_header(), &mut ctx.cache) {
-        None => {
+    match cache.before_upstream(&session.cache, session.downstream_session.req_header(), &mut ctx.cache) {
+        Onward::Forward => {
             if session.cache.enabled() {
                 leader::unhurried(session, ctx);
             }
             Ok(true)
         }
-        Some(status) => {
+        Onward::Answer(status) => {
             let cached = facts(session, ctx);
             ctx.note(|state| (state.cached, state.details) = (cached, Some("not_in_cache".into())));
             respond::text(session, status.as_u16(), "not in the cache\n").await?;
             Ok(false)
         }
+        Onward::Failed(error) => Err(error),
+        Onward::Refused => Error::e_explain(fail::TOO_MANY_WAIT, "others wait for the same"),
+    }
+}
+
+/// The request cannot be answered by an upstream, with `error`: what that means to those who wait for it.
+pub(crate) fn failed(session: &Session, ctx: &RequestCtx, error: &Error) {
+    if let Some(cache) = ctx.plan.cache {
+        cache.failed(&session.cache, error);
     }
 }
 

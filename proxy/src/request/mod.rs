@@ -280,7 +280,7 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         step!(ctx, "forward");
-        forward::peer(session, ctx).await
+        forward::peer(session, ctx).await.inspect_err(|error| lookup::failed(session, ctx, error))
     }
 
     async fn upstream_request_filter(
@@ -309,12 +309,12 @@ impl ProxyHttp for Edge {
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _peer: &HttpPeer,
         ctx: &mut RequestCtx,
         error: Box<Error>,
     ) -> Box<Error> {
-        retry::unconnected(ctx, error)
+        retry::unconnected(session, ctx, error)
     }
 
     fn error_while_proxy(

@@ -8,7 +8,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use selvedge_config::{Retries, RetryOn};
 
-use super::RequestCtx;
+use super::{RequestCtx, lookup};
 use crate::upstream::Failure;
 
 /// The status of a response that is not taken, because another attempt is made.
@@ -21,7 +21,7 @@ const STALE_CONNECTIONS_MAX: u32 = 8;
 pub(crate) const ATTEMPTS_MAX: usize = 20;
 
 /// No connection could be made: nothing was sent, so any method is tried again, and no budget is asked.
-pub(crate) fn unconnected(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
+pub(crate) fn unconnected(session: &Session, ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
     let Some(lease) = &ctx.lease else { return error };
     lease.failed(Failure::of(&error));
     ctx.note(|state| {
@@ -31,6 +31,9 @@ pub(crate) fn unconnected(ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error>
     });
     let rules = &lease.endpoint().rules().retries;
     error.set_retry(ctx.tries() < u32::from(rules.attempts) && rules.when.contains(&RetryOn::Connect));
+    if !error.retry() {
+        lookup::failed(session, ctx, &error);
+    }
     error
 }
 
@@ -77,6 +80,8 @@ pub(crate) fn broken(
     let again = wanted && whole && may_be_repeated(session, ctx, rules) && lease.endpoint().may_retry();
     if again {
         lease.failed(failure); // What is final is told in `finish`.
+    } else {
+        lookup::failed(session, ctx, &error);
     }
     error.set_retry(again);
     error

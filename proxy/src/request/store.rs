@@ -47,7 +47,7 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
 /// Whether the response is stored, and for how long.
 pub(crate) fn decide(session: &Session, response: &ResponseHeader, ctx: &mut RequestCtx) -> RespCacheable {
     match ctx.plan.cache {
-        Some(cache) => cache.response_decision(session.req_header(), response, &mut ctx.cache),
+        Some(cache) => cache.response_decision(&session.cache, session.req_header(), response, &mut ctx.cache),
         None => RespCacheable::Uncacheable(NoCacheReason::NeverEnabled),
     }
 }

@@ -54,6 +54,8 @@ pub(crate) struct StoredMeta {
     stale_if_error: u32,
     variance: Option<HashBinary>,
     pub(crate) always_stale: bool,
+    /// The origin's failure, as the answer to those who waited for it; nobody else gets it, and it is not worth keeping.
+    pub(crate) is_shared_failure: bool,
     /// What purges reach it by.
     pub(crate) marks: Marks,
     header: ResponseHeader,
@@ -61,7 +63,7 @@ pub(crate) struct StoredMeta {
 
 impl StoredMeta {
     /// Take over `meta`, without the `withheld` fields.
-    pub(crate) fn of(meta: &CacheMeta, withheld: &[HeaderName], marks: Marks) -> Self {
+    pub(crate) fn of(meta: &CacheMeta, withheld: &[HeaderName], marks: Marks, is_shared_failure: bool) -> Self {
         let mut header = meta.response_header_copy();
         for name in withheld {
             header.remove_header(name);
@@ -74,6 +76,7 @@ impl StoredMeta {
             stale_if_error: meta.stale_if_error_sec(),
             variance: meta.variance(),
             always_stale: meta.fresh_until() < meta.updated(),
+            is_shared_failure,
             marks,
             header,
         }
