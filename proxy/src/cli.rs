@@ -1,5 +1,6 @@
 //! The command line.
 
+mod cache;
 mod config;
 mod route;
 mod test;
@@ -44,6 +45,9 @@ enum Command {
     /// Look at a configuration as a whole.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Ask and tell a running node about its cache.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Run the `tests` of a configuration, on its routes and filters, without sockets; exit code 1 if one fails.
     Test(test::TestArgs),
     /// Print the JSON Schema of the configuration, for editors.
@@ -92,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check(&args.config),
         Command::Config(command) => config::run(command),
         Command::Route(command) => route::run(command),
+        Command::Cache(command) => cache::run(command),
         Command::Test(args) => test::run(&args),
         Command::Schema { include } => {
             let schema = if include { selvedge_config::include_schema() } else { selvedge_config::schema() };

@@ -16,9 +16,10 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::admin::Guard;
+use crate::error_chain;
 use crate::listening::Listening;
 use crate::node::Current;
-use crate::plan::{self, Built, Resources};
+use crate::plan::{self, Built, Plan, Resources};
 use crate::sockets::{Inherited, Socket};
 use crate::telemetry;
 use crate::telemetry::counters::{Observed, Reloaded};
@@ -124,6 +125,7 @@ impl Control {
         let kept = loaded.clone();
         let config = loaded.config.clone();
         let Built { plan, files } = plan::build(&resources, loaded).map_err(report)?;
+        keep_purges(&config, &plan).map_err(|fault| report(vec![*fault]))?;
         let listening = Listening::new();
         let mut prepared = listening.prepare(&config, &resources).map_err(report)?;
         let current = Arc::new(Current::new(plan));
@@ -299,12 +301,15 @@ impl Inner {
         if !faults.is_empty() {
             return Err(report(faults));
         }
+        keep_purges(&config, &built.plan).map_err(|fault| report(vec![*fault]))?;
 
         // From here on nothing fails.
         let generation = Generation { number: built.plan.generation, since: SystemTime::now(), origin };
         let number = generation.number;
         let files = watched(built.files, &mut prepared.files);
         running.settled.cache = running.settled.cache.or(config.cache.as_ref().map(|cache| cache.memory.size));
+        let purge_log = || config.cache.as_ref().map(|cache| cache.purge.log.clone());
+        running.settled.purge_log = running.settled.purge_log.take().or_else(purge_log);
         self.grace.store(millis(config.node.shutdown_grace), Ordering::Relaxed);
         // The plan first: a new listener must not meet one that does not know it.
         self.current.replace(built.plan);
@@ -355,6 +360,16 @@ impl Inner {
     }
 }
 
+/// Takes over the purges of earlier runs, and keeps those to come, before anything is served from the cache.
+fn keep_purges(config: &Config, plan: &Plan) -> Result<(), Box<Fault>> {
+    let Some((settings, cache)) = config.cache.as_ref().zip(plan.cache) else { return Ok(()) };
+    let Some(path) = &settings.purge.log else { return Ok(()) };
+    cache.open_log(path).map_err(|error| {
+        let message = format!("purges cannot be kept in {}: {}", path.display(), error_chain(&error));
+        Box::new(Fault::at(&settings.position, message).with_key("cache.purge.log"))
+    })
+}
+
 enum Metrics {
     AsBefore,
     Elsewhere(Option<(SocketAddr, MetricsServer)>),
@@ -400,6 +415,8 @@ struct Settled {
     access_log: AccessLog,
     /// Set with the first configuration that has a cache.
     cache: Option<ByteSize>,
+    /// The same; inside: set once there is a log.
+    purge_log: Option<Option<PathBuf>>,
 }
 
 impl Settled {
@@ -410,6 +427,7 @@ impl Settled {
             module_cache: config.node.module_cache.clone(),
             access_log: config.telemetry.access_log,
             cache: config.cache.as_ref().map(|cache| cache.memory.size),
+            purge_log: config.cache.as_ref().map(|cache| cache.purge.log.clone()),
         }
     }
 
@@ -422,6 +440,10 @@ impl Settled {
             ("node.module_cache", self.module_cache != new.module_cache),
             ("telemetry.access_log", self.access_log != new.access_log),
             ("cache.memory.size", self.cache.zip(new.cache).is_some_and(|(old, new)| old != new)),
+            (
+                "cache.purge.log",
+                self.purge_log.as_ref().zip(new.purge_log.as_ref()).is_some_and(|(old, new)| old != new),
+            ),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))

@@ -33,6 +33,8 @@ pub mod plan;
 
 mod request;
 
+mod purge;
+
 mod chain;
 
 mod files;

@@ -27,6 +27,8 @@ mod cache;
 
 mod cache_suite;
 
+mod purge;
+
 mod callouts;
 
 mod queues;

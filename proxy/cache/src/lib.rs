@@ -28,20 +28,23 @@
 mod collapse;
 mod context;
 pub mod disk;
+mod inspect;
 pub mod key;
 pub mod memory;
 pub mod purge;
 pub mod rules;
 pub mod status;
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_UNMODIFIED_SINCE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use pingora_cache::key::HashBinary;
 use pingora_cache::lock::CacheKeyLockImpl;
 use pingora_cache::predictor::CacheablePredictor;
@@ -55,12 +58,13 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use crate::collapse::{Authorised, FIRST_FAILURE, FillLocks, HitForMiss, Shared};
 use crate::context::{Bypass, CachedRoute, Found};
 use crate::memory::{FillNotes, MemoryTier, Reader};
-use crate::purge::{Marks, Tags};
+use crate::purge::{LogError, Marks, OpenError, Position, PurgeLog, Record, Tags};
 use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
 use crate::status::{CACHE_STATUS, Fwd};
 
 pub use crate::context::{CacheCtx, Wishes};
+pub use crate::inspect::Stored;
 pub use crate::key::{KeyScope, Scheme};
 pub use crate::memory::Usage;
 pub use crate::purge::{Purge, Purges, Scope};
@@ -129,6 +133,15 @@ pub enum Onward {
     Refused,
 }
 
+/// What became of a purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purged {
+    /// When it was, in the time of purges.
+    pub epoch: u64,
+    /// Whether it survives the process.
+    pub durable: bool,
+}
+
 /// The cache of one node, as the hooks of the proxy call it.
 pub struct Cache {
     memory: &'static MemoryTier,
@@ -136,6 +149,9 @@ pub struct Cache {
     fill_locks: &'static FillLocks,
     hit_for_miss: &'static HitForMiss,
     purges: &'static Purges,
+    /// Where purges are kept, if they are.
+    log: OnceLock<(PathBuf, PurgeLog)>,
+    tags_dropped: AtomicU64,
     collapse_wait_ms: AtomicU64,
     refuse_late: AtomicBool,
     refuse_beyond: AtomicBool,
@@ -155,6 +171,8 @@ impl Cache {
             fill_locks,
             hit_for_miss,
             purges,
+            log: OnceLock::new(),
+            tags_dropped: AtomicU64::new(0),
             collapse_wait_ms: AtomicU64::new(millis(options.collapse_wait)),
             refuse_late: AtomicBool::new(options.when_late == Beyond::Refuse),
             refuse_beyond: AtomicBool::new(options.when_full == Beyond::Refuse),
@@ -405,6 +423,10 @@ impl Cache {
         let (authority, target) = (key::authority(request), key::target(request));
         let tags = Tags::of(&header.headers, &route.policy.tags);
         let marks = Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags);
+        if tags.dropped() > 0 {
+            tracing::debug!(dropped = tags.dropped(), "a response has more or longer tags than are kept");
+            self.tags_dropped.fetch_add(tags.dropped() as u64, Ordering::Relaxed);
+        }
         drop(tags);
         let withheld = headers::withheld_from_reuse(&header.headers);
         for name in headers::before_storing(&header.headers) {
@@ -413,7 +435,11 @@ impl Cache {
         // Pingora has one window for errors: keep the larger, and tell status from disconnection in serve_stale.
         let on_error = lifetime.stale_if_error.max(lifetime.stale_if_disconnected);
         let fresh = lifetime.fresh_until.duration_since(received).unwrap_or_default();
-        self.purges.note_lifetime(fresh + on_error.max(lifetime.stale_while_revalidate));
+        if let Some(longest) = self.purges.note_lifetime(fresh + on_error.max(lifetime.stale_while_revalidate))
+            && let Some((_, log)) = self.log.get()
+        {
+            log.append_later(vec![Record::Lifetime(longest)]);
+        }
         let mut meta = CacheMeta::new(
             lifetime.fresh_until,
             received,
@@ -577,6 +603,56 @@ impl Cache {
             self.memory.clear();
         }
         epoch
+    }
+
+    /// The same, and on disk when this returns, if there is a [log](Self::open_log). With it goes `position`, if it is news.
+    ///
+    /// # Errors
+    /// It is not on disk. It is in force all the same.
+    pub async fn purge_for_good(
+        &'static self,
+        scopes: &[Scope],
+        purge: Purge,
+        position: Option<Position>,
+    ) -> Result<Purged, LogError> {
+        let epoch = self.purge(scopes, purge);
+        let Some((_, log)) = self.log.get() else { return Ok(Purged { epoch, durable: false }) };
+        let records = scopes.iter().map(|scope| Record::Purge { scope: *scope, epoch, purge });
+        log.append(records.chain(position.map(Record::Position)).collect()).await?;
+        Ok(Purged { epoch, durable: true })
+    }
+
+    /// Take over the purges that this file holds, and keep those to come in it. Once per process; a second call with the same path does
+    /// nothing.
+    ///
+    /// # Errors
+    /// The file cannot be used, or another one is in use.
+    pub fn open_log(&'static self, path: &Path) -> Result<(), OpenError> {
+        // One at a time: two would take over the purges twice, and append as two.
+        static OPENING: Mutex<()> = Mutex::new(());
+        let _turn = OPENING.lock();
+        match self.log.get() {
+            Some((open, _)) if open == path => Ok(()),
+            Some(_) => Err(OpenError::AnotherIsOpen),
+            None => {
+                let log = PurgeLog::open(path, self.purges)?;
+                // Nobody else fills it: it is our turn.
+                let _filled = self.log.set((path.to_owned(), log));
+                Ok(())
+            }
+        }
+    }
+
+    /// How many tags of stored responses were too many, or too long.
+    #[must_use]
+    pub fn tags_dropped(&'static self) -> u64 {
+        self.tags_dropped.load(Ordering::Relaxed)
+    }
+
+    /// Where purges are kept, if they are.
+    #[must_use]
+    pub fn log(&'static self) -> Option<&'static PurgeLog> {
+        self.log.get().map(|(_, log)| log)
     }
 
     /// Purge everything, hard.

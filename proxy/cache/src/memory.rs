@@ -185,6 +185,23 @@ impl MemoryTier {
         met.count()
     }
 
+    /// Each object at a primary slot and at those of its variants, and each fill: slot, metadata, length, whether it is a fill.
+    pub(crate) fn each_of_family(&self, primary: Slot, mut found: impl FnMut(Slot, &StoredMeta, u64, bool)) {
+        let mut slots = vec![primary];
+        if let Some(variants) = self.variants.get(&primary) {
+            slots.extend(variants.iter().map(|(slot, _)| *slot));
+        }
+        slots.dedup();
+        for slot in slots {
+            if let Some(object) = self.objects.get(&slot) {
+                found(slot, &object.meta, object.body.len(), false);
+            }
+            for fill in self.fills.get(&slot).iter().flat_map(|fills| fills.iter().filter(|fill| fill.is_joinable())) {
+                found(slot, &fill.meta, fill.length(), true);
+            }
+        }
+    }
+
     /// Let go of everything, now that all of it is purged.
     pub(crate) fn clear(&self) {
         for fills in &self.fills {

@@ -1,9 +1,12 @@
 //! `cache`: the node's store of responses. What a route keeps in it is [`CachePolicy`](crate::CachePolicy).
 
+mod purge;
+
 use std::time::Duration;
 
 use schemars::JsonSchema;
 
+pub use self::purge::CachePurge;
 use crate::{
     decode::{At, Cx, Fields, choice, duration, size, whole},
     report::Position,
@@ -21,6 +24,10 @@ pub struct Cache {
     /// How concurrent misses of one key share a fetch.
     #[schemars(with = "Option<Collapse>", extend("default" = {}))]
     pub collapse: Collapse,
+
+    /// How what is stored is purged.
+    #[schemars(with = "Option<CachePurge>", extend("default" = {}))]
+    pub purge: CachePurge,
 
     /// Where the section is written.
     #[schemars(skip)]
@@ -91,8 +98,9 @@ impl Cache {
         let mut fields = Fields::open(cx, at, "Cache")?;
         let memory = fields.read(cx, "memory", CacheMemory::read).unwrap_or_default();
         let collapse = fields.read(cx, "collapse", Collapse::read).unwrap_or_default();
+        let purge = fields.read(cx, "purge", CachePurge::read).unwrap_or_default();
         fields.close(cx);
-        Some(Self { memory, collapse, position: at.name_position().clone() })
+        Some(Self { memory, collapse, purge, position: at.name_position().clone() })
     }
 }
 

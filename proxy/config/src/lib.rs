@@ -44,7 +44,7 @@ mod values;
 
 pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath, Template};
 pub use admin::{Admin, AdminBind};
-pub use cache::{Beyond, Cache, CacheMemory, Collapse};
+pub use cache::{Beyond, Cache, CacheMemory, CachePurge, Collapse};
 pub use cases::{Expect, Test, TestOrigin, TestRequest};
 pub use effective::{Change, Difference, Effective, REDACTED, Secret};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
@@ -60,8 +60,8 @@ pub use node::{EncodedSlashes, ModuleCache, Node, Paths, Workers};
 pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
 pub use sites::{
-    CachePolicy, Cors, Encoding, Files, Host, Mirror, Origin, QueryKey, Respond, Route, RouteLimits, RouteTimeouts,
-    Site, Split, Target,
+    CachePolicy, CacheTags, Cors, Encoding, Files, Host, Mirror, Origin, QueryKey, Respond, Route, RouteLimits,
+    RouteTimeouts, Site, Split, TagField, Target,
 };
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use upstreams::{

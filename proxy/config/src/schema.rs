@@ -139,7 +139,7 @@ listeners:
   db: { bind: 127.0.0.1:2, tcp: { upstream: a } }
   old: { bind: 127.0.0.1:5, redirect_to_https: {} }
 geo: { database: builtin:test }
-cache: { memory: {}, collapse: { when_full: forward } }
+cache: { memory: {}, collapse: { when_full: forward }, purge: {} }
 upstreams:
   a:
     endpoints: [{ addr: a:1 }]
@@ -159,7 +159,7 @@ filters:
 sites:
 - hosts: ["*"]
   routes:
-  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: {}, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
+  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {} }, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
   - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, mirror: { to: a }, limits: {}, timeouts: {}, cors: { origins: ["*"] } }
   - { match: { path: /e }, files: { root: e } }
@@ -288,6 +288,7 @@ tests:
             let paths = shape("Paths", json!({}));
             let redirect = shape("Redirect", json!({ "to": "/" }));
             let access_log = shape("AccessLog", json!({}));
+            let (tags, purge) = (shape("CacheTags", json!({})), shape("CachePurge", json!({})));
             let (memory, collapse) = (shape("CacheMemory", json!({})), shape("Collapse", json!({})));
             let config = json!({
                 "version": 1,
@@ -298,12 +299,12 @@ tests:
                     "old": { "bind": "127.0.0.1:2", "redirect_to_https": shape("RedirectToHttps", json!({})) },
                 },
                 "geo": shape("Geo", json!({ "database": "builtin:test" })),
-                "cache": shape("Cache", json!({ "memory": memory, "collapse": collapse })),
+                "cache": shape("Cache", json!({ "memory": memory, "collapse": collapse, "purge": purge })),
                 "upstreams": { "a": upstream, "b": hashed },
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
                 "sites": [{ "hosts": ["*"], "routes": [
                     {
-                        "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({})), "to": "a",
+                        "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({ "tags": tags })), "to": "a",
                         "rewrite": shape("Rewrite", json!({ "host": "a" })), "mirror": shape("Mirror", json!({ "to": "a" })),
                     },
                     {

@@ -6,6 +6,7 @@ mod files;
 mod mirror;
 mod overrides;
 mod split;
+mod tags;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +22,7 @@ pub use self::files::{Encoding, Files};
 pub use self::mirror::Mirror;
 pub use self::overrides::{RouteLimits, RouteTimeouts};
 pub use self::split::Split;
+pub use self::tags::{CacheTags, TagField};
 use crate::{
     actions::{HeaderRules, NOT_TO_WRITE, Redirect, Rewrite},
     decode::{

@@ -94,6 +94,16 @@ fn top_level() {
             "cache: { memory: { size: 1MiB, max_object: 2MiB } }",
             "2:44 cache.memory.max_object: `max_object` is larger than `size`, which is 1MiB | no response of that size could be kept: lower one or raise the other",
         ),
+        (
+            "cache: { purge: { allow: [10.0.0.1/8] } }",
+            "2:27 cache.purge.allow[0]: `10.0.0.1/8` has bits beyond its length | did you mean `10.0.0.0/8`?",
+        ),
+        (
+            "cache: { purge: { allow: everybody } }",
+            "2:26 cache.purge.allow: expected a list, found `everybody` | write `[everybody]`",
+        ),
+        ("cache: { purge: { log: \"\" } }", "2:24 cache.purge.log: `` is not a path | expected a path"),
+        ("cache: { purge: { from: [] } }", "2:19 cache.purge.from: unknown key `from` | known keys: `allow`, `log`"),
         ("cache: { collapse: { wait: 0s } }", "2:28 cache.collapse.wait: this duration must be above zero"),
         ("cache: { collapse: { waiters: 0 } }", "2:31 cache.collapse.waiters: `0` is not a number from 1 to 65535"),
         (
@@ -970,11 +980,23 @@ fn routes() {
         ),
         (
             "to: demo\n    cache: { negative: {} }",
-            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `query`, `stale_while_revalidate`, `stale_if_error`, `request_directives`",
+            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `query`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
         ),
         (
             "to: demo\n    cache: { request_directives: obey }",
-            "13:34 sites[0].routes[0].cache.request_directives: expected `true` or `false`, found a string",
+            "13:34 sites[0].routes[0].cache.request_directives: expected `true` or `false`, found `obey`",
+        ),
+        (
+            "to: demo\n    cache: { tags: { read: [xkeys] } }",
+            "13:29 sites[0].routes[0].cache.tags.read[0]: `xkeys` is not one of `surrogate-key`, `cache-tag`, `xkey`, `cache-groups` | did you mean `xkey`?",
+        ),
+        (
+            "to: demo\n    cache: { tags: { read: [xkey, xkey] } }",
+            "13:35 sites[0].routes[0].cache.tags.read[1]: this field is written twice",
+        ),
+        (
+            "to: demo\n    cache: { tags: { kept: true } }",
+            "13:22 sites[0].routes[0].cache.tags.kept: unknown key `kept` | known keys: `read`, `keep`",
         ),
         (
             "{ name: a, match: { path: /a }, to: demo }\n  - { name: a, to: demo }",

@@ -12,11 +12,12 @@ use std::{
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheMemory, Certificates, ClientMode, Collapse, Compat,
-    Config, EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader,
-    LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey,
-    Rate, Reload, Report, Retries, RetryOn, Servers, Snapshot, Target, Tick, Timeouts, TlsVersion, UnknownNames,
-    UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
+    AccessLog, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheMemory, CacheTags, Certificates, ClientMode,
+    Collapse, Compat, Config, EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits,
+    Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin,
+    Protocol, QueryKey, Rate, Reload, Report, Retries, RetryOn, Servers, Snapshot, TagField, Target, Tick, Timeouts,
+    TlsVersion, UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers,
+    parse_duration,
 };
 use serde_json::json;
 
@@ -157,7 +158,7 @@ listeners:
     tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse, clients: { mode: request, ca: clients.pem, crl: revoked.pem, pins: ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="], forward: true } }
     limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m, header_size: 1MiB, header_count: 256, uri_length: 65534B }
 geo: { database: geo.mmdb, reload: off }
-cache: { memory: { size: 8MiB }, collapse: { wait: 1s, waiters: 20, when_full: forward, when_late: refuse } }
+cache: { memory: { size: 8MiB }, collapse: { wait: 1s, waiters: 20, when_full: forward, when_late: refuse }, purge: { allow: [10.0.0.0/8, "::1"], log: state/purge.log } }
 upstreams:
   app:
     endpoints: [127.0.0.1:9000, { addr: App.internal:9001, weight: 2 }, "[::1]:9002"]
@@ -189,7 +190,7 @@ sites:
   routes:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
-    cache: { ttl: 1h, override: true, query: [v, page], stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true }
+    cache: { ttl: 1h, override: true, query: [v, page], stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
     to: app
   - match: { path: /teapot }
     respond: { status: 418, body: "short and stout\n", headers: { X-A: b } }
@@ -252,6 +253,8 @@ sites:
     let (wait, waiters) = (Duration::from_secs(1), 20);
     let expected = Collapse { wait, when_late: Beyond::Refuse, waiters, when_full: Beyond::Forward };
     assert_eq!(cache.collapse, expected);
+    assert_eq!(cache.purge.allow, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+    assert!(cache.purge.log.as_ref().is_some_and(|path| path.ends_with("state/purge.log")));
     let app = &config.upstreams["app"];
     let Servers::Endpoints(endpoints) = &app.servers else { panic!("{app:?}") };
     let endpoints: Vec<(String, u16)> = endpoints.iter().map(|one| (one.addr.to_string(), one.weight)).collect();
@@ -305,6 +308,7 @@ sites:
     assert_eq!(policy.query, QueryKey::Only(vec!["v".into(), "page".into()]));
     assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
     assert!(policy.request_directives);
+    assert_eq!(policy.tags, CacheTags { read: vec![TagField::Xkey], keep: true });
     let Target::Respond(teapot) = &site.routes[1].target else { panic!("{site:?}") };
     assert_eq!((teapot.status, teapot.body.as_str()), (418, "short and stout\n"));
     assert_eq!(teapot.headers, [("x-a".to_owned(), "b".to_owned())]);

@@ -15,6 +15,8 @@ use super::problem::Problem;
 /// Said by browsers about where a request comes from (W3C Fetch Metadata).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+const FASTLY_KEY: HeaderName = HeaderName::from_static("fastly-key");
+
 /// Decides who may ask.
 pub(crate) struct Guard {
     /// The hash of the token, so that comparing tells nothing about the token itself, whatever the time it takes.
@@ -72,7 +74,11 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// The credentials of `Authorization: Bearer` (RFC 6750, 2.1); the scheme's case does not matter (RFC 9110, 11.1).
+/// Tools made for Fastly's API send it as `Fastly-Key`.
 fn bearer(fields: &HeaderMap) -> Option<&[u8]> {
+    if let Some(key) = fields.get(FASTLY_KEY).filter(|_| !fields.contains_key(AUTHORIZATION)) {
+        return Some(key.as_bytes().trim_ascii());
+    }
     let value = fields.get(AUTHORIZATION)?.as_bytes();
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
@@ -106,6 +112,8 @@ mod tests {
             assert!(guard.check(&fields(&[(AUTHORIZATION, value), (HOST, "localhost")])).is_err(), "{value}");
         }
         assert!(guard.check(&fields(&[(HOST, "localhost")])).is_err());
+        let key = |value| fields(&[(FASTLY_KEY, value)]);
+        assert!(guard.check(&key("0123456789abcdef")).is_ok() && guard.check(&key("0123456789abcdeF")).is_err());
     }
 
     #[test]

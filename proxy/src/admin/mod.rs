@@ -1,6 +1,7 @@
 //! The admin API: what the node is doing, and what it can be told to do, as JSON over HTTP/1.1. [`operations::TABLE`] is all there is;
 //! [`guard`] decides who may.
 
+mod cache;
 mod certificates;
 mod guard;
 mod openapi;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -96,7 +97,7 @@ impl Api {
         }
         let body =
             if head.method == Method::GET || head.method == Method::HEAD { Bytes::new() } else { read(body).await? };
-        let call = Call { names, content_type: head.headers.get(CONTENT_TYPE), body };
+        let call = Call { names, query: head.uri.query(), headers: &head.headers, body };
         operations::run(&self.state, operation, call).await
     }
 }

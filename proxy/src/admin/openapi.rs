@@ -37,8 +37,11 @@ pub(crate) fn document(version: &str) -> Value {
 
 fn describe(operation: &Operation, schemas: &mut SchemaGenerator, problem: &schemars::Schema) -> Value {
     let names = operation.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let asked = operation.parameters.iter().map(|name| (*name, "query"));
     let parameters: Vec<Value> = names
-        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+        .map(|name| (name, "path"))
+        .chain(asked)
+        .map(|(name, place)| json!({ "name": name, "in": place, "required": true, "schema": { "type": "string" } }))
         .collect();
     let content = match operation.answer {
         Body::Json(schema) => json!({ "application/json": { "schema": schema(schemas) } }),

@@ -5,12 +5,13 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::Full;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::cache::{self, CacheStats, Purged, StoredObjects};
 use super::certificates::CertificatesView;
 use super::problem::Problem;
 use super::views::{
@@ -18,6 +19,7 @@ use super::views::{
 };
 use super::{State, openapi};
 use crate::control::RollBackError;
+use crate::purge::Order;
 use crate::telemetry::endpoint::PROMETHEUS_TEXT;
 
 /// One thing that can be asked or told.
@@ -28,6 +30,8 @@ pub(crate) struct Operation {
     pub(crate) summary: &'static str,
     /// Whether it is answered without a token: to probes.
     pub(crate) open: bool,
+    /// What has to stand behind the question mark.
+    pub(crate) parameters: &'static [&'static str],
     /// The schema of the JSON it takes.
     pub(crate) request: Option<fn(&mut SchemaGenerator) -> Schema>,
     pub(crate) answer: Body,
@@ -64,7 +68,9 @@ pub(crate) enum Body {
 pub(crate) struct Call<'a> {
     /// What stands in the path for `{name}`s, in order, decoded.
     pub(crate) names: Vec<String>,
-    pub(crate) content_type: Option<&'a HeaderValue>,
+    /// What stands behind the question mark.
+    pub(crate) query: Option<&'a str>,
+    pub(crate) headers: &'a HeaderMap,
     pub(crate) body: Bytes,
 }
 
@@ -140,6 +146,42 @@ pub(crate) const TABLE: &[Operation] = &[
     ask::<Filters>("/v1/filters", "The filters in use, and their failures.", |state, _| {
         Box::pin(async { json(&Filters::of(state)) })
     }),
+    Operation {
+        request: Some(SchemaGenerator::subschema_for::<Order>),
+        ..tell::<Purged>(
+            Verb::Post,
+            "/v1/cache/purge",
+            "Purges what is stored: URLs, prefixes, hosts, tags, or everything. When it answers, nothing of it is handed out any more.",
+            |state, call| Box::pin(cache::purge(state, call)),
+        )
+    },
+    ask::<CacheStats>("/v1/cache/stats", "What the cache holds.", |state, _| {
+        Box::pin(async { json(&CacheStats::of(state)?) })
+    }),
+    Operation {
+        parameters: &["url"],
+        ..ask::<StoredObjects>("/v1/cache/object", "What is stored for a URL.", |state, call| {
+            Box::pin(async move { cache::object(state, &call) })
+        })
+    },
+    tell::<serde_json::Value>(
+        Verb::Post,
+        "/service/{id}/purge/{key}",
+        "Purges a tag, for tools made for Fastly: `Fastly-Soft-Purge: 1` makes it soft. Any `id` will do.",
+        |state, call| Box::pin(cache::fastly_key(state, call)),
+    ),
+    tell::<serde_json::Value>(
+        Verb::Post,
+        "/service/{id}/purge",
+        "Purges the tags in `Surrogate-Key` or `{\"surrogate_keys\": [..]}`, for tools made for Fastly.",
+        |state, call| Box::pin(cache::fastly_keys(state, call)),
+    ),
+    tell::<serde_json::Value>(
+        Verb::Post,
+        "/service/{id}/purge_all",
+        "Purges everything, for tools made for Fastly.",
+        |state, _| Box::pin(cache::fastly_all(state)),
+    ),
     ask::<LogFilter>("/v1/log", "What is logged.", |_, _| Box::pin(async { json(&LogFilter::current()?) })),
     Operation {
         request: Some(SchemaGenerator::subschema_for::<LogFilter>),
@@ -214,8 +256,8 @@ fn names_in(template: &str, path: &str) -> Option<Vec<String>> {
 
 impl Call<'_> {
     /// The body, which has to be JSON of this shape.
-    fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let is_json = self.content_type.is_some_and(|value| {
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let is_json = self.headers.get(CONTENT_TYPE).is_some_and(|value| {
             let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
             essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
         });
@@ -306,10 +348,10 @@ const fn tell<T: JsonSchema>(
     run: for<'a> fn(&'a State, Call<'a>) -> Answering<'a>,
 ) -> Operation {
     let answer = Body::Json(SchemaGenerator::subschema_for::<T>);
-    Operation { verb, path, summary, open: false, request: None, answer, run }
+    Operation { verb, path, summary, open: false, parameters: &[], request: None, answer, run }
 }
 
-fn json(value: &impl Serialize) -> Result<Response<Full<Bytes>>, Problem> {
+pub(super) fn json(value: &impl Serialize) -> Result<Response<Full<Bytes>>, Problem> {
     let body = serde_json::to_vec(value).map_err(|error| {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The answer cannot be written").detail(error.to_string())
     })?;

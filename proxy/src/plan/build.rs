@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
+use selvedge_cache::purge::{TagHeader, TagPolicy};
 use selvedge_cache::{Beyond, Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
 use selvedge_config::{
-    CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, Target as TargetConfig,
-    WasmSource,
+    CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, TagField,
+    Target as TargetConfig, WasmSource,
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
@@ -307,9 +308,10 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 site: Arc::clone(&label),
                 node: Arc::clone(&node.name),
                 filters,
-                cache: route.cache.as_ref().map(|policy| CacheRule {
-                    policy: Arc::new(route_policy(policy)),
-                    scope: KeyScope::new(&label, &route.name),
+                cache: route.cache.as_ref().map(|policy| {
+                    let policy = Arc::new(route_policy(policy));
+                    let withheld = policy.tags.withheld().collect();
+                    CacheRule { policy, scope: KeyScope::new(&label, &route.name), withheld }
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),
@@ -344,6 +346,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
             upstreams,
             keeper: Arc::clone(&resources.keeper),
             cache,
+            purgers: config.cache.as_ref().map(|cache| cache.purge.allow.clone()).unwrap_or_default(),
             geo,
             access_log,
             trace,
@@ -696,6 +699,19 @@ fn route_policy(policy: &CachePolicy) -> RoutePolicy {
         stale_while_revalidate: policy.stale_while_revalidate,
         stale_if_error: policy.stale_if_error,
         honour_request_directives: policy.request_directives,
+        tags: TagPolicy {
+            read: policy.tags.read.iter().map(|field| tag_header(*field)).collect(),
+            keep: policy.tags.keep,
+        },
         ..RoutePolicy::default()
+    }
+}
+
+fn tag_header(field: TagField) -> TagHeader {
+    match field {
+        TagField::SurrogateKey => TagHeader::SurrogateKey,
+        TagField::CacheTag => TagHeader::CacheTag,
+        TagField::Xkey => TagHeader::Xkey,
+        TagField::CacheGroups => TagHeader::CacheGroups,
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
 use selvedge_cache::{Cache, KeyScope, RoutePolicy};
 pub use selvedge_config::{BodyMode, HeaderEncoding, OnFailure, OnPause};
@@ -57,6 +58,8 @@ pub struct Plan {
     keeper: Arc<Keeper>,
     /// The cache, when one is configured.
     pub cache: Option<&'static Cache>,
+    /// Who may purge by `PURGE`.
+    pub(crate) purgers: Vec<ipnet::IpNet>,
     /// The geo database, when one is configured.
     pub geo: Option<Arc<Geo>>,
     /// Whether access-log lines are written, and how.
@@ -116,6 +119,8 @@ pub(crate) struct CacheRule {
     pub(crate) policy: Arc<RoutePolicy>,
     /// Keeps the keys of different routes apart, whatever is reloaded.
     pub(crate) scope: KeyScope,
+    /// The fields with tags that clients do not get.
+    pub(crate) withheld: Box<[HeaderName]>,
 }
 
 /// Who answers the requests of a route.

@@ -33,7 +33,7 @@ pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &Lis
 
 /// The route that a `GET` of this URL takes, if the request's own method is unsafe. Routes tell methods apart and URLs do not: what
 /// that route has stored is out of date after this request (RFC 9111, 4.4), although its own route stores nothing.
-fn route_of_get(
+pub(super) fn route_of_get(
     request: &RequestHeader,
     digest: Option<&Digest>,
     ctx: &RequestCtx,
@@ -146,9 +146,13 @@ pub(crate) fn not_modified(session: &Session, response: &ResponseHeader, ctx: &R
     ctx.plan.cache.is_some_and(|cache| cache.not_modified(session.req_header(), response))
 }
 
-/// Appends `Cache-Status` on routes that cache.
+/// Appends `Cache-Status` on routes that cache, and takes away the tags that are not for clients.
 pub(crate) fn status(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) {
     if let Some(cache) = cached(ctx) {
+        let withheld = ctx.route.as_ref().and_then(|route| route.cache.as_ref()).map(|rule| &rule.withheld);
+        for name in withheld.into_iter().flatten() {
+            response.remove_header(name);
+        }
         cache.append_status(&session.cache, &ctx.cache, &ctx.plan.node.name, response);
     }
 }

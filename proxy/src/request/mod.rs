@@ -22,11 +22,13 @@ mod forwarded;
 
 mod hygiene;
 
-mod paths;
+pub(crate) mod paths;
 
 pub(crate) mod redirect;
 
 pub(crate) mod select;
+
+pub(crate) mod purge;
 
 pub(crate) mod filter;
 
@@ -207,6 +209,9 @@ impl ProxyHttp for Edge {
         }
         if let Some(to) = self.listener.redirect_to_https {
             return redirect::answer(session, to).await.map(|()| true);
+        }
+        if purge::is_meant(session.req_header(), ctx) {
+            return Box::pin(purge::answer(self, session, ctx)).await.map(|()| true);
         }
         step!(ctx, "select");
         let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };

@@ -4,6 +4,7 @@
 //! then the label `metric` holds the name as the filter wrote it. (Envoy puts `wasmcustom.` before it.)
 
 mod certificates;
+mod purges;
 mod upstreams;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,9 @@ pub(crate) fn page(observed: &Observed, plan: &Plan, certificates: &[(String, Ar
     node(&mut page, observed, plan.generation);
     certificates::write(&mut page, &observed.counters.handshakes, certificates);
     upstreams::write(&mut page, plan);
+    if let Some(cache) = plan.cache {
+        purges::write(&mut page, cache);
+    }
     filters(&mut page, observed);
     shared(&mut page, observed);
     custom(&mut page, observed.metrics.snapshot());

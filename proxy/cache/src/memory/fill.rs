@@ -108,6 +108,11 @@ impl Fill {
         self.joinable.load(Ordering::Acquire)
     }
 
+    /// How many bytes came so far.
+    pub(crate) fn length(&self) -> u64 {
+        self.state.lock().end
+    }
+
     /// Take no new readers, and do not store: only serve the readers there are.
     pub(crate) fn detach(&self) {
         self.joinable.store(false, Ordering::Release);

@@ -8,14 +8,16 @@
 //! What is doubtful counts as purged: a table that is full folds its oldest entries into coarser ones (the host's, else everything), and
 //! a response with more tags than are kept counts as having every tag.
 //!
-//! Nothing here names Pingora or opens a socket.
+//! The [log](PurgeLog) keeps purges over the end of the process. Nothing here names Pingora or opens a socket.
 
 mod clock;
+mod log;
 mod mark;
 mod table;
 mod tags;
 
 pub use self::clock::Clock;
+pub use self::log::{LogError, OpenError, Position, PurgeLog, Record};
 pub use self::mark::{Mark, Marks, Scope};
 pub use self::table::{PurgeUsage, Purges, Verdict};
 pub use self::tags::{TAG_MAX, TAGS_MAX, TagHeader, TagPolicy, Tags};

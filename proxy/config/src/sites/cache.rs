@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use schemars::JsonSchema;
 
+use super::tags::CacheTags;
 use crate::{
     decode::{At, Cx, Fields, choice, duration, list, text, truth},
     report::{Fault, Position},
@@ -45,6 +46,10 @@ pub struct CachePolicy {
     /// likes: a browser's reload does. Default `false`.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub request_directives: bool,
+
+    /// What responses are tagged with, for purges by tag.
+    #[schemars(with = "Option<CacheTags>", extend("default" = {}))]
+    pub tags: CacheTags,
 
     /// Where the policy is written.
     #[schemars(skip)]
@@ -92,6 +97,7 @@ impl CachePolicy {
         let stale_while_revalidate = fields.read(cx, "stale_while_revalidate", duration);
         let stale_if_error = fields.read(cx, "stale_if_error", duration);
         let request_directives = fields.read(cx, "request_directives", truth).unwrap_or(false);
+        let tags = fields.read(cx, "tags", CacheTags::read).unwrap_or_default();
         fields.close(cx);
         Some(Self {
             ttl,
@@ -100,6 +106,7 @@ impl CachePolicy {
             stale_while_revalidate,
             stale_if_error,
             request_directives,
+            tags,
             position: at.name_position().clone(),
         })
     }

@@ -126,6 +126,12 @@ impl Router {
         self.sites.iter().flat_map(|site| site.candidates.iter().map(|candidate| &candidate.route))
     }
 
+    /// Every route of the site that answers for a host; none if there is no such site.
+    pub(crate) fn routes_of(&self, authority: &str) -> impl Iterator<Item = &Arc<Route>> {
+        let site = self.site(authority.as_bytes()).map(|site| &self.sites[site]);
+        site.into_iter().flat_map(|site| site.candidates.iter().map(|candidate| &candidate.route))
+    }
+
     fn site(&self, authority: &[u8]) -> Option<usize> {
         self.site_and_rule(authority).map(|(site, _)| site)
     }
