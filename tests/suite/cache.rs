@@ -232,7 +232,7 @@ async fn all_versions_of_http_share_and_the_schemes_do_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_listed_parameters_are_part_of_the_key() {
     let origin = counting(&[("cache-control", "max-age=60")]).await;
-    let edge = node("{ query: [page, lang] }", origin.address());
+    let edge = node("{ key: { query: { only: [page, lang] } } }", origin.address());
     let ask = async |target: &str| Client::get(edge.web(), target).await.text();
 
     assert_eq!(ask("/q?page=1&utm=a").await, "answer 1");
@@ -245,7 +245,7 @@ async fn only_listed_parameters_are_part_of_the_key() {
     assert_eq!(ask("/q?page=1&lang=de").await, "answer 3", "order does not count");
     assert_eq!(ask("/q").await, "answer 4");
 
-    let none = node("{ query: [] }", origin.address());
+    let none = node("{ key: { query: { only: [] } } }", origin.address());
     assert_eq!(Client::get(none.web(), "/q?a=1").await.text(), "answer 5");
     assert_eq!(Client::get(none.web(), "/q?a=2").await.text(), "answer 5");
 
@@ -772,7 +772,7 @@ sites:
   - hosts: [\"*\"]
     routes:
       - { name: rest, to: app }
-      - { name: \"pages-${ID}\", match: { path: /pages/*, method: [GET, HEAD] }, cache: { query: [] }, to: app }",
+      - { name: \"pages-${ID}\", match: { path: /pages/*, method: [GET, HEAD] }, cache: { key: { query: { only: [] } } }, to: app }",
         &[("app", origin.address())],
     );
     assert_eq!(Client::get(edge.web(), "/pages/1?a").await.text(), "answer 1");

@@ -17,7 +17,7 @@ const PACKAGE: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/third-party/http-cache/node_modules/http-cache-tests");
 
 /// The route's policy: what the suite looks at and a node does by wish only.
-const POLICY: &str = "{ request_directives: true, stale_if_error: 1d }";
+const POLICY: &str = "{ request_directives: true, stale_if_error: 1d, languages: [de, en, fr] }";
 
 /// What both may miss.
 const MISSED_BY_BOTH: &[&str] = &[
@@ -53,7 +53,6 @@ const MISSED_BY_BOTH: &[&str] = &[
     "partial-store-partial-reuse-partial-suffix",
     "stale-warning-become",
     "stale-warning-stored",
-    "vary-normalise-lang-select",
 ];
 
 /// What the copy on npm may miss besides.
@@ -99,7 +98,7 @@ const MISSED: &[&str] = &[
 
 /// How many tests have to pass, of how many: of the suite as it is today.
 const REQUIRED: (usize, usize) = (158, 160);
-const OPTIMAL: (usize, usize) = (97, 105);
+const OPTIMAL: (usize, usize) = (98, 105);
 const CHECK: (usize, usize) = (70, 100);
 
 /// What came of a run.

@@ -44,7 +44,7 @@ sites:
     routes:
       - name: products
         match: { path: /products/*, method: [GET, HEAD] }
-        cache: { query: [id] }
+        cache: { key: { query: { only: [id] }, device: true, headers: [x-user, x-none] } }
         rewrite: { prefix: /v2, host: backend.test }
         to: shop
       - { name: products-for-writers, match: { path: /products/* }, filters: [limit: { burst: 7 }], to: shop }
@@ -92,7 +92,10 @@ fn a_route_is_told_with_all_that_follows_from_it() {
     assert_eq!(upstream["bound"]["by"], "consistent hashing");
     let bound = upstream["bound"]["endpoint"].as_str().unwrap();
     assert!(bound.starts_with("192.0.2."), "{bound}");
-    assert_eq!(told["cache"]["key"]["of"], "http://shop.test:8080/products/7?id=9");
+    assert_eq!(
+        told["cache"]["key"]["of"],
+        "http://shop.test:8080/products/7?id=9 header.x-user=<its value> header.x-none=none device=desktop"
+    );
     assert!(!told.to_string().contains("topsecretvalue"), "{told:#}");
 
     // What does not count does not change the key; another user may go elsewhere, the same one never.
@@ -187,7 +190,7 @@ fn people_can_read_it() {
         "products-for-writers (path /products/*): would match, but is less specific",
         "upstream   shop gets GET /v2/7?id=1 for host backend.test",
         "by consistent hashing: 192.0.2.",
-        "cache key  http://shop.test/products/7?id=1",
+        "cache key  http://shop.test/products/7?id=1 header.x-user=<its value> header.x-none=none device=desktop",
     ] {
         assert!(told.contains(expected), "{expected} is not in:\n{told}");
     }
@@ -269,7 +272,7 @@ sites:
   - hosts: [shop.test]
     headers: { response: { set: { x-node: edge } } }
     routes:
-      - { name: products, match: { path: /products/*, method: [GET, HEAD] }, cache: { query: [id], ttl: 1h }, rewrite: { prefix: /v2 }, to: shop }
+      - { name: products, match: { path: /products/*, method: [GET, HEAD] }, cache: { key: { query: { only: [id] } }, ttl: 1h }, rewrite: { prefix: /v2 }, to: shop }
       - { name: members, match: { path: /members/* }, filters: [jwt], to: named }
       - { name: limited, match: { path: /limited }, filters: [limit], respond: { status: 200, body: fine } }
       - { name: countries, match: { path: /where }, filters: [geo], to: demo }

@@ -29,6 +29,8 @@ mod cache_suite;
 
 mod purge;
 
+mod cache_policy;
+
 mod callouts;
 
 mod queues;

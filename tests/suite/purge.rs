@@ -42,7 +42,7 @@ upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
 sites:
 - hosts: [\"${{ID}}.example\", \"other-${{ID}}.example\"]
   routes:
-  - {{ name: \"page-${{ID}}\", cache: {{ query: [id] }}, to: app }}
+  - {{ name: \"page-${{ID}}\", cache: {{ key: {{ query: {{ only: [id] }} }} }}, to: app }}
   - {{ name: \"kept-${{ID}}\", match: {{ path: /kept/* }}, cache: {{ tags: {{ keep: true, read: [surrogate-key] }} }}, to: app }}
   - {{ name: \"none-${{ID}}\", match: {{ path: /none/* }}, cache: {{ tags: {{ read: [] }} }}, to: app }}"
     )

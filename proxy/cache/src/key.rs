@@ -12,6 +12,7 @@ use http::header::HOST;
 use pingora_cache::CacheKey;
 use pingora_cache::key::CacheHashKey;
 use pingora_http::RequestHeader;
+use smallvec::SmallVec;
 
 use crate::rules::QueryPolicy;
 
@@ -149,6 +150,19 @@ pub(crate) fn each_part(
     match (query, parameters) {
         (_, None) => {}
         (QueryPolicy::All, Some(parameters)) => part(Part::Query(parameters)),
+        (QueryPolicy::Except { names, sort }, Some(parameters)) => {
+            let pairs = parameters.split(|byte| *byte == b'&').map(|parameter| split(parameter, b'='));
+            let pairs = pairs.map(|(given, value)| (decoded(given), value.unwrap_or_default()));
+            let mut pairs: SmallVec<[_; 8]> =
+                pairs.filter(|(given, _)| !names.iter().any(|name| given.as_ref() == name.as_bytes())).collect();
+            if *sort {
+                pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
+            }
+            for (name, value) in &pairs {
+                part(Part::Name(name));
+                part(Part::Value(value));
+            }
+        }
         (QueryPolicy::Only(names), Some(parameters)) => {
             for name in names {
                 for parameter in parameters.split(|byte| *byte == b'&') {
@@ -369,6 +383,32 @@ mod tests {
         }
         assert_eq!(key("/p?p+q=2&id=1", None, &only), key("/p?id=1&p%20q=2", None, &only));
         assert_eq!(key("/p?utm=1", None, &only), key("/p", None, &only));
+    }
+
+    #[test]
+    fn others_than_the_excluded_parameters_count() {
+        let except = |names: &[&str], sort| QueryPolicy::Except {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            sort,
+        };
+        let (kept, sorted) = (except(&["utm", "p q"], false), except(&["utm", "p q"], true));
+        let all_sorted = except(&[], true);
+        for (policy, one, other, same) in [
+            (&kept, "/p?id=1&utm=x", "/p?id=1", true),
+            (&kept, "/p?id=1&%75tm=x&p+q", "/p?p%20q=7&id=1", true),
+            (&kept, "/p?i%64=1", "/p?id=1", true),
+            (&kept, "/p?a=1&b=2", "/p?b=2&a=1", false),
+            (&kept, "/p?utm=1", "/p", true),
+            (&kept, "/p?a&b", "/p?a=b", false),
+            (&kept, "/p?a=1&a=2", "/p?a=2&a=1", false),
+            (&sorted, "/p?b=2&utm=3&a=1", "/p?a=1&b=2", true),
+            (&sorted, "/p?a=1&a=2", "/p?a=2&a=1", false),
+            (&all_sorted, "/p?b=2&a=1&b=1", "/p?a=1&b=2&b=1", true),
+            (&all_sorted, "/p?b=2&a=1&b=1", "/p?a=1&b=1&b=2", false),
+            (&all_sorted, "/p?ab=", "/p?a=b", false),
+        ] {
+            assert_eq!(key(one, None, policy) == key(other, None, policy), same, "{policy:?} {one} {other}");
+        }
     }
 
     #[test]

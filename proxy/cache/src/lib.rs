@@ -68,7 +68,7 @@ pub use crate::inspect::Stored;
 pub use crate::key::{KeyScope, Scheme};
 pub use crate::memory::Usage;
 pub use crate::purge::{Purge, Purges, Scope};
-pub use crate::rules::{QueryPolicy, RoutePolicy};
+pub use crate::rules::{QueryPolicy, RoutePolicy, SetCookies};
 pub use crate::status::CacheStatus;
 
 /// How often a waiter may find another fill in its way before it goes forward by itself. Each try is bounded by
@@ -301,7 +301,7 @@ impl Cache {
         }
 
         if !is_fresh {
-            let window = store::stale_if_error_window(meta.headers(), &policy);
+            let window = store::stale_if_error_window(meta.response_header().status.as_u16(), meta.headers(), &policy);
             ctx.stale_on_status = meta.fresh_until().checked_add(window).is_some_and(|until| now <= until);
             // Stale from the start means every request validates. Behind one lock they would do so one after the other.
             if ctx.always_stale && meta.stale_while_revalidate_sec() == 0 {
@@ -376,6 +376,9 @@ impl Cache {
             let named = invalidate::named_targets(&authority, request.uri.path(), &response.headers);
             for target in named.iter().map(String::as_str).chain([own]) {
                 self.invalidate(route.scope, route.scheme, &route.policy.query, &authority, target, Purge::Hard);
+                if route.policy.has_key_parts {
+                    self.purges.purge(&[Scope::url(&route.policy.query, &authority, target)], Purge::Hard);
+                }
             }
         }
     }
@@ -428,7 +431,7 @@ impl Cache {
             self.tags_dropped.fetch_add(tags.dropped() as u64, Ordering::Relaxed);
         }
         drop(tags);
-        let withheld = headers::withheld_from_reuse(&header.headers);
+        let withheld = headers::withheld_from_reuse(&header.headers, &route.policy);
         for name in headers::before_storing(&header.headers) {
             header.remove_header(&name);
         }

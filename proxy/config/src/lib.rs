@@ -60,8 +60,8 @@ pub use node::{EncodedSlashes, ModuleCache, Node, Paths, Workers};
 pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
 pub use sites::{
-    CachePolicy, CacheTags, Cors, Encoding, Files, Host, Mirror, Origin, QueryKey, Respond, Route, RouteLimits,
-    RouteTimeouts, Site, Split, TagField, Target,
+    CacheKey, CachePolicy, CacheTags, Cors, Encoding, Files, GeoKey, Host, Mirror, Origin, QueryKey, Respond, Route,
+    RouteLimits, RouteTimeouts, SetCookie, Site, Split, TagField, Target, Ttl,
 };
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use upstreams::{

@@ -159,7 +159,7 @@ filters:
 sites:
 - hosts: ["*"]
   routes:
-  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {} }, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
+  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {}, key: { query: { only: [a] } } }, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
   - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, mirror: { to: a }, limits: {}, timeouts: {}, cors: { origins: ["*"] } }
   - { match: { path: /e }, files: { root: e } }
@@ -289,6 +289,7 @@ tests:
             let redirect = shape("Redirect", json!({ "to": "/" }));
             let access_log = shape("AccessLog", json!({}));
             let (tags, purge) = (shape("CacheTags", json!({})), shape("CachePurge", json!({})));
+            let key = shape("CacheKey", json!({}));
             let (memory, collapse) = (shape("CacheMemory", json!({})), shape("Collapse", json!({})));
             let config = json!({
                 "version": 1,
@@ -304,7 +305,7 @@ tests:
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
                 "sites": [{ "hosts": ["*"], "routes": [
                     {
-                        "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({ "tags": tags })), "to": "a",
+                        "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({ "tags": tags, "key": key })), "to": "a",
                         "rewrite": shape("Rewrite", json!({ "host": "a" })), "mirror": shape("Mirror", json!({ "to": "a" })),
                     },
                     {

@@ -16,7 +16,7 @@ use std::{
 
 use schemars::JsonSchema;
 
-pub use self::cache::{CachePolicy, QueryKey};
+pub use self::cache::{CacheKey, CachePolicy, GeoKey, QueryKey, SetCookie, Ttl};
 pub use self::cors::{Cors, Origin};
 pub use self::files::{Encoding, Files};
 pub use self::mirror::Mirror;

@@ -973,14 +973,62 @@ fn routes() {
             "to: demo\n    cache: { override: true }",
             "13:14 sites[0].routes[0].cache.override: `override` does nothing without `ttl` | say how long: `ttl: 1h`",
         ),
-        ("to: demo\n    cache: { query: some }", "13:21 sites[0].routes[0].cache.query: `some` is not `all`"),
         (
-            "to: demo\n    cache: { query: [a, a] }",
-            "13:25 sites[0].routes[0].cache.query[1]: this parameter is written twice",
+            "to: demo\n    cache: { key: { query: some } }",
+            "13:28 sites[0].routes[0].cache.key.query: `some` is not `all`",
+        ),
+        (
+            "to: demo\n    cache: { key: { query: { only: [a, a] } } }",
+            "13:40 sites[0].routes[0].cache.key.query.only[1]: this parameter is written twice",
+        ),
+        (
+            "to: demo\n    cache: { key: { query: { only: [], except: [a] } } }",
+            "13:40 sites[0].routes[0].cache.key.query.except: `only` and `except` are both written",
+        ),
+        (
+            "to: demo\n    cache: { key: { query: {} } }",
+            "13:28 sites[0].routes[0].cache.key.query: nothing is said | write `all`, `only: [..]` or `except: [..]`",
+        ),
+        (
+            "to: demo\n    cache: { key: { headers: [X-A, x-a] } }",
+            "13:36 sites[0].routes[0].cache.key.headers[1]: this header is written twice",
+        ),
+        (
+            "to: demo\n    cache: { key: { cookies: [a b] } }",
+            "13:31 sites[0].routes[0].cache.key.cookies[0]: `a b` is not the name of a cookie | expected a name",
+        ),
+        (
+            "to: demo\n    cache: { key: { geo: country } }",
+            "13:21 sites[0].routes[0].cache.key.geo: there is no database for this | declare one: `geo: { database: FILE.mmdb }` at the top level",
+        ),
+        ("to: demo\n    cache: { ttl: {} }", "13:19 sites[0].routes[0].cache.ttl: no status is named"),
+        (
+            "to: demo\n    cache: { ttl: { 404: 0s } }",
+            "13:26 sites[0].routes[0].cache.ttl.404: this duration must be above zero",
+        ),
+        (
+            "to: demo\n    cache: { ttl: { \"4xx\": 1s } }",
+            "13:21 sites[0].routes[0].cache.ttl.4xx: `4xx` is no status from 200 to 599, and no range of them | write `\"404\"` or `\"200-299\"`",
+        ),
+        (
+            "to: demo\n    cache: { ttl: { 400-499: 1s, 404: 2s } }",
+            "13:34 sites[0].routes[0].cache.ttl.404: some of these statuses are also in `400-499`",
+        ),
+        (
+            "to: demo\n    cache: { ttl: { 206: 1s } }",
+            "13:21 sites[0].routes[0].cache.ttl.206: a 206 response is never kept by itself",
+        ),
+        (
+            "to: demo\n    cache: { cookies: drop }",
+            "13:23 sites[0].routes[0].cache.cookies: `drop` is not one of `store`, `strip`, `pass`",
+        ),
+        (
+            "to: demo\n    cache: { languages: [de, en_GB] }",
+            "13:30 sites[0].routes[0].cache.languages[1]: `en_GB` is not a language | write it as in `Accept-Language`: `en`, `de-CH`",
         ),
         (
             "to: demo\n    cache: { negative: {} }",
-            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `query`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
+            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `key`, `cookies`, `languages`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
         ),
         (
             "to: demo\n    cache: { request_directives: obey }",

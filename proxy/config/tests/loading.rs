@@ -12,12 +12,12 @@ use std::{
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheMemory, CacheTags, Certificates, ClientMode,
-    Collapse, Compat, Config, EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits,
-    Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin,
-    Protocol, QueryKey, Rate, Reload, Report, Retries, RetryOn, Servers, Snapshot, TagField, Target, Tick, Timeouts,
-    TlsVersion, UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers,
-    parse_duration,
+    AccessLog, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheKey, CacheMemory, CacheTags, Certificates,
+    ClientMode, Collapse, Compat, Config, EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation,
+    ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch,
+    Percent, Pin, Protocol, QueryKey, Rate, Reload, Report, Retries, RetryOn, Servers, SetCookie, Snapshot, TagField,
+    Target, Tick, Timeouts, TlsVersion, Ttl, UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch,
+    WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -190,7 +190,7 @@ sites:
   routes:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
-    cache: { ttl: 1h, override: true, query: [v, page], stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
+    cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
     to: app
   - match: { path: /teapot }
     respond: { status: 418, body: "short and stout\n", headers: { X-A: b } }
@@ -304,8 +304,19 @@ sites:
         }
     );
     let policy = api.cache.as_ref().unwrap();
-    assert_eq!((policy.ttl, policy.override_origin), (Some(Duration::from_secs(3600)), true));
-    assert_eq!(policy.query, QueryKey::Only(vec!["v".into(), "page".into()]));
+    assert_eq!((policy.ttl.clone(), policy.override_origin), (Some(Ttl::One(Duration::from_secs(3600))), true));
+    assert_eq!(
+        policy.key,
+        CacheKey {
+            query: QueryKey::Only(vec!["v".into(), "page".into()]),
+            sort: false,
+            headers: vec!["x-a".into()],
+            cookies: vec!["c".into()],
+            device: true,
+            geo: None,
+        }
+    );
+    assert_eq!((policy.cookies, &policy.languages[..]), (SetCookie::Strip, &["de".to_owned(), "en-gb".into()][..]));
     assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
     assert!(policy.request_directives);
     assert_eq!(policy.tags, CacheTags { read: vec![TagField::Xkey], keep: true });

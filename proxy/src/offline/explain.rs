@@ -332,12 +332,14 @@ fn cache(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Cache {
     if ctx.route.as_ref().is_none_or(|route| route.cache.is_none()) {
         return unused("the route has no `cache`");
     }
-    lookup::enable(session, ctx, &edge.listener);
+    if let Err(error) = lookup::enable(session, ctx, &edge.listener) {
+        return unused(&why(&error));
+    }
     if let Some(why) = ctx.cache.bypassed() {
         return unused(why);
     }
     let key = lookup::key(session, ctx).ok().and_then(|_| ctx.cache.key());
-    match ctx.cache.key_in_words(session.req_header()).zip(key) {
+    match lookup::key_in_words(session, ctx).zip(key) {
         Some((of, hash)) => Cache::Key { of, hash: hash.iter().map(|byte| format!("{byte:02x}")).collect() },
         None => unused("no key could be made"),
     }

@@ -13,10 +13,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use selvedge_cache::purge::{TagHeader, TagPolicy};
-use selvedge_cache::{Beyond, Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy};
+use selvedge_cache::{Beyond, Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy, SetCookies};
 use selvedge_config::{
-    CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, TagField,
-    Target as TargetConfig, WasmSource,
+    CacheKey, CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, SetCookie,
+    TagField, Target as TargetConfig, Ttl, WasmSource,
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
@@ -37,6 +37,7 @@ use crate::error_chain;
 use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
+use crate::request::key_parts::KeyParts;
 use crate::request::mirror::Mirror;
 use crate::sockets::Inherited;
 use crate::telemetry::counters::{Counters, Observed};
@@ -308,10 +309,11 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 site: Arc::clone(&label),
                 node: Arc::clone(&node.name),
                 filters,
-                cache: route.cache.as_ref().map(|policy| {
-                    let policy = Arc::new(route_policy(policy));
+                cache: route.cache.as_ref().map(|written| {
+                    let policy = Arc::new(route_policy(written));
                     let withheld = policy.tags.withheld().collect();
-                    CacheRule { policy, scope: KeyScope::new(&label, &route.name), withheld }
+                    let key_parts = KeyParts::of(written);
+                    CacheRule { policy, key_parts, scope: KeyScope::new(&label, &route.name), withheld }
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),
@@ -689,13 +691,28 @@ fn fixed_response(respond: &selvedge_config::Respond) -> Result<(Box<ResponseHea
 }
 
 fn route_policy(policy: &CachePolicy) -> RoutePolicy {
+    let (ttl, ttl_by_status) = match &policy.ttl {
+        None => (None, Vec::new()),
+        Some(Ttl::One(ttl)) => (Some(*ttl), Vec::new()),
+        Some(Ttl::ByStatus(statuses)) => (None, statuses.clone()),
+    };
+    let CacheKey { query, sort, .. } = &policy.key;
     RoutePolicy {
-        ttl: policy.ttl,
+        ttl,
+        ttl_by_status,
         override_origin: policy.override_origin,
-        query: match &policy.query {
+        set_cookie: match policy.cookies {
+            SetCookie::Store => SetCookies::Store,
+            SetCookie::Strip => SetCookies::Strip,
+            SetCookie::Pass => SetCookies::Pass,
+        },
+        query: match query {
+            QueryKey::All if *sort => QueryPolicy::Except { names: Vec::new(), sort: true },
             QueryKey::All => QueryPolicy::All,
             QueryKey::Only(names) => QueryPolicy::Only(names.clone()),
+            QueryKey::Except(names) => QueryPolicy::Except { names: names.clone(), sort: *sort },
         },
+        has_key_parts: KeyParts::of(policy).is_some_and(|parts| parts.exist()),
         stale_while_revalidate: policy.stale_while_revalidate,
         stale_if_error: policy.stale_if_error,
         honour_request_directives: policy.request_directives,

@@ -28,11 +28,12 @@ use self::host::{NodeHost, View};
 pub use self::identity::Identity;
 pub(crate) use self::live::Live;
 pub use self::router::{Asker, Router, Selected};
-pub(crate) use self::router::{FieldValue, HostRule, without_port};
+pub(crate) use self::router::{FieldValue, HostRule, cookies, without_port};
 pub use self::trouble::Trouble;
 use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
+use crate::request::key_parts::KeyParts;
 use crate::request::mirror::Mirror;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
@@ -117,6 +118,8 @@ pub(crate) struct TcpRoute {
 /// How a route caches.
 pub(crate) struct CacheRule {
     pub(crate) policy: Arc<RoutePolicy>,
+    /// What counts besides the URL.
+    pub(crate) key_parts: Option<Box<KeyParts>>,
     /// Keeps the keys of different routes apart, whatever is reloaded.
     pub(crate) scope: KeyScope,
     /// The fields with tags that clients do not get.

@@ -20,15 +20,25 @@ use crate::listener::ListenerFacts;
 use crate::plan::{Route, Selected};
 
 /// Turns the cache on, on routes that have one, and where the request may put out of date what another route has stored.
-pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &ListenerFacts) {
-    let (Some(cache), Some(route)) = (ctx.plan.cache, &ctx.route) else { return };
+///
+/// # Errors
+/// The request's header has no room for what the origin is told.
+pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &ListenerFacts) -> Result<()> {
+    let (Some(cache), Some(route)) = (ctx.plan.cache, &ctx.route) else { return Ok(()) };
     let request = session.downstream_session.req_header();
     let stored_by = if route.cache.is_none() { route_of_get(request, session.digest(), ctx, listener) } else { None };
-    let Some(rule) = stored_by.as_ref().unwrap_or(route).cache.as_ref() else { return };
+    let Some(rule) = stored_by.as_ref().unwrap_or(route).cache.as_ref() else { return Ok(()) };
     step!(ctx, "lookup");
     ctx.cache.asked(ctx.started);
     let scheme = if ctx.downstream.tls { Scheme::Https } else { Scheme::Http };
-    cache.enable(&mut session.cache, request, rule.scope, scheme, &rule.policy, &mut ctx.cache);
+    let mut scope = rule.scope;
+    if let Some(key_parts) = &rule.key_parts {
+        key_parts.write(session.downstream_session.req_header_mut())?;
+        scope = key_parts.scope(scope, session.downstream_session.req_header(), ctx);
+    }
+    let request = session.downstream_session.req_header();
+    cache.enable(&mut session.cache, request, scope, scheme, &rule.policy, &mut ctx.cache);
+    Ok(())
 }
 
 /// The route that a `GET` of this URL takes, if the request's own method is unsafe. Routes tell methods apart and URLs do not: what
@@ -56,6 +66,16 @@ pub(crate) fn key(session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {
         return Error::e_explain(ErrorType::InternalError, "the cache is on without being configured");
     };
     cache.key(session.req_header(), &mut ctx.cache)
+}
+
+/// What the key is made of, for people to read; `None` where the cache was not asked.
+pub(crate) fn key_in_words(session: &Session, ctx: &RequestCtx) -> Option<String> {
+    let words = ctx.cache.key_in_words(session.req_header())?;
+    let key_parts = ctx.route.as_ref().and_then(|route| route.cache.as_ref()?.key_parts.as_ref());
+    Some(match key_parts.filter(|key_parts| key_parts.exist()) {
+        Some(key_parts) => format!("{words} {}", key_parts.in_words(session.req_header(), ctx)),
+        None => words,
+    })
 }
 
 /// What the stored `Vary` makes of the request.

@@ -34,6 +34,10 @@ pub(crate) mod filter;
 
 pub(crate) mod lookup;
 
+pub(crate) mod key_parts;
+
+mod device;
+
 pub(crate) mod forward;
 
 mod deadline;
@@ -248,8 +252,7 @@ impl ProxyHttp for Edge {
     }
 
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
-        lookup::enable(session, ctx, &self.listener);
-        Ok(())
+        lookup::enable(session, ctx, &self.listener)
     }
 
     fn cache_key_callback(&self, session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {

@@ -4,7 +4,7 @@ use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
-use super::{Edge, RequestCtx};
+use super::{Edge, RequestCtx, lookup};
 
 /// Sees the exchanges of one edge, the last one of them.
 #[derive(Default)]
@@ -47,6 +47,6 @@ pub(super) fn ended(edge: &Edge, session: &Session, ctx: &RequestCtx) {
     let mut seen = witness.0.lock();
     seen.route = ctx.route.as_ref().map(|route| route.name().to_owned());
     seen.site = ctx.route.as_ref().map(|route| route.site().to_owned());
-    seen.cache_key = ctx.cache.key().and_then(|_| ctx.cache.key_in_words(session.req_header()));
+    seen.cache_key = ctx.cache.key().and_then(|_| lookup::key_in_words(session, ctx));
     seen.upstream = ctx.lease.as_ref().map(|lease| lease.endpoint().upstream_name().to_owned());
 }

@@ -2,12 +2,12 @@
 
 use http::header::{
     AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VARY,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::directives::CacheControl;
-use super::structured::{CDN_CACHE_CONTROL, targeted};
+use super::structured::origins_directives;
+use super::{RoutePolicy, SetCookies};
 
 /// Fields that belong to one connection even where `Connection` does not list them. `Connection` and `Transfer-Encoding` are not
 /// here: the transport reads them after us, and [`before_storing`] removes them.
@@ -49,12 +49,13 @@ pub fn before_storing(headers: &HeaderMap<HeaderValue>) -> Vec<HeaderName> {
     names
 }
 
-/// The fields that `no-cache="…"` and `private="…"` keep out of reuse (RFC 9111, 5.2.2.4 and 5.2.2.7). The client whose request
-/// fetched the response still gets them.
+/// The fields that `no-cache="…"` and `private="…"` keep out of reuse (RFC 9111, 5.2.2.4 and 5.2.2.7), and cookies where the route
+/// strips them. The client whose request fetched the response still gets them.
 #[must_use]
-pub fn withheld_from_reuse(headers: &HeaderMap<HeaderValue>) -> Vec<HeaderName> {
-    let directives = targeted(headers, &CDN_CACHE_CONTROL).unwrap_or_else(|| CacheControl::of(headers));
-    [directives.no_cache.fields(), directives.private.fields()].concat()
+pub fn withheld_from_reuse(headers: &HeaderMap<HeaderValue>, policy: &RoutePolicy) -> Vec<HeaderName> {
+    let directives = origins_directives(headers).0;
+    let cookie: &[HeaderName] = if policy.set_cookie == SetCookies::Strip { &[SET_COOKIE] } else { &[] };
+    [directives.no_cache.fields(), directives.private.fields(), cookie].concat()
 }
 
 /// Whether a 304's `name` replaces the stored field (RFC 9111, 3.2). Not replaced is what describes the stored body or this
@@ -128,8 +129,12 @@ mod tests {
     #[test]
     fn named_fields_are_withheld() {
         let stored = headers(&[("cache-control", "max-age=1, no-cache=\"set-cookie\", private=\"x-a\"")]);
-        assert_eq!(withheld_from_reuse(&stored), ["set-cookie", "x-a"]);
-        assert!(withheld_from_reuse(&headers(&[("cache-control", "no-cache, private")])).is_empty());
+        let policy = RoutePolicy::default();
+        assert_eq!(withheld_from_reuse(&stored, &policy), ["set-cookie", "x-a"]);
+        let whole = headers(&[("cache-control", "no-cache, private")]);
+        assert!(withheld_from_reuse(&whole, &policy).is_empty());
+        let strips = RoutePolicy { set_cookie: SetCookies::Strip, ..policy };
+        assert_eq!(withheld_from_reuse(&whole, &strips), ["set-cookie"]);
     }
 
     /// RFC 9111, 3.2.

@@ -9,6 +9,7 @@
 //! | [`structured`] | whether `CDN-Cache-Control` is a structured field, and what it says | RFC 9213, RFC 9651 |
 //! | [`date`] | when an HTTP date is | RFC 9110, 5.6.7 |
 //! | [`store`] | may a response be kept, and for how long | RFC 9111, 3 and 4.2; RFC 5861 |
+//! | [`language`] | which language a client prefers | RFC 9110, 12.5.4; RFC 4647 |
 //! | [`vary`] | which requests a stored response may answer | RFC 9111, 4.1 |
 //! | [`reuse`] | what a request's own directives and conditions ask for | RFC 9111, 4.3.2 and 5.2.1 |
 //! | [`headers`] | which fields survive a hop, a 304, a reuse | RFC 9110, 7.6.1; RFC 9111, 3.1 and 3.2 |
@@ -18,6 +19,7 @@ pub mod date;
 pub mod directives;
 pub mod headers;
 pub mod invalidate;
+pub mod language;
 pub mod reuse;
 pub mod store;
 pub mod structured;
@@ -37,16 +39,23 @@ pub struct RoutePolicy {
     /// default) leaves such responses to the heuristic of RFC 9111, 4.2.2, or uncached when there is no `Last-Modified`.
     /// `Some(0)` stores them for revalidation only.
     pub ttl: Option<Duration>,
+    /// The same for responses with certain statuses (from, to), cacheable by default or not, before [`ttl`](Self::ttl): 5 s for 404, say.
+    pub ttl_by_status: Vec<(u16, u16, Duration)>,
     /// Let [`ttl`](Self::ttl) win over what the origin says: its lifetime, `no-store`, `no-cache` and `private`. Never stored even
     /// then: a partial response, `Vary: *`, an answer to a request with `Authorization` that is not marked shareable, and a
-    /// response that sets a cookie. No effect while `ttl` is `None`. Default `false`.
+    /// response that sets a cookie, unless it is [stripped](SetCookies::Strip). No effect on statuses without a lifetime here. Default
+    /// `false`.
     pub override_origin: bool,
+    /// What becomes of responses with `Set-Cookie`.
+    pub set_cookie: SetCookies,
     /// Lifetime of a response in place of what the origin gives, where it may be stored at all: the origin's `no-store`, `private` and
     /// `no-cache` stand, and errors and cookies without a lifetime of the origin's are not stored. [`ttl`](Self::ttl) together with
     /// [`override_origin`](Self::override_origin) loses against it. Default `None`.
     pub lifetime: Option<Duration>,
     /// Which query parameters are part of the cache key. Default: all of them, in the order they came.
     pub query: QueryPolicy,
+    /// Requests for one URL may have different keys, because more than the URL counts. An unsafe request puts all of them out of date.
+    pub has_key_parts: bool,
     /// How long after its lifetime a response may be served while it is fetched anew in the background (RFC 5861, 3), where the
     /// origin does not say. With [`override_origin`](Self::override_origin), also where it does. `None` (the default) and zero:
     /// only where the origin says so. `must-revalidate`, `proxy-revalidate`, `no-cache` and `s-maxage` forbid it unless
@@ -63,6 +72,37 @@ pub struct RoutePolicy {
     pub tags: TagPolicy,
 }
 
+impl RoutePolicy {
+    /// The lifetime of a response with this status whose origin gives none.
+    #[must_use]
+    pub fn given_ttl(&self, status: u16) -> Option<Duration> {
+        self.named_ttl(status).or_else(|| self.ttl.filter(|_| store::is_cacheable_by_default(status)))
+    }
+
+    /// The lifetime of a response with this status whatever its origin says.
+    #[must_use]
+    pub fn forced_ttl(&self, status: u16) -> Option<Duration> {
+        if self.override_origin { self.named_ttl(status).or(self.ttl) } else { None }
+    }
+
+    fn named_ttl(&self, status: u16) -> Option<Duration> {
+        let named = self.ttl_by_status.iter().find(|(from, to, _)| (*from..=*to).contains(&status));
+        named.map(|(_, _, ttl)| *ttl)
+    }
+}
+
+/// What becomes of responses with `Set-Cookie`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SetCookies {
+    /// They are stored with it where the origin says how long they are fresh (RFC 9111, 7.3).
+    #[default]
+    Store,
+    /// They are stored without it, like any other.
+    Strip,
+    /// They are not stored.
+    Pass,
+}
+
 /// Which query parameters are part of the cache key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum QueryPolicy {
@@ -73,6 +113,13 @@ pub enum QueryPolicy {
     /// percent-decoding, so that an encoded spelling cannot slip a value past the key. The origin still gets the whole query: list
     /// every parameter that changes its answer, or one client's answer is served to others.
     Only(Vec<String>),
+    /// All but these parameters, names compared likewise. `a` and `a=` are the same.
+    Except {
+        /// Those that do not count.
+        names: Vec<String>,
+        /// Whether the others are taken in the order of their names; repetitions stay in the order they came.
+        sort: bool,
+    },
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, request, response};
 
 use super::date;
 use super::directives::{CacheControl, MaxStale};
-use super::structured::{CDN_CACHE_CONTROL, targeted};
+use super::structured::origins_directives;
 
 /// What the directives of a request make of a stored response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub fn demand(
     if !accepted || over.is_zero() {
         return Demand::None;
     }
-    let origin = targeted(stored, &CDN_CACHE_CONTROL).unwrap_or_else(|| CacheControl::of(stored));
+    let origin = origins_directives(stored).0;
     if origin.forbids_stale() { Demand::None } else { Demand::AcceptStale }
 }
 

@@ -6,8 +6,8 @@ use http::header::{AGE, AUTHORIZATION, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_C
 use http::{HeaderMap, HeaderValue, Method, request, response};
 
 use super::directives::{CacheControl, Delta, delta_seconds};
-use super::structured::{CDN_CACHE_CONTROL, targeted};
-use super::{MAX_DELTA, RoutePolicy, date, vary};
+use super::structured::origins_directives;
+use super::{MAX_DELTA, RoutePolicy, SetCookies, date, vary};
 
 /// How long a stale response may stand in for an origin that cannot be reached, where neither origin nor route says otherwise
 /// (RFC 9111, 4.2.4 lets a disconnected cache serve stale).
@@ -79,7 +79,7 @@ pub enum Reason {
     NotUnderstood,
     /// `Vary: *` (RFC 9111, 4.1).
     VaryStar,
-    /// The route overrides the origin, and the response sets a cookie.
+    /// The response sets a cookie, and the route overrides the origin, or stores none of those.
     SetCookie,
     /// An error of the origin (5xx) without explicit lifetime: worth a new try, not worth remembering.
     ServerError,
@@ -135,10 +135,10 @@ pub fn storable(
         return Storable::No(Reason::RequestNoStore);
     }
 
-    let target = targeted(&response.headers, &CDN_CACHE_CONTROL);
-    let is_targeted = target.is_some();
-    let directives = target.unwrap_or_else(|| CacheControl::of(&response.headers));
-    let forced = if policy.override_origin { policy.ttl } else { None };
+    let (directives, is_targeted) = origins_directives(&response.headers);
+    let forced = policy.forced_ttl(status);
+    // A cookie that is stripped is nothing to mind.
+    let sets_cookie = policy.set_cookie != SetCookies::Strip && response.headers.contains_key(SET_COOKIE);
 
     // RFC 9111, 3.5: what an authorised client got is shared only on the origin's word, whatever the route says.
     let shareable = directives.public || directives.must_revalidate || directives.s_maxage != Delta::Absent;
@@ -146,7 +146,8 @@ pub fn storable(
         return Storable::No(Reason::Authorization);
     }
     match forced {
-        Some(_) if response.headers.contains_key(SET_COOKIE) => return Storable::No(Reason::SetCookie),
+        _ if sets_cookie && policy.set_cookie == SetCookies::Pass => return Storable::No(Reason::SetCookie),
+        Some(_) if sets_cookie => return Storable::No(Reason::SetCookie),
         Some(_) => {}
         None => {
             if let Some(reason) = refused(&directives, status) {
@@ -158,13 +159,13 @@ pub fn storable(
     let given = forced.or_else(|| explicit(&directives, is_targeted, &response.headers, times.received));
     let replaceable = match given {
         Some(_) => forced.is_some() || !directives.no_cache.is_whole(),
-        None => is_cacheable_by_default(status) && !response.headers.contains_key(SET_COOKIE),
+        None => is_cacheable_by_default(status) && !sets_cookie,
     };
     let Some(lifetime) = policy
         .lifetime
         .filter(|_| replaceable)
         .or(given)
-        .or_else(|| policy.ttl.filter(|_| is_cacheable_by_default(status)))
+        .or_else(|| policy.given_ttl(status).filter(|_| !sets_cookie))
         .or_else(|| heuristic(&directives, status, &response.headers, times.received))
     else {
         return Storable::No(if status >= 500 { Reason::ServerError } else { Reason::NoLifetime });
@@ -192,9 +193,9 @@ pub fn storable(
 
 /// Whether a stored response may be served because the origin answered an error, for how long after its lifetime (RFC 5861, 4).
 #[must_use]
-pub fn stale_if_error_window(stored: &HeaderMap<HeaderValue>, policy: &RoutePolicy) -> Duration {
-    let directives = targeted(stored, &CDN_CACHE_CONTROL).unwrap_or_else(|| CacheControl::of(stored));
-    Windows::of(&directives, policy, policy.override_origin && policy.ttl.is_some()).error
+pub fn stale_if_error_window(status: u16, stored: &HeaderMap<HeaderValue>, policy: &RoutePolicy) -> Duration {
+    let directives = origins_directives(stored).0;
+    Windows::of(&directives, policy, policy.forced_ttl(status).is_some()).error
 }
 
 /// The age of a response at its arrival (RFC 9111, 4.2.3): `max(apparent_age, age_value + response_delay)`, in whole seconds.
@@ -268,7 +269,7 @@ fn heuristic(
 }
 
 /// Statuses a cache may keep without being told to (RFC 9110, 15.1). 206 is in that list too, but partial content is not stored.
-fn is_cacheable_by_default(status: u16) -> bool {
+pub(super) fn is_cacheable_by_default(status: u16) -> bool {
     matches!(status, 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
@@ -444,13 +445,66 @@ mod tests {
             (200, &[("cache-control", "no-store")], Err(Reason::NoStore), Ok(30)),
             (200, &[("cache-control", "private")], Err(Reason::Private), Ok(30)),
             (200, &[("vary", "*")], Err(Reason::VaryStar), Err(Reason::VaryStar)),
-            (200, &[("set-cookie", "a=b")], Ok(30), Err(Reason::SetCookie)),
+            (200, &[("set-cookie", "a=b")], Err(Reason::NoLifetime), Err(Reason::SetCookie)),
+            (200, &[("set-cookie", "a=b"), ("cache-control", "max-age=5")], Ok(5), Err(Reason::SetCookie)),
             (302, &[], Err(Reason::NoLifetime), Ok(30)),
             (200, &[("last-modified", "Sun, 06 Nov 1994 06:02:57 GMT")], Ok(30), Ok(30)),
         ];
         for (status, fields, filled, overridden) in cases {
             assert_eq!(verdict(*status, fields, &fills), *filled, "{fields:?}");
             assert_eq!(verdict(*status, fields, &overrides), *overridden, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_may_name_statuses() {
+        let seconds = Duration::from_secs;
+        let fills = RoutePolicy {
+            ttl_by_status: vec![(200, 299, seconds(30)), (404, 404, seconds(5)), (500, 599, seconds(1))],
+            ..RoutePolicy::default()
+        };
+        let overrides = RoutePolicy { override_origin: true, ..fills.clone() };
+        type Case<'a> = (u16, Fields<'a>, Result<u64, Reason>, Result<u64, Reason>);
+        let cases: &[Case<'_>] = &[
+            (200, &[], Ok(30), Ok(30)),
+            (201, &[], Ok(30), Ok(30)),
+            (206, &[], Err(Reason::Status), Err(Reason::Status)),
+            (404, &[], Ok(5), Ok(5)),
+            (404, &[("cache-control", "max-age=60")], Ok(60), Ok(5)),
+            (404, &[("cache-control", "no-store")], Err(Reason::NoStore), Ok(5)),
+            (503, &[], Ok(1), Ok(1)),
+            (410, &[], Err(Reason::NoLifetime), Err(Reason::NoLifetime)),
+            (302, &[("cache-control", "max-age=60")], Ok(60), Ok(60)),
+            (302, &[("cache-control", "no-store")], Err(Reason::NoStore), Err(Reason::NoStore)),
+        ];
+        for (status, fields, filled, overridden) in cases {
+            assert_eq!(verdict(*status, fields, &fills), *filled, "{status} {fields:?}");
+            assert_eq!(verdict(*status, fields, &overrides), *overridden, "{status} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_cookies_is_up_to_the_route() {
+        let policy = |set_cookie, override_origin| RoutePolicy {
+            ttl: Some(Duration::from_secs(30)),
+            override_origin,
+            set_cookie,
+            ..RoutePolicy::default()
+        };
+        let fresh: Fields<'_> = &[("set-cookie", "a=b"), ("cache-control", "max-age=5")];
+        let silent: Fields<'_> = &[("set-cookie", "a=b")];
+        for (set_cookie, overrides, fields, expected) in [
+            (SetCookies::Store, false, fresh, Ok(5)),
+            (SetCookies::Store, false, silent, Err(Reason::NoLifetime)),
+            (SetCookies::Strip, false, fresh, Ok(5)),
+            (SetCookies::Strip, false, silent, Ok(30)),
+            (SetCookies::Strip, true, fresh, Ok(30)),
+            (SetCookies::Pass, false, fresh, Err(Reason::SetCookie)),
+            (SetCookies::Pass, true, silent, Err(Reason::SetCookie)),
+            (SetCookies::Pass, false, &[("cache-control", "max-age=5")], Ok(5)),
+        ] {
+            let verdict = verdict(200, fields, &policy(set_cookie, overrides));
+            assert_eq!(verdict, expected, "{set_cookie:?} {overrides} {fields:?}");
         }
     }
 

@@ -1,11 +1,24 @@
-//! Targeted cache control (RFC 9213): `CDN-Cache-Control` as a dictionary of structured fields (RFC 9651).
+//! Targeted cache control (RFC 9213): `Selvedge-CDN-Cache-Control` and `CDN-Cache-Control` as dictionaries of structured fields (RFC 9651).
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::directives::CacheControl;
 
-/// The targeted field this cache listens to, for it is a CDN's cache (RFC 9213, 3.1).
+/// The targeted field for this cache alone (RFC 9213, 3.2).
+pub const OWN_CACHE_CONTROL: HeaderName = HeaderName::from_static("selvedge-cdn-cache-control");
+
+/// The targeted field this cache listens to next, for it is a CDN's cache (RFC 9213, 3.1).
 pub const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
+
+/// What the origin says to this cache: the first field of its target list that is valid, else `Cache-Control` (RFC 9213, 2.2). And
+/// whether it is a targeted one.
+#[must_use]
+pub fn origins_directives(headers: &HeaderMap<HeaderValue>) -> (CacheControl, bool) {
+    match targeted(headers, &OWN_CACHE_CONTROL).or_else(|| targeted(headers, &CDN_CACHE_CONTROL)) {
+        Some(directives) => (directives, true),
+        None => (CacheControl::of(headers), false),
+    }
+}
 
 /// The directives of a targeted field, or `None` when there is no such field, it is empty, it is no structured dictionary, or a
 /// directive has a value of the wrong type. Then `Cache-Control` and `Expires` decide (RFC 9213, 2.1 and 2.2).
@@ -293,6 +306,25 @@ mod tests {
         assert!(!parsed.no_store && parsed.must_revalidate);
         assert_eq!(parsed.private.fields(), ["a"]);
         assert!(parse("no-store=1").expect("a dictionary").no_store);
+    }
+
+    /// RFC 9213, 2.2: the most specific valid field is the only one that counts.
+    #[test]
+    fn the_target_list_has_an_order() {
+        for (own, cdn, expected) in [
+            ("max-age=1", "max-age=2", (1, true)),
+            ("max-age=x", "max-age=2", (2, true)),
+            ("max-age=x", "max-age=", (3, false)),
+            ("", "", (3, false)),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(OWN_CACHE_CONTROL, HeaderValue::from_static(own));
+            headers.append(CDN_CACHE_CONTROL, HeaderValue::from_static(cdn));
+            headers.append("cache-control", HeaderValue::from_static("max-age=3"));
+            let (directives, targeted) = origins_directives(&headers);
+            let seconds = directives.max_age.lifetime().expect("one").as_secs();
+            assert_eq!((seconds, targeted), expected, "{own:?} {cdn:?}");
+        }
     }
 
     #[test]

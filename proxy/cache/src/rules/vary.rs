@@ -1,6 +1,6 @@
 //! Which requests a stored response may answer: `Vary` (RFC 9111, 4.1).
 
-use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, VARY};
+use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY};
 use http::{HeaderMap, HeaderValue};
 
 /// The hash of the request fields a response varies by.
@@ -20,6 +20,9 @@ pub fn is_star(response: &HeaderMap<HeaderValue>) -> bool {
 /// The order, case and repetition of the names in `Vary` do not count. Of the request's fields, lines are joined, white space
 /// around commas is dropped, and for the `Accept` family also case and order (RFC 9111, 4.1 allows each where it keeps the meaning).
 /// An absent field matches only an absent field.
+///
+/// `Accept-Encoding` counts by which of [`CODINGS`] it accepts, where the response is in one of them or in none: browsers that differ in
+/// order, weights and codings that nobody uses then share a variant.
 #[must_use]
 pub fn variance(response: &HeaderMap<HeaderValue>, request: &HeaderMap<HeaderValue>) -> Option<Variance> {
     let mut names: Vec<String> = response
@@ -40,7 +43,11 @@ pub fn variance(response: &HeaderMap<HeaderValue>, request: &HeaderMap<HeaderVal
     for name in &names {
         frame(&mut hasher, name.as_bytes());
         if request.contains_key(name) {
-            frame(&mut hasher, &normalised(name, request));
+            let is_coding = name == ACCEPT_ENCODING.as_str() && is_known(response);
+            match is_coding.then(|| accepted(request)).flatten() {
+                Some(class) => frame(&mut hasher, &[b'=', class]),
+                None => frame(&mut hasher, &normalised(name, request)),
+            }
         } else {
             hasher.update(&u64::MAX.to_le_bytes()); // no value is that long
         }
@@ -48,6 +55,56 @@ pub fn variance(response: &HeaderMap<HeaderValue>, request: &HeaderMap<HeaderVal
     let mut variance = Variance::default();
     hasher.finalize_xof().fill(&mut variance);
     Some(variance)
+}
+
+/// The content codings that are told apart.
+pub const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
+
+/// Which of [`CODINGS`] a request accepts, one bit each (RFC 9110, 12.5.3); `None` where it does not take a body without coding, or says
+/// something that is not understood.
+fn accepted(request: &HeaderMap<HeaderValue>) -> Option<u8> {
+    let (mut named, mut class, mut rest) = (0, 0, false);
+    for line in request.get_all(ACCEPT_ENCODING) {
+        for member in line.to_str().ok()?.split(',').map(str::trim).filter(|member| !member.is_empty()) {
+            let mut parts = member.split(';').map(str::trim);
+            let coding = parts.next()?;
+            let weight = match parts.next() {
+                None => "1",
+                Some(weight) => weight.strip_prefix("q=").or_else(|| weight.strip_prefix("Q="))?,
+            };
+            if !weight.starts_with(['0', '1']) || parts.next().is_some() {
+                return None;
+            }
+            let wanted = weight.bytes().any(|byte| (b'1'..=b'9').contains(&byte));
+            let coding = if coding.eq_ignore_ascii_case("x-gzip") { "gzip" } else { coding };
+            match CODINGS.iter().position(|known| coding.eq_ignore_ascii_case(known)) {
+                Some(index) => {
+                    named |= 1 << index;
+                    class |= u8::from(wanted) << index;
+                }
+                None if coding == "*" => rest = wanted,
+                None => {}
+            }
+            if !wanted && (coding == "*" || coding.eq_ignore_ascii_case("identity")) {
+                return None;
+            }
+        }
+    }
+    let others = if rest { !named & 0b111 } else { 0 };
+    Some(class | others)
+}
+
+/// Whether the response is in one of [`CODINGS`], or as it is.
+fn is_known(response: &HeaderMap<HeaderValue>) -> bool {
+    let mut codings = response.get_all(CONTENT_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => {
+            let coding = coding.as_bytes().trim_ascii();
+            CODINGS.iter().chain(&["identity"]).any(|known| coding.eq_ignore_ascii_case(known.as_bytes()))
+        }
+        _ => false,
+    }
 }
 
 fn frame(hasher: &mut blake3::Hasher, bytes: &[u8]) {
@@ -125,6 +182,51 @@ mod tests {
                 true,
             ),
             (&[("vary", "accept-encoding")], &[("accept-encoding", "gzip")], &[("accept-encoding", "br")], false),
+            (
+                &[("vary", "accept-encoding"), ("content-encoding", "br")],
+                &[("accept-encoding", "gzip, deflate, br, zstd")],
+                &[("accept-encoding", "zstd;q=0.9, br;q=1, x-gzip, compress")],
+                true,
+            ),
+            (
+                &[("vary", "accept-encoding")],
+                &[("accept-encoding", "gzip, br;q=0")],
+                &[("accept-encoding", "gzip")],
+                true,
+            ),
+            (&[("vary", "accept-encoding")], &[("accept-encoding", "*")], &[("accept-encoding", "gzip,br,zstd")], true),
+            (
+                &[("vary", "accept-encoding")],
+                &[("accept-encoding", "*, br;q=0")],
+                &[("accept-encoding", "gzip, zstd")],
+                true,
+            ),
+            (&[("vary", "accept-encoding")], &[("accept-encoding", "gzip")], &[], false),
+            (&[("vary", "accept-encoding")], &[("accept-encoding", "deflate")], &[], false),
+            (
+                &[("vary", "accept-encoding")],
+                &[("accept-encoding", "gzip, identity;q=0")],
+                &[("accept-encoding", "gzip")],
+                false,
+            ),
+            (
+                &[("vary", "accept-encoding")],
+                &[("accept-encoding", "gzip;level=1")],
+                &[("accept-encoding", "gzip")],
+                false,
+            ),
+            (
+                &[("vary", "accept-encoding"), ("content-encoding", "deflate")],
+                &[("accept-encoding", "gzip, deflate")],
+                &[("accept-encoding", "gzip")],
+                false,
+            ),
+            (
+                &[("vary", "accept-encoding"), ("content-encoding", "gzip"), ("content-encoding", "br")],
+                &[("accept-encoding", "gzip, br, deflate")],
+                &[("accept-encoding", "gzip, br")],
+                false,
+            ),
         ];
         for (vary, one, other, matches) in cases {
             let vary = headers(vary);

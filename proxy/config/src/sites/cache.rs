@@ -1,12 +1,12 @@
 //! `cache` of a route: which responses are kept, how long, and what makes two requests the same.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::tags::CacheTags;
 use crate::{
-    decode::{At, Cx, Fields, choice, duration, list, text, truth},
+    decode::{At, Cx, Fields, choice, duration, filled_list, is_token, mapping, parsed, text, truth},
     report::{Fault, Position},
     tree::Data,
     values::DurationText,
@@ -16,20 +16,31 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct CachePolicy {
-    /// How long a response is fresh when the origin does not say. Above zero. Default: such responses are not kept.
-    #[schemars(with = "Option<DurationText>")]
-    pub ttl: Option<Duration>,
+    /// How long a response is fresh when the origin does not say: one duration for the statuses that may be kept without being told
+    /// to (200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501), or one for each of some statuses:
+    /// `{ "200-299": 10m, "404": 10s }`. Above zero. Default: such responses are not kept.
+    pub ttl: Option<Ttl>,
 
-    /// Whether `ttl` wins over what the origin says. It can serve what the origin forbids to store: only for origins that
-    /// send wrong headers. Needs `ttl`. Default `false`.
+    /// Whether `ttl` wins over what the origin says, for the statuses it names, or for all if it names none. It can serve what the
+    /// origin forbids to store: only for origins that send wrong headers. Needs `ttl`. Default `false`.
     #[schemars(rename = "override", with = "Option<bool>", extend("default" = false))]
     pub override_origin: bool,
 
-    /// Which query parameters make a different response: `all`, or a list of names; the others are then no part of the
-    /// cache key. `[]` means none does. A shorter list hits more often; one that misses a name that matters serves wrong
-    /// pages. Default `all`.
-    #[schemars(with = "Option<QueryKey>", extend("default" = "all"))]
-    pub query: QueryKey,
+    /// What makes two requests the same, beside scheme, host and path.
+    #[schemars(with = "Option<CacheKey>", extend("default" = {}))]
+    pub key: CacheKey,
+
+    /// What becomes of responses with `Set-Cookie`: `store` keeps them as the origin allows, cookie included (RFC 9111, 7.3); `strip`
+    /// keeps them without it, and only the client whose request fetched one gets the cookie; `pass` keeps none of them. With
+    /// `override` they are kept by `strip` only. Default `store`.
+    #[schemars(with = "Option<SetCookie>", extend("default" = "store"))]
+    pub cookies: SetCookie,
+
+    /// The languages the origin has, the one to prefer first. `Accept-Language` then becomes the one of them that a client prefers
+    /// (RFC 4647, 3.4), before the cache is asked and for the origin too, so that a response that varies by it is kept once per
+    /// language instead of once per browser. Default: it stays as it is.
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub languages: Vec<String>,
 
     /// How long after it went stale a response may be served while a new one is fetched (RFC 5861, 3), when the origin does
     /// not say. Above zero. Default: not at all.
@@ -37,7 +48,7 @@ pub struct CachePolicy {
     pub stale_while_revalidate: Option<Duration>,
 
     /// How long after it went stale a response may be served when the origin fails (RFC 5861, 4), when the origin does not
-    /// say. Above zero. Default: not at all.
+    /// say. Above zero. Default: for a day when it cannot be reached (RFC 9111, 4.2.4), not at all when it answers an error.
     #[schemars(with = "Option<DurationText>")]
     pub stale_if_error: Option<Duration>,
 
@@ -56,14 +67,73 @@ pub struct CachePolicy {
     pub position: Position,
 }
 
+/// How long responses are fresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ttl {
+    /// All that may be kept.
+    One(Duration),
+    /// Those of these statuses: from, to, how long. They do not overlap.
+    ByStatus(Vec<(u16, u16, Duration)>),
+}
+
+/// What becomes of responses with `Set-Cookie`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum SetCookie {
+    /// They are kept like others.
+    #[default]
+    Store,
+    /// They are kept without it.
+    Strip,
+    /// They are not kept.
+    Pass,
+}
+
+/// What makes two requests the same, beside scheme, host and path. Each part makes more objects of one URL: a purge of the URL reaches all
+/// of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct CacheKey {
+    /// Which query parameters count: `all`, `{ only: [NAME, ..] }` or `{ except: [NAME, ..] }`; the others are then no part of
+    /// the key. `{ only: [] }` means none does. Fewer hit more often; without one that matters wrong pages are served. Default `all`.
+    #[schemars(with = "Option<QueryKey>", extend("default" = "all"))]
+    pub query: QueryKey,
+
+    /// Whether the order of parameters does not count: they are sorted by name for the key; those of one name stay in their order. The
+    /// origin gets them as they came. With `only` it never counts. Default `false`.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub sort: bool,
+
+    /// Request header fields whose values count, as they are after the route's filters: what `jwt-auth` makes of a claim, or
+    /// `ab-routing` of a variant. For what the origin names in `Vary` it is not needed. Default: none.
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub headers: Vec<String>,
+
+    /// Cookies whose values count. Default: none.
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub cookies: Vec<String>,
+
+    /// Whether the kind of device counts: `mobile`, `tablet`, `desktop` or `bot`, by `Sec-CH-UA-Mobile` and `User-Agent`. The origin
+    /// is told in `X-Device-Class`. Default `false`.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub device: bool,
+
+    /// Whether it counts where the client is: its `country` or `continent`, by the top-level `geo` database, which it needs. Default:
+    /// it does not.
+    pub geo: Option<GeoKey>,
+}
+
 /// Which query parameters are part of the cache key.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "QueryKeyForm")]
 pub enum QueryKey {
     /// All.
+    #[default]
     All,
     /// These names only.
     Only(Vec<String>),
+    /// All but these names.
+    Except(Vec<String>),
 }
 
 #[derive(JsonSchema)]
@@ -71,7 +141,7 @@ pub enum QueryKey {
 #[expect(dead_code, reason = "describes the grammar; never made")]
 enum QueryKeyForm {
     Word(AllWord),
-    Only(Vec<String>),
+    Names(QueryNames),
 }
 
 #[derive(JsonSchema)]
@@ -81,11 +151,56 @@ enum AllWord {
     All,
 }
 
+/// Query parameters by name: one of the two.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes the grammar; never made")]
+struct QueryNames {
+    /// These count, and no others.
+    #[schemars(with = "Option<Vec<String>>")]
+    only: Vec<String>,
+    /// These do not count, all others do.
+    #[schemars(with = "Option<Vec<String>>")]
+    except: Vec<String>,
+}
+
+/// Where a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+pub enum GeoKey {
+    /// Its country.
+    Country,
+    /// Its continent.
+    Continent,
+}
+
+impl JsonSchema for Ttl {
+    fn schema_name() -> Cow<'static, str> {
+        "Ttl".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let duration = generator.subschema_for::<DurationText>();
+        json_schema!({
+            "description": "A duration, or one for each of some statuses: `404`, `200-299`.",
+            "anyOf": [
+                duration,
+                {
+                    "type": "object",
+                    "minProperties": 1,
+                    "propertyNames": { "pattern": "^[2-5][0-9][0-9](-[2-5][0-9][0-9])?$" },
+                    "additionalProperties": duration,
+                },
+            ],
+        })
+    }
+}
+
 impl CachePolicy {
     pub(super) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         let mut fields = Fields::open(cx, at, "CachePolicy")?;
         let ttl_at = fields.get("ttl");
-        let ttl = ttl_at.as_ref().and_then(|at| duration(cx, at));
+        let ttl = ttl_at.as_ref().and_then(|at| Ttl::read(cx, at));
         let override_at = fields.get("override");
         let override_origin = override_at.as_ref().and_then(|at| truth(cx, at)).unwrap_or(false);
         if let Some(at) = override_at.filter(|_| override_origin && ttl_at.is_none()) {
@@ -93,7 +208,11 @@ impl CachePolicy {
                 Fault::at(at.name_position(), "`override` does nothing without `ttl`").with_key(at.path.clone());
             cx.report(fault.with_help("say how long: `ttl: 1h`"));
         }
-        let query = fields.read(cx, "query", QueryKey::read);
+        let key = fields.read(cx, "key", CacheKey::read);
+        let cookies = fields.read(cx, "cookies", |cx, at| {
+            choice(cx, at, &[("store", SetCookie::Store), ("strip", SetCookie::Strip), ("pass", SetCookie::Pass)])
+        });
+        let languages = fields.read(cx, "languages", |cx, at| unique(cx, at, "this language", language));
         let stale_while_revalidate = fields.read(cx, "stale_while_revalidate", duration);
         let stale_if_error = fields.read(cx, "stale_if_error", duration);
         let request_directives = fields.read(cx, "request_directives", truth).unwrap_or(false);
@@ -102,7 +221,9 @@ impl CachePolicy {
         Some(Self {
             ttl,
             override_origin,
-            query: query.unwrap_or(QueryKey::All),
+            key: key.unwrap_or_default(),
+            cookies: cookies.unwrap_or_default(),
+            languages: languages.unwrap_or_default(),
             stale_while_revalidate,
             stale_if_error,
             request_directives,
@@ -112,19 +233,144 @@ impl CachePolicy {
     }
 }
 
+impl Ttl {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        if !matches!(at.node.data, Data::Map(_)) {
+            return duration(cx, at).map(Self::One);
+        }
+        let entries = mapping(cx, at)?;
+        if entries.is_empty() {
+            return cx.refuse(at.fault("no status is named"));
+        }
+        let mut ranges: Vec<(u16, u16, Duration)> = Vec::new();
+        for entry in entries {
+            let here = at.entry(entry);
+            let fault = |message: String| Fault::at(&entry.key_position, message).with_key(here.path.clone());
+            let ttl = duration(cx, &here);
+            let Some((from, to)) = statuses(&entry.key) else {
+                let wrong = fault(format!("`{}` is no status from 200 to 599, and no range of them", entry.key));
+                cx.report(wrong.with_help("write `\"404\"` or `\"200-299\"`"));
+                continue;
+            };
+            if matches!((from, to), (206 | 304, _) | (_, 206 | 304)) && from == to {
+                cx.report(fault(format!("a {from} response is never kept by itself")));
+            }
+            if let Some((other, last, _)) = ranges.iter().find(|(other, last, _)| from <= *last && *other <= to) {
+                let which = if other == last { format!("`{other}`") } else { format!("`{other}-{last}`") };
+                cx.report(fault(format!("some of these statuses are also in {which}")));
+            }
+            ranges.extend(ttl.map(|ttl| (from, to, ttl)));
+        }
+        Some(Self::ByStatus(ranges))
+    }
+}
+
+/// `404` or `200-299`.
+fn statuses(text: &str) -> Option<(u16, u16)> {
+    let status = |text: &str| {
+        let digits = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let status = text.parse().ok().filter(|_| digits)?;
+        (200..600).contains(&status).then_some(status)
+    };
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    let (from, to) = (status(from)?, status(to)?);
+    (from <= to).then_some((from, to))
+}
+
+impl CacheKey {
+    fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+        let mut fields = Fields::open(cx, at, "CacheKey")?;
+        let query = fields.read(cx, "query", QueryKey::read);
+        let sort = fields.read(cx, "sort", truth).unwrap_or(false);
+        let headers = fields.read(cx, "headers", |cx, at| {
+            unique(cx, at, "this header", |text| match is_token(text) {
+                true => Ok(text.to_ascii_lowercase()),
+                false => Err(("is not the name of a header field".into(), None)),
+            })
+        });
+        let cookies = fields.read(cx, "cookies", |cx, at| {
+            unique(cx, at, "this cookie", |text| match is_token(text) {
+                true => Ok(text.to_owned()),
+                false => Err(("is not the name of a cookie".into(), None)),
+            })
+        });
+        let device = fields.read(cx, "device", truth).unwrap_or(false);
+        let geo = fields.read(cx, "geo", |cx, at| {
+            let geo = choice(cx, at, &[("country", GeoKey::Country), ("continent", GeoKey::Continent)]);
+            if !cx.has_geo && !cx.incomplete {
+                let fault = Fault::at(at.name_position(), "there is no database for this").with_key(at.path.clone());
+                cx.report(fault.with_help("declare one: `geo: { database: FILE.mmdb }` at the top level"));
+            }
+            geo
+        });
+        fields.close(cx);
+        Some(Self {
+            query: query.unwrap_or_default(),
+            sort,
+            headers: headers.unwrap_or_default(),
+            cookies: cookies.unwrap_or_default(),
+            device,
+            geo,
+        })
+    }
+}
+
 impl QueryKey {
     fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         if matches!(at.node.data, Data::Scalar(_)) {
             return choice(cx, at, &[("all", ())]).map(|()| Self::All);
         }
-        let mut seen = BTreeSet::new();
-        let names = list(cx, at, |cx, at| {
-            let name = text(cx, at)?;
-            if name.is_empty() {
-                return cx.refuse(at.fault("a parameter's name is empty"));
+        let mut fields = Fields::open(cx, at, "QueryNames")?;
+        let only = fields.read(cx, "only", parameters);
+        let except_at = fields.get("except");
+        let except = except_at.as_ref().and_then(|at| parameters(cx, at));
+        fields.close(cx);
+        match (only, except) {
+            (Some(_), Some(_)) => {
+                let message = "`only` and `except` are both written";
+                let fault = except_at.map(|at| Fault::at(at.name_position(), message).with_key(at.path.clone()));
+                cx.refuse(fault.unwrap_or_else(|| at.fault(message)))
             }
-            if seen.insert(name.clone()) { Some(name) } else { cx.refuse(at.fault("this parameter is written twice")) }
-        });
-        names.map(Self::Only)
+            (Some(only), None) => Some(Self::Only(only)),
+            (None, Some(except)) => Some(Self::Except(except)),
+            (None, None) => {
+                cx.refuse(at.fault("nothing is said").with_help("write `all`, `only: [..]` or `except: [..]`"))
+            }
+        }
     }
+}
+
+/// Names of query parameters.
+fn parameters(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<String>> {
+    let mut seen = BTreeSet::new();
+    crate::decode::list(cx, at, |cx, at| {
+        let name = text(cx, at)?;
+        if name.is_empty() {
+            return cx.refuse(at.fault("a parameter's name is empty"));
+        }
+        if seen.insert(name.clone()) { Some(name) } else { cx.refuse(at.fault("this parameter is written twice")) }
+    })
+}
+
+/// A list of different names, at least one.
+fn unique(
+    cx: &mut Cx<'_>,
+    at: &At<'_>,
+    what: &str,
+    read: impl Fn(&str) -> Result<String, (String, Option<String>)>,
+) -> Option<Vec<String>> {
+    let mut seen = BTreeSet::new();
+    filled_list(cx, at, |cx, at| {
+        let name = parsed(cx, at, "a name", &read)?;
+        if seen.insert(name.clone()) { Some(name) } else { cx.refuse(at.fault(format!("{what} is written twice"))) }
+    })
+}
+
+/// A language tag (RFC 5646), in lower case, as far as its form can be told.
+fn language(text: &str) -> Result<String, (String, Option<String>)> {
+    let subtag = |part: &str| (1..=8).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if text.split('-').all(subtag) && text.starts_with(|first: char| first.is_ascii_alphabetic()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(("is not a language".into(), Some("write it as in `Accept-Language`: `en`, `de-CH`".into())))
 }

@@ -230,7 +230,7 @@ impl Value {
 }
 
 /// The values of a cookie (RFC 6265, 4.2.1).
-fn cookies<'r>(request: &'r RequestHeader, name: &'r str) -> impl Iterator<Item = Cow<'r, [u8]>> {
+pub(crate) fn cookies<'r>(request: &'r RequestHeader, name: &'r str) -> impl Iterator<Item = Cow<'r, [u8]>> {
     let pairs =
         request.headers.get_all(header::COOKIE).iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
     pairs.filter_map(move |pair| {

@@ -15,6 +15,7 @@ use selvedge_config::{Host, Match, PathMatch, REGEX_SIZE, matches_pattern};
 
 pub use self::conditions::Asker;
 pub(crate) use self::conditions::Value as FieldValue;
+pub(crate) use self::conditions::cookies;
 use self::conditions::{Conditions, Unmatched};
 pub(crate) use self::explain::HostRule;
 use super::Route;

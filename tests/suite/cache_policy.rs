@@ -1,0 +1,247 @@
+//! What a route's `cache` makes of requests and responses: key parts, lifetimes by status, cookies, languages, codings, targeted fields.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use selvedge_tests::{Client, Edge, Origin, Request, Response, soon};
+
+/// A node with one cached route of this policy; whoever connects is a trusted proxy.
+fn node(policy: &str, origin: SocketAddr) -> Edge {
+    let yaml = format!(
+        "
+version: 1
+node: {{ name: edge, workers: 1, shutdown_grace: 1s, trusted_proxies: [127.0.0.0/8] }}
+telemetry: {{ access_log: {{ output: off }} }}
+listeners: {{ web: {{ bind: \"127.0.0.1:0\", protocols: [h1, h2] }} }}
+cache: {{}}
+geo: {{ database: \"builtin:test\" }}
+upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
+sites: [{{ hosts: [\"*\"], routes: [{{ name: \"policy-${{ID}}\", cache: {policy}, to: app }}] }}]"
+    );
+    Edge::start(&yaml, &[("app", origin)])
+}
+
+/// An origin that numbers its answers, with fields that `answer` makes of the request.
+async fn numbering(
+    answer: impl Fn(&Request) -> (u16, Vec<(&'static str, &'static str)>) + Send + Sync + 'static,
+) -> Origin {
+    let count = AtomicUsize::new(0);
+    Origin::start(move |request| {
+        let (status, fields) = answer(request);
+        Origin::reply(status, &fields, format!("answer {}", count.fetch_add(1, Ordering::SeqCst) + 1))
+    })
+    .await
+}
+
+async fn fresh() -> Origin {
+    numbering(|_| (200, vec![("cache-control", "max-age=60")])).await
+}
+
+async fn ask(edge: &Edge, method: &str, target: &str, fields: &[(&str, &str)]) -> Response {
+    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let mut client = Client::connect(edge.web()).await;
+    soon("an answer", client.request(&format!("{method} {target} HTTP/1.1\r\nhost: test\r\n{fields}\r\n"))).await
+}
+
+/// Asks for one path with each of the fields, and says which answers came.
+async fn answers(edge: &Edge, rows: &[&[(&str, &str)]]) -> Vec<String> {
+    let mut answers = Vec::new();
+    for fields in rows {
+        answers.push(ask(edge, "GET", "/page", fields).await.text().replace("answer ", ""));
+    }
+    answers
+}
+
+const PHONE: (&str, &str) = ("user-agent", "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5) Mobile/15E148");
+const TABLET: (&str, &str) = ("user-agent", "Mozilla/5.0 (iPad; CPU OS 17_5) Mobile/15E148");
+const OTHER_PHONE: (&str, &str) = ("user-agent", "Mozilla/5.0 (Linux; Android 14; Pixel 8) Mobile Safari/537.36");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_cookies_devices_and_places_count_where_the_route_says_so() {
+    let origin = fresh().await;
+    let headers = node("{ key: { headers: [x-user, x-ab-shop] } }", origin.address());
+    let rows: &[&[(&str, &str)]] = &[
+        &[],
+        &[("x-user", "ann")],
+        &[("x-user", "bob")],
+        &[("x-user", "ann"), ("x-other", "1")],
+        &[("x-user", "")],
+        &[("x-ab-shop", "ann")],
+        &[("x-user", "a"), ("x-user", "b")],
+        &[("x-user", "a,b")],
+        &[],
+    ];
+    assert_eq!(answers(&headers, rows).await, ["1", "2", "3", "2", "4", "5", "6", "6", "1"]);
+
+    let origin = fresh().await;
+    let cookies = node("{ key: { cookies: [lang] } }", origin.address());
+    let rows: &[&[(&str, &str)]] = &[
+        &[("cookie", "lang=de; session=1")],
+        &[("cookie", "session=2; lang=de")],
+        &[("cookie", "lang=en")],
+        &[("cookie", "session=3")],
+        &[],
+    ];
+    assert_eq!(answers(&cookies, rows).await, ["1", "1", "2", "3", "3"]);
+
+    let origin = fresh().await;
+    let devices = node("{ key: { device: true } }", origin.address());
+    let rows: &[&[(&str, &str)]] = &[&[PHONE, ("x-device-class", "bot")], &[OTHER_PHONE], &[TABLET], &[]];
+    assert_eq!(answers(&devices, rows).await, ["1", "1", "2", "3"]);
+    let told: Vec<_> =
+        origin.received().iter().map(|request| request.header("x-device-class").map(str::to_owned)).collect();
+    assert_eq!(
+        told,
+        ["mobile", "tablet", "desktop"].map(|class| Some(class.to_owned())),
+        "what a client says is nothing"
+    );
+
+    let origin = fresh().await;
+    let places = node("{ key: { geo: country } }", origin.address());
+    let rows: &[&[(&str, &str)]] = &[
+        &[("x-forwarded-for", "203.0.113.1")],
+        &[("x-forwarded-for", "198.51.100.1")],
+        &[("x-forwarded-for", "203.0.113.2")],
+        &[("x-forwarded-for", "10.9.9.9")],
+    ];
+    let got = answers(&places, rows).await;
+    assert_eq!((&got[0], got[0] == got[1], got[3] == got[0]), (&got[2], false, false), "{got:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsafe_request_puts_every_key_of_its_url_out_of_date() {
+    let origin = fresh().await;
+    let edge = node("{ key: { headers: [x-user], query: { except: [utm] } } }", origin.address());
+    for (fields, expected) in [(&[("x-user", "ann")][..], "answer 1"), (&[][..], "answer 2")] {
+        assert_eq!(ask(&edge, "GET", "/page?a=1", fields).await.text(), expected);
+    }
+    assert_eq!(ask(&edge, "POST", "/page?a=1&utm=x", &[("content-length", "0")]).await.text(), "answer 3");
+    assert_eq!(ask(&edge, "GET", "/page?a=1", &[("x-user", "ann")]).await.text(), "answer 4");
+    assert_eq!(ask(&edge, "GET", "/page?a=1", &[]).await.text(), "answer 5");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_may_be_left_out_and_sorted() {
+    let origin = fresh().await;
+    let edge = node("{ key: { query: { except: [utm] }, sort: true } }", origin.address());
+    for (target, expected) in [
+        ("/page?b=2&a=1&utm=x", "answer 1"),
+        ("/page?a=1&b=2", "answer 1"),
+        ("/page?a=1&a=2", "answer 2"),
+        ("/page?a=2&a=1", "answer 3"),
+        ("/page?utm=y", "answer 4"),
+        ("/page", "answer 4"),
+    ] {
+        assert_eq!(ask(&edge, "GET", target, &[]).await.text(), expected, "{target}");
+    }
+    assert_eq!(origin.received()[0].target, "/page?b=2&a=1&utm=x", "the origin gets all of it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lifetimes_by_status_keep_errors_briefly() {
+    let origin = numbering(|request| match request.target.as_str() {
+        "/missing" => (404, vec![]),
+        "/broken" => (503, vec![]),
+        "/moved" => (302, vec![("location", "/x")]),
+        "/secret" => (404, vec![("cache-control", "no-store")]),
+        _ => (200, vec![]),
+    })
+    .await;
+    let edge = node("{ ttl: { 200-299: 10m, 404: 30s, 500-599: 20s } }", origin.address());
+    for (target, kept, ttl) in
+        [("/", true, 600), ("/missing", true, 30), ("/broken", true, 20), ("/moved", false, 0), ("/secret", false, 0)]
+    {
+        let first = ask(&edge, "GET", target, &[]).await;
+        let again = ask(&edge, "GET", target, &[]).await;
+        assert_eq!(first.text() == again.text(), kept, "{target}");
+        let status = first.header("cache-status").expect("cache-status");
+        let left = status.split("; ").find_map(|part| part.strip_prefix("ttl=")?.parse::<u64>().ok());
+        assert!(left.is_some_and(|left| left <= ttl && left + 20 > ttl) == kept, "{target}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cookies_of_responses_are_stored_stripped_or_passed() {
+    let origin = numbering(|request| {
+        let mut fields = vec![("set-cookie", "session=1"), ("set-cookie", "more=2")];
+        fields.extend((request.target != "/silent").then_some(("cache-control", "max-age=60")));
+        (200, fields)
+    })
+    .await;
+    for (policy, target, second, cookie) in [
+        ("{}", "/", true, Some("session=1")),
+        ("{ ttl: 1m }", "/silent", false, Some("session=1")),
+        ("{ cookies: strip }", "/", true, None),
+        ("{ cookies: strip, ttl: 1m }", "/silent", true, None),
+        ("{ cookies: strip, ttl: 1m, override: true }", "/", true, None),
+        ("{ cookies: pass }", "/", false, Some("session=1")),
+    ] {
+        let edge = node(policy, origin.address());
+        let first = ask(&edge, "GET", target, &[]).await;
+        assert_eq!(first.header("set-cookie"), Some("session=1"), "{policy}: whose request it was gets it");
+        let again = ask(&edge, "GET", target, &[]).await;
+        assert_eq!((again.text() == first.text(), again.header("set-cookie")), (second, cookie), "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn languages_and_codings_are_made_alike() {
+    let origin = numbering(|_| (200, vec![("cache-control", "max-age=60"), ("vary", "accept-language")])).await;
+    let edge = node("{ languages: [de, en-GB] }", origin.address());
+    let rows: &[&[(&str, &str)]] = &[
+        &[("accept-language", "de-AT,de;q=0.9,en;q=0.8")],
+        &[("accept-language", "fr, de;q=0.5")],
+        &[("accept-language", "en-US, en;q=0.5")],
+        &[("accept-language", "en")],
+        &[("accept-language", "ja")],
+        &[],
+    ];
+    assert_eq!(answers(&edge, rows).await, ["1", "1", "2", "2", "3", "3"]);
+    let told: Vec<_> =
+        origin.received().iter().map(|request| request.header("accept-language").map(str::to_owned)).collect();
+    assert_eq!(told, [Some("de".to_owned()), Some("en-gb".to_owned()), None], "so that the answer is for all of them");
+
+    let origin = numbering(|_| {
+        (200, vec![("cache-control", "max-age=60"), ("vary", "accept-encoding"), ("content-encoding", "br")])
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    let rows: &[&[(&str, &str)]] = &[
+        &[("accept-encoding", "gzip, deflate, br, zstd")],
+        &[("accept-encoding", "zstd;q=0.9, br, gzip")],
+        &[("accept-encoding", "br")],
+        &[("accept-encoding", "br;q=1, deflate")],
+        &[("accept-encoding", "identity")],
+        &[],
+    ];
+    assert_eq!(answers(&edge, rows).await, ["1", "1", "2", "2", "3", "4"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_own_targeted_field_comes_before_the_others() {
+    let origin = numbering(|request| match request.target.as_str() {
+        "/own" => (
+            200,
+            vec![
+                ("selvedge-cdn-cache-control", "max-age=60"),
+                ("cdn-cache-control", "no-store"),
+                ("cache-control", "no-store"),
+            ],
+        ),
+        "/invalid" => (
+            200,
+            vec![
+                ("selvedge-cdn-cache-control", "max-age=x"),
+                ("cdn-cache-control", "no-store"),
+                ("cache-control", "max-age=60"),
+            ],
+        ),
+        _ => (200, vec![("selvedge-cdn-cache-control", "no-store"), ("cache-control", "max-age=60")]),
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    for (target, kept) in [("/own", true), ("/invalid", false), ("/refused", false)] {
+        let first = ask(&edge, "GET", target, &[]).await.text();
+        assert_eq!(ask(&edge, "GET", target, &[]).await.text() == first, kept, "{target}");
+    }
+}
