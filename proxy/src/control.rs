@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::admin::Guard;
+use crate::cluster;
 use crate::error_chain;
 use crate::listening::Listening;
 use crate::node::Current;
@@ -129,6 +130,7 @@ impl Control {
         let listening = Listening::new();
         let mut prepared = listening.prepare(&config, &resources).map_err(report)?;
         let current = Arc::new(Current::new(plan));
+        cluster::hello::answer_others(resources.messages(), &current);
         let listening = Arc::new(listening);
         let page = MetricsPage::new(&resources, &current, &listening);
         let metrics = metrics_server(&config, page, resources.inherited()).map_err(|fault| report(vec![*fault]))?;

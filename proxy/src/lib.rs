@@ -37,6 +37,8 @@ mod purge;
 
 mod chain;
 
+mod cluster;
+
 mod files;
 
 mod tcp;

@@ -27,6 +27,7 @@ use tracing::{debug, warn};
 
 use self::arrival::{Arrivals, Ends};
 use self::connection::{CONNECTION, Connection, Shared, header_is_read, is_idle, overdue, stopped_while_silent};
+use crate::cluster;
 use crate::request::Edge;
 use crate::telemetry::counters::Counters;
 use crate::tls::{self, CertificateStore, End, Handshake, ListenerTls};
@@ -47,6 +48,8 @@ pub struct ListenerFacts {
     pub http2: bool,
     /// Whether HTTP/1 is offered.
     pub http1: bool,
+    /// Whether other nodes of the cluster connect here, and nobody else.
+    pub cluster: bool,
     /// Whether connections are forwarded as they are, whatever is spoken on them.
     pub tcp: bool,
     /// Whether connections begin with a PROXY protocol header.
@@ -97,6 +100,7 @@ impl ListenerFacts {
                 .is_some_and(|clients| clients.forward),
             http2: speaks(Protocol::H2),
             http1: speaks(Protocol::H1),
+            cluster: name == cluster::LISTENER,
             tcp: listener.tcp.is_some(),
             proxy_protocol: listener.proxy_protocol,
             redirect_to_https: listener.redirect_to_https,
@@ -161,6 +165,9 @@ impl HttpServerApp for Door {
             if let Some(connection) = session.digest().and_then(Told::connection) {
                 connection.opened();
             }
+            if self.facts.cluster {
+                return Box::pin(self.for_node(session, shutdown)).await;
+            }
             if self.facts.request_time.is_some() && !session.is_body_empty() {
                 return self.in_time(session, shutdown).await;
             }
@@ -200,6 +207,12 @@ impl HttpServerApp for Door {
 }
 
 impl Door {
+    /// Serves an HTTP/2 stream of another node, which says how long it waits.
+    async fn for_node(self: &Arc<Self>, session: HttpSession, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        let wait = cluster::serve::wait(&session);
+        cluster::serve::in_time(wait, self.proxy.process_new_http(session, shutdown)).await.flatten()
+    }
+
     /// Serves an HTTP/2 stream whose request has to be whole in time. It has a task of its own, and so deadlines of its own.
     async fn in_time(self: &Arc<Self>, session: HttpSession, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
         let stream = Connection::new(Shared::new(&self.facts, &self.counters));

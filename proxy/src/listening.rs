@@ -17,6 +17,7 @@ use selvedge_config::{Certificates, Config, Fault, Host, Listener, Protocol};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::cluster;
 use crate::crowd::Crowd;
 use crate::listener::arrival::Arrivals;
 use crate::listener::{self, Door, ListenerFacts};
@@ -76,10 +77,11 @@ impl Listening {
     /// Every listener that cannot listen, each at its place.
     pub(crate) fn prepare(&self, config: &Config, resources: &Resources) -> Result<Prepared, Vec<Fault>> {
         let old = self.bound.load_full();
+        let listeners = all(config);
         let names = development_names(config);
         let mut faults = Vec::new();
         let mut prepared = Prepared { bound: Vec::new(), renewed: Vec::new(), files: Vec::new() };
-        for (name, listener) in &config.listeners {
+        for (name, listener) in &listeners {
             if let Some(Certificates::Files(pairs)) = listener.tls.as_ref().map(|tls| &tls.certificates) {
                 prepared.files.extend(pairs.iter().flat_map(|pair| [pair.cert.clone(), pair.key.clone()]));
             }
@@ -157,6 +159,13 @@ impl Listening {
     }
 }
 
+/// The listeners that are written, and the one for other nodes of the cluster.
+fn all(config: &Config) -> BTreeMap<String, Listener> {
+    let mut all = config.listeners.clone();
+    all.extend(cluster::listener(config).map(|listener| (cluster::LISTENER.to_owned(), listener)));
+    all
+}
+
 /// Whether the socket of one listener, by name and settings, is that of another one after a reload.
 fn leaves_socket(old: (&str, &Listener), new: (&str, &Listener)) -> bool {
     old.1.bind == new.1.bind && (new.1.bind.port() != 0 || old.0 == new.0)
@@ -177,7 +186,8 @@ pub(crate) enum Fate {
 }
 
 /// What a reload makes of the listeners of a configuration, if what is in the files they name stays as it is.
-pub(crate) fn fates(old: &BTreeMap<String, Listener>, new: &BTreeMap<String, Listener>) -> BTreeMap<String, Fate> {
+pub(crate) fn fates(old: &Config, new: &Config) -> BTreeMap<String, Fate> {
+    let (old, new) = (&all(old), &all(new));
     let mut fates = BTreeMap::new();
     for (name, listener) in new {
         let fate = if old.get(name).is_some_and(|old| goes_on(old, listener)) {
@@ -280,7 +290,7 @@ fn protocols(listener: &Listener) -> &[Protocol] {
 pub(crate) fn check(config: &Config) -> Result<Vec<(String, String)>, Vec<Fault>> {
     let names = development_names(config);
     let (mut oddities, mut faults) = (Vec::new(), Vec::new());
-    for (name, listener) in &config.listeners {
+    for (name, listener) in &all(config) {
         let Some(tls) = &listener.tls else { continue };
         match ListenerTls::load(tls, protocols(listener), &names, &Arc::default()) {
             Ok(tls) => oddities.extend(tls.oddities().into_iter().map(|odd| (name.clone(), odd))),

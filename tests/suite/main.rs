@@ -31,6 +31,8 @@ mod purge;
 
 mod cache_policy;
 
+mod cluster;
+
 mod callouts;
 
 mod queues;

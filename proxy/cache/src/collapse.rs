@@ -45,11 +45,35 @@ pub(crate) const FIRST_FAILURE: &str = "first-failure";
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Authorised;
 
+/// Where a fill goes, if not to the origin. A fill waits for nobody but fills that go further towards the origin, so requests join only
+/// fills that go where they would go themselves: otherwise two nodes of a cluster could wait for each other's fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Towards {
+    /// To another node of the same circle.
+    Peers,
+    /// To a circle nearer to the origin.
+    Region,
+}
+
+/// Flips a slot into the space of fills that go elsewhere than to the origin.
+const PEERS_SPACE: Slot = 1 << 62 | 2;
+const REGION_SPACE: Slot = 1 << 61 | 4;
+
 /// Flips a slot into the space of authorised requests.
 const AUTHORISED_SPACE: Slot = 1 << 63 | 1;
 
 fn class(key: &CacheKey, slot: Slot) -> Slot {
     if key.extensions.get::<Authorised>().is_some() { slot ^ AUTHORISED_SPACE } else { slot }
+}
+
+/// The slot of a lock.
+fn lock_of(key: &CacheKey) -> Slot {
+    let slot = class(key, key::slot(key));
+    match key.extensions.get::<Towards>() {
+        None => slot,
+        Some(Towards::Peers) => slot ^ PEERS_SPACE,
+        Some(Towards::Region) => slot ^ REGION_SPACE,
+    }
 }
 
 /// The table of fills under way, as Pingora's cache lock.
@@ -88,7 +112,7 @@ impl FillLocks {
 
     /// How many requests wait for the fill of `key`.
     pub(crate) fn waiting(&self, key: &CacheKey) -> usize {
-        self.table.get(&class(key, key::slot(key))).map_or(0, |stub| waiters(&stub))
+        self.table.get(&lock_of(key)).map_or(0, |stub| waiters(&stub))
     }
 
     /// How many requests wait for any fill.
@@ -107,18 +131,18 @@ impl FillLocks {
         if self.waiting(key) == 0 {
             return None;
         }
-        let slot = class(key, key::slot(key));
+        let slot = lock_of(key);
         Some(if self.failures.note(slot, kind) { Shared::Yes } else { Shared::NotYet })
     }
 
     /// The error to answer with, of a fetch that a request has waited for since `asked`.
     pub(crate) fn shared_error(&self, key: &CacheKey, asked: Instant) -> Option<ErrorType> {
-        self.failures.shared(class(key, key::slot(key)), asked)
+        self.failures.shared(lock_of(key), asked)
     }
 
     /// The origin has an answer for `key`.
     pub(crate) fn succeeded(&self, key: &CacheKey) {
-        self.failures.forget(class(key, key::slot(key)));
+        self.failures.forget(lock_of(key));
     }
 
     /// Change the deadline of fills that start from now on.
@@ -163,7 +187,7 @@ fn is_held(stub: &LockStub) -> bool {
 
 impl CacheKeyLock for FillLocks {
     fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
-        let slot = class(key, key::slot(key));
+        let slot = lock_of(key);
         if let Some(stub) = self.table.get(&slot)
             && is_held(&stub)
         {
@@ -193,7 +217,7 @@ impl CacheKeyLock for FillLocks {
     }
 
     fn release(&self, key: &CacheKey, mut permit: WritePermit, reason: LockStatus) {
-        let slot = class(key, key::slot(key));
+        let slot = lock_of(key);
         // A lock past its deadline may have been replaced: take away only our own. Permit and stub share one set of extensions.
         self.table.remove_if(&slot, |_, stub| std::ptr::eq(stub.extensions(), permit.extensions()));
         permit.unlock(match reason {

@@ -34,6 +34,14 @@ pub struct CacheCtx {
     pub(crate) not_modified: Option<Box<ResponseHeader>>,
     pub(crate) refused: Option<Reason>,
     pub(crate) bypassed: Option<Bypass>,
+    /// The epoch at which the fetch of what was found began.
+    pub(crate) stored_epoch: u64,
+    /// Set for requests of other nodes: the key they have found.
+    pub(crate) given_key: Option<[u8; 16]>,
+    /// Set when another node answers that owns the key: how long its answer is kept at most.
+    pub(crate) keep_at_most: Option<Duration>,
+    /// Whether another node answers.
+    pub(crate) by_peer: bool,
 }
 
 impl CacheCtx {
@@ -45,6 +53,35 @@ impl CacheCtx {
     /// When the request arrived: what failed before then is not its answer. To be said before [`Cache::enable`](crate::Cache::enable).
     pub fn asked(&mut self, at: Instant) {
         self.asked = Some(at);
+    }
+
+    /// Another node has found this primary key, by the same policy and perhaps by what is known there alone. To be said before the lookup.
+    pub fn use_key(&mut self, primary: [u8; 16]) {
+        self.given_key = Some(primary);
+    }
+
+    /// What this request wants done differently, as said with [`wish`](Self::wish).
+    #[must_use]
+    pub fn wishes(&self) -> Option<&Wishes> {
+        self.wishes.as_deref()
+    }
+
+    /// Another node answers in place of the origin. `keep_at_most` is set where it owns the key, so that its answer is for a short time
+    /// only fresh here, whatever its own freshness.
+    pub fn answered_by_peer(&mut self, keep_at_most: Option<Duration>) {
+        self.by_peer = true;
+        self.keep_at_most = keep_at_most;
+    }
+
+    /// The fetch of what the other node answers with began at this epoch: earlier than this request, perhaps before a purge.
+    pub fn fetched_at(&mut self, epoch: u64) {
+        self.epoch = self.epoch.min(epoch);
+    }
+
+    /// The origin answers after all.
+    pub fn answered_by_origin(&mut self) {
+        self.by_peer = false;
+        self.keep_at_most = None;
     }
 
     /// Whether this request has wishes of its own: another one, made from its header, would be about something else.

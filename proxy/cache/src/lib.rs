@@ -63,6 +63,7 @@ use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
 use crate::status::{CACHE_STATUS, Fwd};
 
+pub use crate::collapse::Towards;
 pub use crate::context::{CacheCtx, Wishes};
 pub use crate::inspect::Stored;
 pub use crate::key::{KeyScope, Scheme};
@@ -243,6 +244,9 @@ impl Cache {
             return Error::e_explain(ErrorType::InternalError, "cache key asked for before the cache was enabled");
         };
         let mut key = key::of_request(route.scope, route.scheme, &route.policy.query, request);
+        if let Some(given) = ctx.given_key {
+            key.set_primary_bin_override(given);
+        }
         if request.headers.contains_key(AUTHORIZATION) {
             key.extensions.insert(Authorised);
         }
@@ -272,6 +276,7 @@ impl Cache {
         let now = SystemTime::now();
         if let Some(reader) = handler.as_any().downcast_ref::<Reader>() {
             ctx.generation = reader.generation();
+            ctx.stored_epoch = reader.epoch();
             ctx.joined = reader.is_filling();
             ctx.always_stale = reader.is_always_stale();
         }
@@ -443,8 +448,9 @@ impl Cache {
         {
             log.append_later(vec![Record::Lifetime(longest)]);
         }
+        let short = ctx.keep_at_most.and_then(|most| received.checked_add(most));
         let mut meta = CacheMeta::new(
-            lifetime.fresh_until,
+            short.map_or(lifetime.fresh_until, |short| short.min(lifetime.fresh_until)),
             received,
             seconds(lifetime.stale_while_revalidate),
             seconds(on_error),
@@ -568,8 +574,19 @@ impl Cache {
         }
         if status.fwd.is_some() {
             status.fwd_status = ctx.upstream_status;
+            status.detail = status.detail.or(ctx.by_peer.then_some("peer"));
         }
         status
+    }
+
+    /// The epoch at which the fetch of what this request is answered with began, for nodes that keep a copy: what is purged here is purged
+    /// there as well.
+    #[must_use]
+    pub fn epoch_of_answer(&'static self, cache: &HttpCache, ctx: &CacheCtx) -> u64 {
+        match cache.phase() {
+            CachePhase::Hit | CachePhase::Stale | CachePhase::StaleUpdating => ctx.stored_epoch,
+            _ => ctx.epoch,
+        }
     }
 
     /// `response_filter`: append [`status`](Self::status) to `response`, after what caches nearer to the origin said (RFC 9211, 2).

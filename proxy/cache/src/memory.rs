@@ -501,6 +501,14 @@ impl Reader {
         matches!(self, Self::Filling(_))
     }
 
+    /// The epoch at which its fetch began.
+    pub(crate) fn epoch(&self) -> u64 {
+        match self {
+            Self::Complete(reader) => reader.object.meta.marks.epoch,
+            Self::Filling(reader) => reader.fill().meta.marks.epoch,
+        }
+    }
+
     /// Whether it is the origin's failure, for those who waited.
     pub(crate) fn is_shared_failure(&self) -> bool {
         match self {

@@ -66,8 +66,8 @@ impl Secret {
 }
 
 /// The sections, in the order they are shown.
-const SECTIONS: [&str; 9] =
-    ["node", "admin", "telemetry", "listeners", "geo", "cache", "upstreams", "filters", "sites"];
+const SECTIONS: [&str; 10] =
+    ["node", "admin", "telemetry", "listeners", "geo", "cache", "cluster", "upstreams", "filters", "sites"];
 
 /// The effective configuration of these texts, which were loaded without a fault.
 pub(crate) fn of(sources: &Sources) -> Effective {

@@ -25,6 +25,7 @@ mod actions;
 mod admin;
 mod cache;
 mod cases;
+mod cluster;
 mod decode;
 mod effective;
 mod filters;
@@ -46,6 +47,7 @@ pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath,
 pub use admin::{Admin, AdminBind};
 pub use cache::{Beyond, Cache, CacheMemory, CachePurge, Collapse};
 pub use cases::{Expect, Test, TestOrigin, TestRequest};
+pub use cluster::{Cluster, ClusterDeadlines, ClusterPeer, ClusterTls, Peers, Region};
 pub use effective::{Change, Difference, Effective, REDACTED, Secret};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};

@@ -20,6 +20,7 @@ use crate::{
     admin::Admin,
     cache::Cache,
     cases::{self, Test},
+    cluster::Cluster,
     decode::{At, Cx, Fields, beside, brief, check_key, list, mapping, parsed, whole},
     effective::{self, Effective, Sources},
     filters::{Declared, Filter},
@@ -57,7 +58,7 @@ pub struct Config {
     pub version: u16,
 
     /// Files that are part of this configuration: paths or patterns such as `conf.d/*.yaml`, relative to the file that
-    /// names them. They have the same grammar without `version` and `node`; `admin`, `telemetry`, `geo` and `cache` may stand once
+    /// names them. They have the same grammar without `version` and `node`; `admin`, `telemetry`, `geo`, `cache` and `cluster` may stand once
     /// over all files. Each file is read once. A pattern may match nothing, a plain path may not. Here as in the first file.
     #[schemars(with = "Option<Vec<String>>")]
     pub include: Vec<String>,
@@ -82,6 +83,9 @@ pub struct Config {
 
     /// The store of responses. Absent: no route may have `cache`.
     pub cache: Option<Cache>,
+
+    /// The nodes that share their caches with this one. Absent: the node is alone.
+    pub cluster: Option<Cluster>,
 
     /// Named groups of servers.
     #[schemars(with = "Option<BTreeMap<String, Upstream>>")]
@@ -353,6 +357,7 @@ struct Sections<'t> {
     telemetry: Option<At<'t>>,
     geo: Option<At<'t>>,
     cache: Option<At<'t>>,
+    cluster: Option<At<'t>>,
     listeners: BTreeMap<&'t str, At<'t>>,
     upstreams: BTreeMap<&'t str, At<'t>>,
     filters: BTreeMap<&'t str, At<'t>>,
@@ -390,6 +395,7 @@ impl<'t> Sections<'t> {
                 ("telemetry", &mut all.telemetry),
                 ("geo", &mut all.geo),
                 ("cache", &mut all.cache),
+                ("cluster", &mut all.cluster),
             ] {
                 let Some(at) = fields.get(key) else { continue };
                 match section {
@@ -461,6 +467,7 @@ impl<'t> Sections<'t> {
         let geo = self.geo.as_ref().and_then(|at| Geo::read(cx, at));
         cx.has_geo = self.geo.is_some();
         let cache = self.cache.as_ref().and_then(|at| Cache::read(cx, at));
+        let cluster = self.cluster.as_ref().and_then(|at| Cluster::read(cx, at));
 
         let upstream_names: BTreeSet<&str> = self.upstreams.keys().copied().collect();
         let mut drafts = BTreeMap::new();
@@ -489,6 +496,9 @@ impl<'t> Sections<'t> {
             }
         }
         check_binds(cx, &listeners);
+        if let Some(cluster) = &cluster {
+            check_cluster(cx, cluster, &listeners, self.cache.is_some());
+        }
 
         let redirecting = self.listeners.iter().filter(|(_, at)| listeners::redirects(at));
         let tcp_listeners = self.listeners.iter().filter(|(_, at)| listeners::is_tcp(at));
@@ -525,6 +535,7 @@ impl<'t> Sections<'t> {
             listeners,
             geo,
             cache,
+            cluster,
             upstreams,
             filters,
             sites,
@@ -545,6 +556,19 @@ fn check_binds(cx: &mut Cx<'_>, listeners: &BTreeMap<String, Listener>) {
         } else {
             bound.insert(listener.bind, &listener.position);
         }
+    }
+}
+
+/// Its address is nobody else's, and there is something to share.
+fn check_cluster(cx: &mut Cx<'_>, cluster: &Cluster, listeners: &BTreeMap<String, Listener>, has_cache: bool) {
+    let taken = |listener: &&Listener| listener.bind == cluster.listen && cluster.listen.port() != 0;
+    if let Some(listener) = listeners.values().find(taken) {
+        let fault = Fault::at(&cluster.position, "a listener has the address that is written as `listen`");
+        cx.report(fault.with_key("cluster.listen").with_related("there", &listener.position));
+    }
+    if !has_cache && !cx.incomplete {
+        let fault = Fault::at(&cluster.position, "there is no `cache` that could be shared").with_key("cluster");
+        cx.report(fault.with_help("write `cache: {}`"));
     }
 }
 

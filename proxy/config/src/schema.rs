@@ -140,6 +140,7 @@ listeners:
   old: { bind: 127.0.0.1:5, redirect_to_https: {} }
 geo: { database: builtin:test }
 cache: { memory: {}, collapse: { when_full: forward }, purge: {} }
+cluster: { listen: 127.0.0.1:6, tls: { certificate: a, key: b, ca: c }, peers: [{ name: n, address: a:1 }], region: { peers: a:1 }, deadlines: {} }
 upstreams:
   a:
     endpoints: [{ addr: a:1 }]
@@ -217,6 +218,9 @@ tests:
             ("Admin", json!(["bind"])),
             ("CertificateFiles", json!(["cert", "key"])),
             ("ClientCertificates", json!(["mode", "ca"])),
+            ("Cluster", json!(["listen", "tls"])),
+            ("ClusterPeer", json!(["name", "address"])),
+            ("ClusterTls", json!(["certificate", "key", "ca"])),
             ("ConsistentHash", json!(["by"])),
             ("FailureRate", json!(["above"])),
             ("Cors", json!(["origins"])),
@@ -230,6 +234,7 @@ tests:
             ("Pool", json!(["pool"])),
             ("Prefer", json!(["by"])),
             ("Redirect", json!(["to"])),
+            ("Region", json!(["peers"])),
             ("Respond", json!(["status"])),
             ("RewritePath", json!(["regex", "with"])),
             ("Site", json!(["hosts", "routes"])),
@@ -291,6 +296,10 @@ tests:
             let (tags, purge) = (shape("CacheTags", json!({})), shape("CachePurge", json!({})));
             let key = shape("CacheKey", json!({}));
             let (memory, collapse) = (shape("CacheMemory", json!({})), shape("Collapse", json!({})));
+            let deadlines = shape("ClusterDeadlines", json!({}));
+            let node_tls = shape("ClusterTls", json!({ "certificate": "a", "key": "b", "ca": "c" }));
+            let peer = shape("ClusterPeer", json!({ "name": "n", "address": "a:1" }));
+            let cluster = json!({ "listen": "127.0.0.1:6", "tls": node_tls, "peers": [peer], "deadlines": deadlines });
             let config = json!({
                 "version": 1,
                 "node": shape("Node", json!({ "paths": paths })),
@@ -301,6 +310,7 @@ tests:
                 },
                 "geo": shape("Geo", json!({ "database": "builtin:test" })),
                 "cache": shape("Cache", json!({ "memory": memory, "collapse": collapse, "purge": purge })),
+                "cluster": shape("Cluster", cluster),
                 "upstreams": { "a": upstream, "b": hashed },
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
                 "sites": [{ "hosts": ["*"], "routes": [
@@ -373,7 +383,19 @@ tests:
         let keys: Vec<&String> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key).collect();
         assert_eq!(
             keys,
-            ["admin", "cache", "filters", "geo", "include", "listeners", "sites", "telemetry", "tests", "upstreams"]
+            [
+                "admin",
+                "cache",
+                "cluster",
+                "filters",
+                "geo",
+                "include",
+                "listeners",
+                "sites",
+                "telemetry",
+                "tests",
+                "upstreams"
+            ]
         );
         assert_eq!(schema.get("required"), None);
     }

@@ -492,7 +492,7 @@ impl Endpoint {
     }
 }
 
-fn read_addr(cx: &mut Cx<'_>, at: &At<'_>) -> Option<EndpointAddr> {
+pub(crate) fn read_addr(cx: &mut Cx<'_>, at: &At<'_>) -> Option<EndpointAddr> {
     parsed(cx, at, "`IP:port` or `host:port`", |text| {
         if let Ok(addr) = text.parse::<SocketAddr>() {
             return if addr.port() == 0 { Err(("has port 0".into(), None)) } else { Ok(EndpointAddr::Ip(addr)) };

@@ -177,6 +177,9 @@ impl Percent {
     /// All.
     pub const ALL: Self = Self(10_000);
 
+    /// None.
+    pub const NONE: Self = Self(0);
+
     /// One of five.
     pub const FIFTH: Self = Self(2_000);
 

@@ -71,7 +71,7 @@ fn top_level() {
         ("cach: {}\ncache: {}", "2:1 cach: unknown key `cach` | did you mean `cache`?"),
         (
             "zebra: 1\ncache: {}",
-            "2:1 zebra: unknown key `zebra` | known keys: `version`, `node`, `include`, `admin`, `telemetry`, `geo`, `cache`, `listeners`, `upstreams`, `filters`, `sites`, `tests`",
+            "2:1 zebra: unknown key `zebra` | known keys: `version`, `node`, `include`, `admin`, `telemetry`, `geo`, `cache`, `cluster`, `listeners`, `upstreams`, `filters`, `sites`, `tests`",
         ),
         ("cache: [1]", "2:8 cache: expected a mapping, found a list"),
         ("cache:", "2:1 cache: expected a mapping, found nothing"),

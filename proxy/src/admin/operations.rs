@@ -18,6 +18,7 @@ use super::views::{
     ConfigView, Draining, Filters, Generations, InForce, LogFilter, NodeView, Readiness, Ready, Upstreams,
 };
 use super::{State, openapi};
+use crate::cluster::hello::{ClusterView, ask_others};
 use crate::control::RollBackError;
 use crate::purge::Order;
 use crate::telemetry::endpoint::PROMETHEUS_TEXT;
@@ -129,6 +130,11 @@ pub(crate) const TABLE: &[Operation] = &[
     ask::<Upstreams>("/v1/upstreams", "The upstreams, and how their endpoints are.", |state, _| {
         Box::pin(async { json(&Upstreams::of(state)) })
     }),
+    ask::<ClusterView>(
+        "/v1/cluster",
+        "The other nodes of the cluster: whether they answer, and whether their routes are the same. Asks each of them.",
+        |state, _| Box::pin(cluster(state)),
+    ),
     Operation {
         request: Some(SchemaGenerator::subschema_for::<Draining>),
         ..tell::<Draining>(
@@ -294,6 +300,13 @@ fn drain(state: &State, call: &Call<'_>) -> Result<Response<Full<Bytes>>, Proble
     let known = endpoints.iter().find(|one| one.id.to_string() == *endpoint || one.address.to_string() == *endpoint);
     let done = known.is_some_and(|known| upstream.drain(known.id, wanted.draining));
     if done { json(&wanted) } else { Err(unknown("There is no such endpoint")) }
+}
+
+async fn cluster(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
+    let plan = state.control.current().plan();
+    let alone = || Problem::new(StatusCode::NOT_FOUND, "The node is in no cluster");
+    let cluster = plan.cluster.as_ref().ok_or_else(alone)?;
+    json(&ask_others(cluster, plan.generation).await)
 }
 
 async fn reload(state: &State) -> Result<Response<Full<Bytes>>, Problem> {

@@ -49,7 +49,7 @@ impl Comparison {
         let (before, after) = (old.current.plan(), new.current.plan());
         let reload = Reload {
             refused: control::fixed(&old.config, &new.config),
-            listeners: listening::fates(&old.config.listeners, &new.config.listeners),
+            listeners: listening::fates(&old.config, &new.config),
             filters: plugins(&before.plugins, &after.plugins),
         };
         Ok(Self { differences, reload })

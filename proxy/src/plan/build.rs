@@ -33,6 +33,9 @@ use super::live::{Live, Registry};
 use super::router::{Router, Rule};
 use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Split, Target, TcpRoute, Trouble};
 use crate::bundled;
+use crate::cluster::counts::Counts;
+use crate::cluster::messages::Handlers;
+use crate::cluster::{self, Cluster};
 use crate::error_chain;
 use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
@@ -55,6 +58,9 @@ pub struct Resources {
     metrics: Arc<Metrics>,
     queues: Arc<SharedQueues>,
     counters: Arc<Counters>,
+    /// What is counted about other nodes of the cluster, and who answers their messages.
+    nodes: Arc<Counts>,
+    messages: Arc<Handlers>,
     troubles: Mutex<HashMap<String, Arc<Trouble>>>,
     /// Looks after the upstreams of the plan in force.
     keeper: Arc<Keeper>,
@@ -124,6 +130,8 @@ impl Resources {
             metrics: Arc::default(),
             queues: Arc::default(),
             counters: Arc::default(),
+            nodes: Arc::default(),
+            messages: Arc::default(),
             troubles: Mutex::default(),
             keeper: Arc::new(keeper),
             demo: Mutex::new(None),
@@ -144,6 +152,11 @@ impl Resources {
             shared: Arc::clone(&self.shared),
             queues: Arc::clone(&self.queues),
         }
+    }
+
+    /// Who answers the messages of other nodes of the cluster.
+    pub(crate) fn messages(&self) -> &Arc<Handlers> {
+        &self.messages
     }
 
     /// What looks after the upstreams.
@@ -235,8 +248,11 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     let mut faults = Vec::new();
 
     let geo = geo(&config, &mut files, &mut faults);
+    // Nobody is asked anything offline.
+    let circles = if resources.offline { Vec::new() } else { cluster::circles(&config) };
     let upstreams = Arc::new(upstream::build::all(
         &config,
+        &circles,
         &resources.keeper,
         || resources.demo_address(),
         &mut files,
@@ -313,7 +329,8 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                     let policy = Arc::new(route_policy(written));
                     let withheld = policy.tags.withheld().collect();
                     let key_parts = KeyParts::of(written);
-                    CacheRule { policy, key_parts, scope: KeyScope::new(&label, &route.name), withheld }
+                    let identity = cluster::route_identity(&label, route);
+                    CacheRule { policy, key_parts, scope: KeyScope::new(&label, &route.name), withheld, identity }
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),
@@ -337,6 +354,8 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
     let access_log = config.telemetry.access_log;
     let trace = config.telemetry.trace.as_ref().and_then(TraceKey::of);
     let counters = Arc::clone(&resources.counters);
+    let cluster = Cluster::of(&config, &upstreams, &router, &resources.nodes, &resources.messages);
+    let cluster = cluster.filter(|_| !resources.offline);
     Ok(Built {
         plan: Plan {
             generation,
@@ -349,6 +368,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
             keeper: Arc::clone(&resources.keeper),
             cache,
             purgers: config.cache.as_ref().map(|cache| cache.purge.allow.clone()).unwrap_or_default(),
+            cluster,
             geo,
             access_log,
             trace,

@@ -30,6 +30,7 @@ pub(crate) use self::live::Live;
 pub use self::router::{Asker, Router, Selected};
 pub(crate) use self::router::{FieldValue, HostRule, cookies, without_port};
 pub use self::trouble::Trouble;
+use crate::cluster::{Cluster, RouteIdentity};
 use crate::files::Files;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
@@ -61,6 +62,8 @@ pub struct Plan {
     pub cache: Option<&'static Cache>,
     /// Who may purge by `PURGE`.
     pub(crate) purgers: Vec<ipnet::IpNet>,
+    /// This node's part in a cluster, when one is configured.
+    pub(crate) cluster: Option<Cluster>,
     /// The geo database, when one is configured.
     pub geo: Option<Arc<Geo>>,
     /// Whether access-log lines are written, and how.
@@ -124,6 +127,8 @@ pub(crate) struct CacheRule {
     pub(crate) scope: KeyScope,
     /// The fields with tags that clients do not get.
     pub(crate) withheld: Box<[HeaderName]>,
+    /// What other nodes of the cluster know it by.
+    pub(crate) identity: RouteIdentity,
 }
 
 /// Who answers the requests of a route.

@@ -24,7 +24,7 @@ const BEGUN: u8 = 1;
 const PASSED: u8 = 2;
 
 /// The limits of one attempt. Dropped, nothing more happens.
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     state: Arc<AtomicU8>,
     watch: AbortHandle,
 }
@@ -34,7 +34,7 @@ impl Deadline {
     ///
     /// # Errors
     /// The system has no file descriptor left.
-    pub(super) fn start(connection: RawFd, first_byte: Option<Duration>, total: Option<Instant>) -> io::Result<Self> {
+    pub(crate) fn start(connection: RawFd, first_byte: Option<Duration>, total: Option<Instant>) -> io::Result<Self> {
         let connection = handle(connection)?;
         let state = Arc::new(AtomicU8::new(WAITING));
         let seen = Arc::clone(&state);
@@ -56,12 +56,12 @@ impl Deadline {
     }
 
     /// The response has begun.
-    pub(super) fn begun(&self) {
+    pub(crate) fn begun(&self) {
         let _ = self.state.compare_exchange(WAITING, BEGUN, Relaxed, Relaxed);
     }
 
     /// Whether the connection was shut down because of it.
-    pub(super) fn has_passed(&self) -> bool {
+    pub(crate) fn has_passed(&self) -> bool {
         self.state.load(Relaxed) == PASSED
     }
 }

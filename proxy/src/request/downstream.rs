@@ -38,6 +38,18 @@ impl Downstream {
         if proxies.is_empty() || !peer.is_some_and(|peer| is_trusted(peer.ip())) {
             return direct;
         }
+        Self::told(direct, headers, is_trusted)
+    }
+
+    /// The same for what another node of the cluster sends: it is trusted, wherever it is.
+    pub(crate) fn of_node(peer: Option<SocketAddr>, tls: bool, headers: &HeaderMap, proxies: &[IpNet]) -> Self {
+        let is_trusted = |address: IpAddr| proxies.iter().any(|range| range.contains(&address.to_canonical()));
+        Self::told(Self { peer, client: peer, trusted: false, tls }, headers, is_trusted)
+    }
+
+    /// What a trusted peer says.
+    fn told(direct: Self, headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Self {
+        let Self { peer, tls, .. } = direct;
         let (mut client, mut tls) = (peer, tls);
         if !headers.contains_key(X_FORWARDED_FOR) {
             // RFC 7239, in the same order, where nobody says it in the older way.

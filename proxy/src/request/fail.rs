@@ -14,6 +14,7 @@ use tracing::debug;
 use super::{RequestCtx, cors, leader, respond};
 use crate::chain::session::{Slot, reply_message};
 use crate::chain::{Asked, ChainError, Direction};
+use crate::cluster;
 use crate::grpc::reply;
 use crate::limits::Limit;
 
@@ -98,6 +99,9 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
     };
     if cors::mark(session.req_header(), &mut header, ctx).is_err() {
         return gone;
+    }
+    if cluster::serve::is_visitor(ctx) && header.status.as_u16() != 508 {
+        header.set_status(cluster::serve::REFUSAL).unwrap_or_default(); // It is a valid one.
     }
     let status = header.status.as_u16();
     if respond::whole(&mut session.downstream_session, header, body).await.is_err() {

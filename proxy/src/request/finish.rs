@@ -7,6 +7,7 @@ use pingora::{Error, ErrorSource};
 use super::{Edge, RequestCtx, leader, witness};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
+use crate::cluster;
 use crate::telemetry::{self, AccessLine};
 use crate::transport::Told;
 use crate::upstream::Failure;
@@ -48,6 +49,9 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
         && let Some(connection) = session.digest().and_then(Told::connection)
     {
         connection.closed(session.response_written().is_some());
+    }
+    if cluster::serve::is_visitor(ctx) {
+        return; // The node that the client is connected to tells of it.
     }
     ctx.plan.counters.request(session.response_written().map_or(0, |response| response.status.as_u16()));
     if edge.access_log.is_on() {

@@ -19,6 +19,7 @@ use super::mirror::Copied;
 use super::{RequestCtx, actions, fail};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
+use crate::cluster;
 use crate::plan::{Route, Target};
 use crate::upstream::{Ask, EndpointId, Lease, NoEndpoint, Upstream};
 
@@ -197,6 +198,9 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
         validate_request_authority(request).map_err(Error::into_in)?;
     }
 
+    if cluster::serve::is_visitor(ctx) {
+        cluster::wire::strip(request);
+    }
     ctx.downstream.tell(request)?;
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
     actions::on_request(session, request, ctx)

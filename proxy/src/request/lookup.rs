@@ -16,6 +16,7 @@ use selvedge_cache::{Cache, Onward, Scheme};
 use super::select::asker;
 use super::{RequestCtx, fail, leader, respond, step};
 use crate::chain::exchange::facts::Cached;
+use crate::cluster;
 use crate::listener::ListenerFacts;
 use crate::plan::{Route, Selected};
 
@@ -65,7 +66,12 @@ pub(crate) fn key(session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {
     let Some(cache) = ctx.plan.cache else {
         return Error::e_explain(ErrorType::InternalError, "the cache is on without being configured");
     };
-    cache.key(session.req_header(), &mut ctx.cache)
+    let mut key = cache.key(session.req_header(), &mut ctx.cache)?;
+    let plan = Arc::clone(&ctx.plan);
+    if let Some(cluster) = &plan.cluster {
+        cluster::ask::find_way(cluster, &mut key, ctx);
+    }
+    Ok(key)
 }
 
 /// What the key is made of, for people to read; `None` where the cache was not asked.
@@ -125,6 +131,7 @@ pub(crate) fn serve_stale(
 fn can_be_repeated(session: &Session, ctx: &RequestCtx, listener: &ListenerFacts) -> bool {
     let Some(route) = &ctx.route else { return false };
     route.filters.is_empty()
+        || cluster::serve::is_visitor(ctx) // It says itself which route it is for.
         || ctx.upstream.is_none()
             && !ctx.cache.has_wishes()
             && matches!(ctx.plan.select(&asker(session.req_header(), session.digest(), ctx, listener)), Some(Selected::Route(again)) if Arc::ptr_eq(again, route))
@@ -169,7 +176,9 @@ pub(crate) fn not_modified(session: &Session, response: &ResponseHeader, ctx: &R
 /// Appends `Cache-Status` on routes that cache, and takes away the tags that are not for clients.
 pub(crate) fn status(session: &Session, response: &mut ResponseHeader, ctx: &RequestCtx) {
     if let Some(cache) = cached(ctx) {
-        let withheld = ctx.route.as_ref().and_then(|route| route.cache.as_ref()).map(|rule| &rule.withheld);
+        let for_client = !cluster::serve::is_visitor(ctx); // Other nodes purge by them.
+        let withheld =
+            ctx.route.as_ref().filter(|_| for_client).and_then(|route| route.cache.as_ref()).map(|rule| &rule.withheld);
         for name in withheld.into_iter().flatten() {
             response.remove_header(name);
         }

@@ -40,7 +40,7 @@ mod device;
 
 pub(crate) mod forward;
 
-mod deadline;
+pub(crate) mod deadline;
 
 mod leader;
 
@@ -84,6 +84,7 @@ use self::downstream::Downstream;
 use self::witness::Witness;
 use crate::chain::ExchangeState;
 use crate::chain::session::Slot;
+use crate::cluster::{self, Travel};
 use crate::listener::ListenerFacts;
 use crate::node::Current;
 use crate::plan::{Plan, Route};
@@ -144,6 +145,8 @@ pub(crate) struct RequestCtx {
     pub(crate) sent: Option<Box<forward::Sent>>,
     /// Set by `forward`: its place at the endpoint it went to last.
     pub(crate) lease: Option<Lease>,
+    /// What it has to do with other nodes of the cluster, if there is one.
+    pub(crate) travel: Option<Box<Travel>>,
     /// Set by `fail`: the RFC 9209 error token.
     pub(crate) failure: Option<&'static str>,
     /// What its filters do is recorded here, if the client may ask for that, and does.
@@ -197,6 +200,7 @@ impl ProxyHttp for Edge {
             attempts: 0,
             sent: None,
             lease: None,
+            travel: None,
             failure: None,
             trace: None,
         }
@@ -204,10 +208,16 @@ impl ProxyHttp for Edge {
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
         step!(ctx, "admit");
+        if self.listener.cluster {
+            return cluster::serve::admit(session, &self.listener, ctx);
+        }
         admit::check(session, &self.listener, ctx)
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        if self.listener.cluster {
+            return Box::pin(cluster::serve::begin(session, ctx)).await;
+        }
         if let Some(key) = &ctx.plan.trace {
             ctx.trace = key.take(session.downstream_session.req_header_mut());
         }
@@ -288,6 +298,11 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         step!(ctx, "forward");
+        if ctx.travel.is_some()
+            && let Some(node) = cluster::ask::peer(session, ctx)
+        {
+            return Ok(node);
+        }
         forward::peer(session, ctx).await.inspect_err(|error| lookup::failed(session, ctx, error))
     }
 
@@ -297,6 +312,9 @@ impl ProxyHttp for Edge {
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        if cluster::ask::is_asking(ctx) {
+            return cluster::ask::request(session, request, ctx);
+        }
         forward::request(session, request, ctx)?;
         witness::sent(self, session, request);
         mirror::begin(session, request, ctx);
@@ -312,6 +330,10 @@ impl ProxyHttp for Edge {
         digest: Option<&Digest>,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        if cluster::ask::is_asking(ctx) {
+            cluster::ask::connected(connection, ctx);
+            return Ok(());
+        }
         forward::connected(peer, digest, connection, ctx)
     }
 
@@ -322,6 +344,9 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
         error: Box<Error>,
     ) -> Box<Error> {
+        if cluster::ask::is_asking(ctx) {
+            return cluster::ask::unconnected(ctx, error);
+        }
         retry::unconnected(session, ctx, error)
     }
 
@@ -333,6 +358,9 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
         reused: bool,
     ) -> Box<Error> {
+        if cluster::ask::is_asking(ctx) {
+            return cluster::ask::broken(session, ctx, error, reused);
+        }
         retry::broken(session, ctx, peer, error, reused)
     }
 
@@ -342,6 +370,9 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        if cluster::ask::is_asking(ctx) {
+            cluster::ask::answered(response, ctx)?;
+        }
         forward::answered(response, ctx);
         retry::response(session, response, ctx)?;
         store::receive(session, response, ctx).await
@@ -383,8 +414,11 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         step!(ctx, "respond", status = response.status.as_u16());
-        forward::stick(session, response, ctx)?;
-        actions::on_response(session.req_header(), response, ctx)?;
+        // What is for the client, the node adds that the client is connected to.
+        if !cluster::serve::is_visitor(ctx) {
+            forward::stick(session, response, ctx)?;
+            actions::on_response(session.req_header(), response, ctx)?;
+        }
         if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
             ctx.upload_ends();
         }

@@ -9,6 +9,7 @@ use pingora::protocols::http::server::Session as HttpSession;
 use pingora::proxy::Session;
 
 use super::{RequestCtx, actions, lookup};
+use crate::cluster;
 use crate::files;
 use crate::grpc::reply;
 use crate::plan::{Route, Target};
@@ -25,6 +26,7 @@ pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: 
     }
     response.append_header(header::VIA, ctx.plan.node.via(response.version))?;
     lookup::status(session, response, ctx);
+    cluster::serve::mark(session, response, ctx)?;
     tell(session, ctx);
     Ok(())
 }

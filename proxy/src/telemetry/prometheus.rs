@@ -4,6 +4,7 @@
 //! then the label `metric` holds the name as the filter wrote it. (Envoy puts `wasmcustom.` before it.)
 
 mod certificates;
+mod cluster;
 mod purges;
 mod upstreams;
 
@@ -27,6 +28,7 @@ pub(crate) fn page(observed: &Observed, plan: &Plan, certificates: &[(String, Ar
     if let Some(cache) = plan.cache {
         purges::write(&mut page, cache);
     }
+    cluster::write(&mut page, plan);
     filters(&mut page, observed);
     shared(&mut page, observed);
     custom(&mut page, observed.metrics.snapshot());

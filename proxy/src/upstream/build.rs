@@ -16,6 +16,14 @@ use super::keeper::Dial;
 use super::names::{Name, Unresolved};
 use super::{Keeper, PeerTls, Rules, Source, Speech, Upstream, Upstreams, balance};
 
+/// Nodes of the cluster, as an upstream.
+pub(crate) struct Circle {
+    pub(crate) name: &'static str,
+    pub(crate) upstream: selvedge_config::Upstream,
+    /// What the endpoints are called, in their order.
+    pub(crate) nodes: Vec<Arc<str>>,
+}
+
 /// Every upstream of a configuration. Blocks while names are looked up that are not known yet.
 ///
 /// A name that does not resolve is a warning: the upstream does without it, and asks again. Only an upstream of which nothing at all
@@ -23,6 +31,7 @@ use super::{Keeper, PeerTls, Rules, Source, Speech, Upstream, Upstreams, balance
 /// asked, the node starts all the same, and requests are answered 503 until names resolve.
 pub(crate) fn all(
     config: &Config,
+    circles: &[Circle],
     keeper: &Arc<Keeper>,
     demo: impl Fn() -> std::io::Result<SocketAddr>,
     files: &mut Vec<PathBuf>,
@@ -30,9 +39,11 @@ pub(crate) fn all(
 ) -> Upstreams {
     let mut shared: HashMap<&Dns, Arc<Dns>> = HashMap::new();
     let mut drafts = Vec::new();
-    for (name, upstream) in &config.upstreams {
+    let written = config.upstreams.iter().map(|(name, upstream)| (name.as_str(), upstream, &[][..]));
+    let circles = circles.iter().map(|circle| (circle.name, &circle.upstream, circle.nodes.as_slice()));
+    for (name, upstream, nodes) in written.chain(circles) {
         let dns = Arc::clone(shared.entry(&upstream.dns).or_insert_with(|| Arc::new(upstream.dns.clone())));
-        let sources = match sources(upstream, &dns, &demo) {
+        let sources = match sources(upstream, nodes, &dns, &demo) {
             Ok(sources) => sources,
             Err(error) => {
                 faults.push(Fault::at(&upstream.position, format!("the demo origin does not start: {error}")));
@@ -82,23 +93,29 @@ pub(crate) fn all(
             // Nobody asks endpoints how they are, and what one request met is not for the next.
             (rules.health, rules.outlier) = (None, None);
         }
-        upstreams.insert(Upstream::new(rules, speech, sources, keeper));
+        let is_circle = sources.iter().any(|source| source.node.is_some());
+        let made = Upstream::new(rules, speech, sources, keeper);
+        if is_circle { upstreams.insert_circle(made) } else { upstreams.insert(made) }
     }
     upstreams
 }
 
 fn sources(
     upstream: &selvedge_config::Upstream,
+    nodes: &[Arc<str>],
     dns: &Arc<Dns>,
     demo: impl Fn() -> std::io::Result<SocketAddr>,
 ) -> std::io::Result<Vec<Source>> {
     match &upstream.servers {
         Servers::Builtin(selvedge_config::Builtin::Demo) => {
-            Ok(vec![Source { written: EndpointAddr::Ip(demo()?), weight: 1, place: Arc::default(), name: None }])
+            let place = Arc::default();
+            Ok(vec![Source { written: EndpointAddr::Ip(demo()?), weight: 1, place, name: None, node: None }])
         }
         Servers::Endpoints(endpoints) => Ok(endpoints
             .iter()
-            .map(|endpoint| Source {
+            .enumerate()
+            .map(|(index, endpoint)| Source {
+                node: nodes.get(index).cloned(),
                 written: endpoint.addr.clone(),
                 weight: endpoint.weight,
                 place: Arc::new(endpoint.place.clone()),

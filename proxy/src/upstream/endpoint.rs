@@ -93,6 +93,7 @@ pub(crate) struct Endpoint {
     place: Arc<selvedge_config::Place>,
     /// What it is called in a `Host` header of our own.
     authority: Arc<str>,
+    node: Option<Arc<str>>,
     peer: HttpPeer,
     state: Arc<State>,
     rules: Arc<Rules>,
@@ -174,8 +175,8 @@ impl Endpoint {
     ) -> Self {
         let id = EndpointId::new(&rules.name, &address);
         let (rules, upstream) = (Arc::clone(rules), Weak::clone(upstream));
-        let (weight, place) = (source.weight, Arc::clone(&source.place));
-        Self { id, address, weight, place, authority, peer, state, rules, upstream }
+        let (weight, place, node) = (source.weight, Arc::clone(&source.place), source.node.clone());
+        Self { id, address, weight, place, authority, node, peer, state, rules, upstream }
     }
 
     pub(crate) fn id(&self) -> EndpointId {
@@ -184,6 +185,11 @@ impl Endpoint {
 
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// What it is called as a node of the cluster, if it is one.
+    pub(crate) fn node(&self) -> Option<&Arc<str>> {
+        self.node.as_ref()
     }
 
     pub(super) fn weight(&self) -> u16 {
@@ -196,7 +202,7 @@ impl Endpoint {
     }
 
     /// It, as Pingora connects to it.
-    pub(super) fn peer(&self) -> HttpPeer {
+    pub(crate) fn peer(&self) -> HttpPeer {
         self.peer.clone()
     }
 

@@ -133,7 +133,11 @@ impl Members {
         let found = match (&rules.balance, &self.table, ask.key) {
             (Balance::RoundRobin, ..) => self.from(turn(), ask),
             (Balance::ConsistentHash(_), Some(table), Some(key)) => {
-                table.seek(key, acceptable).map(|index| &self.all[index])
+                let bounded = ask.bound.and_then(|bound| {
+                    let most = |index: usize| bound.saturating_mul(u32::from(self.all[index].weight()));
+                    table.seek(key, |index| acceptable(index) && self.all[index].in_flight() < most(index))
+                });
+                bounded.or_else(|| table.seek(key, acceptable)).map(|index| &self.all[index])
             }
             (Balance::Ewma, ..) => {
                 let now = now();
@@ -256,6 +260,7 @@ mod tests {
             weight: *weight,
             place: Arc::default(),
             name: None,
+            node: None,
         };
         Upstream::new(rules, speech, weights.iter().enumerate().map(source).collect(), &Keeper::default())
     }

@@ -65,6 +65,8 @@ use self::traffic::{Seat, Traffic};
 #[derive(Default)]
 pub struct Upstreams {
     by_name: HashMap<String, Arc<Upstream>>,
+    /// The circles of nodes of the cluster. Looked after like the others; but routes and filters cannot name them.
+    circles: HashMap<String, Arc<Upstream>>,
 }
 
 impl Upstreams {
@@ -72,8 +74,16 @@ impl Upstreams {
         self.by_name.insert(upstream.name.to_string(), upstream);
     }
 
+    pub(crate) fn insert_circle(&mut self, circle: Arc<Upstream>) {
+        self.circles.insert(circle.name.to_string(), circle);
+    }
+
+    pub(crate) fn circle(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.circles.get(name)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
-        self.by_name.values()
+        self.by_name.values().chain(self.circles.values())
     }
 
     /// Every upstream, in order of their names.
@@ -110,6 +120,9 @@ pub struct Upstream {
 /// The most endpoints an upstream has: what a name resolves to is somebody else's to say.
 const ENDPOINTS_MAX: usize = 4096;
 
+/// Below so many requests under way an endpoint is not left out for its load.
+const BOUND_MIN: u32 = 64;
+
 /// How often an endpoint is looked for that still has room when we get there.
 const PICKS_MAX: usize = 8;
 
@@ -120,6 +133,8 @@ pub(crate) struct Source {
     place: Arc<Place>,
     /// Where it is a name.
     name: Option<Name>,
+    /// What the node is called, where it is one of the cluster: its certificate must be for that.
+    node: Option<Arc<str>>,
 }
 
 /// How an upstream's endpoints are chosen and judged.
@@ -193,6 +208,8 @@ pub(crate) struct Ask<'a> {
     sticky: Option<EndpointId>,
     /// Where the client is, when that matters.
     location: Option<Spot>,
+    /// How many requests may be under way at an endpoint for each unit of its weight, as long as others are below that.
+    bound: Option<u32>,
 }
 
 impl Ask<'_> {
@@ -368,6 +385,32 @@ impl Upstream {
         ask
     }
 
+    /// What a request wants whose key has been hashed already. An endpoint is left out while it has a quarter more requests than its share
+    /// (consistent hashing with bounded loads), if they are many.
+    pub(crate) fn ask_of_key(&self, key: u64) -> Ask<'static> {
+        let members = self.members.load();
+        let all = members.all().iter();
+        let (under_way, weights) = all.fold((0u64, 0u64), |(under_way, weights), endpoint| {
+            (under_way + u64::from(endpoint.in_flight()), weights + u64::from(endpoint.weight()))
+        });
+        let share = ((under_way + 1) * 5).div_ceil(4 * weights.max(1));
+        Ask { key: Some(key), bound: Some(u32::try_from(share).unwrap_or(u32::MAX).max(BOUND_MIN)), ..Ask::default() }
+    }
+
+    /// The endpoint that such a request would go to now.
+    ///
+    /// # Errors
+    /// There is none; see [`NoEndpoint`].
+    pub(crate) fn look(&self, ask: &Ask<'_>) -> Result<Arc<Endpoint>, NoEndpoint> {
+        self.refresh_if_due();
+        self.members.load().pick(&self.rules, || 0, ask, clock::now).cloned()
+    }
+
+    /// All of them.
+    pub(crate) fn each(&self) -> Vec<Arc<Endpoint>> {
+        self.members.load().all().to_vec()
+    }
+
     /// What a connection of TCP wants of it.
     pub(crate) fn ask_of_connection(&self, client: IpAddr) -> Ask<'static> {
         let hashed = matches!(self.rules.balance, Balance::ConsistentHash(_));
@@ -397,17 +440,8 @@ impl Upstream {
     /// # Errors
     /// There is none; see [`NoEndpoint`].
     pub(crate) fn choose(&self, ask: &Ask<'_>) -> Result<Lease, NoEndpoint> {
-        let mut members = self.members.load();
-        if let Some(due) = members.due()
-            && due <= clock::now()
-        {
-            // One of those who notice looks again; the others go by what is known.
-            if let Some(replacing) = self.replacing.try_lock() {
-                self.members.store(Arc::new(members.again(&self.rules, clock::now())));
-                drop(replacing);
-            }
-            members = self.members.load();
-        }
+        self.refresh_if_due();
+        let members = self.members.load();
         let turn = || match ask.avoid {
             [] => self.next.fetch_add(1, Ordering::Relaxed),
             // A request that has been elsewhere has had its turn: taking another would let every second request of two endpoints meet the
@@ -424,6 +458,19 @@ impl Upstream {
             }
         }
         Err(NoEndpoint::Full)
+    }
+
+    fn refresh_if_due(&self) {
+        let members = self.members.load();
+        if let Some(due) = members.due()
+            && due <= clock::now()
+        {
+            // One of those who notice looks again; the others go by what is known.
+            if let Some(replacing) = self.replacing.try_lock() {
+                self.members.store(Arc::new(members.again(&self.rules, clock::now())));
+                drop(replacing);
+            }
+        }
     }
 
     /// Every endpoint and how it is.
@@ -538,6 +585,9 @@ impl Source {
 
     /// The name or address that a certificate must be for.
     fn host(&self) -> String {
+        if let Some(node) = &self.node {
+            return node.to_string();
+        }
         match &self.written {
             EndpointAddr::Ip(address) => address.ip().to_string(),
             EndpointAddr::Host { host, .. } => host.clone(),

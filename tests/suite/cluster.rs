@@ -1,0 +1,515 @@
+//! Nodes that share one cache, as processes: who may speak with them, who asks the origin, and what clients notice when a node is gone,
+//! silent, or configured otherwise.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rustls::AlertDescription;
+use selvedge_tests::h2::H2Client;
+use selvedge_tests::tls::{Authority, Caller, Issued, alert};
+use selvedge_tests::{Client, Origin, Process, Response, soon, until};
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinSet;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_selvedge-under-test");
+/// Compiled guests are shared by all runs.
+const MODULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-modules");
+
+/// Nodes of one cluster, in one folder, with certificates of one authority.
+struct Fleet {
+    folder: TempDir,
+    authority: Authority,
+    nodes: Vec<Node>,
+    origin: SocketAddr,
+}
+
+struct Node {
+    name: String,
+    /// Where clients, other nodes, and whoever reads metrics connect.
+    web: SocketAddr,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    process: Option<Process>,
+}
+
+/// How a fleet differs from the usual one.
+#[derive(Default)]
+struct Setting<'s> {
+    /// In `cluster`, of every node.
+    cluster: &'s str,
+    /// In the route, of every node.
+    route: &'s str,
+    /// How many nodes are in the region; these come last.
+    region: usize,
+}
+
+/// Addresses that nobody has at the moment.
+fn free(count: usize) -> Vec<SocketAddr> {
+    let sockets: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
+}
+
+impl Fleet {
+    /// So many nodes, of which all are peers of each other but those of the region, which are each other's.
+    async fn start(count: usize, origin: SocketAddr, setting: &Setting<'_>) -> Self {
+        let mut fleet = Self::prepare(count, origin);
+        for index in 0..fleet.nodes.len() {
+            let text = fleet.config(index, setting);
+            fleet.run(index, &text).await;
+        }
+        fleet
+    }
+
+    fn prepare(count: usize, origin: SocketAddr) -> Self {
+        let folder = TempDir::new().unwrap();
+        let authority = Authority::new("nodes");
+        std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+        let mut addresses = free(count * 3).into_iter();
+        let mut address = || addresses.next().unwrap();
+        let nodes: Vec<_> = (0..count)
+            .map(|index| {
+                let name = format!("node-{index}");
+                let _ = authority.issue(&[&name]).write(folder.path(), &name);
+                Node { name, web: address(), listen: address(), admin: address(), process: None }
+            })
+            .collect();
+        Self { folder, authority, nodes, origin }
+    }
+
+    /// `[{ name, address }, ..]`
+    fn listed<'n>(nodes: impl Iterator<Item = &'n Node>) -> String {
+        let each = nodes.map(|node| format!("{{ name: {}, address: \"{}\" }}", node.name, node.listen));
+        format!("[{}]", each.collect::<Vec<_>>().join(", "))
+    }
+
+    fn config(&self, index: usize, setting: &Setting<'_>) -> String {
+        let (edges, region) = self.nodes.split_at(self.nodes.len() - setting.region);
+        let circles = if index < edges.len() {
+            let region = if region.is_empty() {
+                String::new()
+            } else {
+                format!(", region: {{ peers: {} }}", Self::listed(region.iter()))
+            };
+            format!("peers: {}{region}", Self::listed(edges.iter()))
+        } else {
+            format!("peers: {}", Self::listed(region.iter()))
+        };
+        self.config_with(index, &circles, setting)
+    }
+
+    fn config_with(&self, index: usize, circles: &str, setting: &Setting<'_>) -> String {
+        let Node { name, web, listen, admin, .. } = &self.nodes[index];
+        let cluster = if setting.cluster.is_empty() {
+            "deadlines: { connect: 5s, first_byte: 20s, budget: 25s }"
+        } else {
+            setting.cluster
+        };
+        format!(
+            "version: 1
+node: {{ name: {name}, workers: 1, shutdown_grace: 1s, module_cache: \"{MODULES}\" }}
+telemetry: {{ access_log: {{ output: off }} }}
+admin: {{ bind: \"{admin}\" }}
+listeners: {{ web: {{ bind: \"{web}\" }} }}
+cache: {{ memory: {{ size: 64MiB }}, collapse: {{ wait: 20s }} }}
+cluster:
+  listen: {listen}
+  tls: {{ certificate: {name}.pem, key: {name}.key, ca: ca.pem }}
+  {}
+  {}
+upstreams: {{ app: {{ endpoints: [\"{}\"] }} }}
+sites: [{{ hosts: [\"*\"], routes: [{{ name: all, to: app, cache: {{ {} }} }}] }}]
+",
+            circles.replacen(", region:", "\n  region:", 1),
+            cluster,
+            self.origin,
+            setting.route
+        )
+    }
+
+    /// Starts a node with this configuration, and waits until it serves.
+    async fn run(&mut self, index: usize, text: &str) {
+        let path = self.folder.path().join(format!("{index}.yaml"));
+        std::fs::write(&path, text).unwrap();
+        let process = Process::run(PROGRAM, self.folder.path(), &path, 2).await;
+        self.nodes[index].process = Some(process);
+    }
+
+    fn issue(&self) -> Issued {
+        self.authority.issue(&["visitor"])
+    }
+
+    async fn get(&self, index: usize, path: &str) -> Response {
+        Client::get(self.nodes[index].web, path).await
+    }
+
+    /// Asks the admin API.
+    async fn ask(&self, index: usize, path: &str) -> Response {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let response = Client::connect(self.nodes[index].admin).await.request(&head).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        response
+    }
+
+    /// The sum of the samples of a family whose labels hold this.
+    async fn sum(&self, index: usize, family: &str, labels: &str) -> u64 {
+        let page = self.ask(index, "/metrics").await.text();
+        let lines = page.lines().filter(|line| line.starts_with(&format!("{family}{{")) && line.contains(labels));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    }
+}
+
+/// The nodes that have had to do with a response, the one nearest to the origin first.
+fn way(response: &Response) -> Vec<String> {
+    let members = response.headers.iter().filter(|(name, _)| name == "cache-status");
+    let members = members.flat_map(|(_, value)| value.split(", ").map(str::to_owned).collect::<Vec<_>>());
+    members.map(|member| member.split(';').next().unwrap().to_owned()).collect()
+}
+
+async fn storable(body: &'static str) -> Origin {
+    Origin::start(move |_| Origin::reply(200, &[("cache-control", "max-age=600"), ("etag", "\"1\"")], body)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_nodes_are_let_in() {
+    let origin = storable("hello").await;
+    let fleet = Fleet::start(1, origin.address(), &Setting::default()).await;
+    let listen = fleet.nodes[0].listen;
+    let foreign = Authority::new("nodes").issue(&["node-0"]);
+    let caller = || Caller::new("node-0", &["h2"]);
+    for (what, caller, expected) in [
+        ("none", caller(), AlertDescription::CertificateRequired),
+        ("another authority's", caller().showing(&foreign), AlertDescription::DecryptError),
+    ] {
+        let error = match caller.try_call(listen).await {
+            Err(error) => error,
+            Ok(mut stream) => soon("an alert", stream.read_u8()).await.expect_err("nothing is served"),
+        };
+        assert_eq!(alert(&error), Some(expected), "{what}");
+    }
+
+    let node = H2Client::over(caller().showing(&fleet.issue()).call(listen).await).await;
+    let unknown = node.request("POST", "/v1/nothing", &[("selvedge-from", "visitor")], b"").await.unwrap();
+    assert_eq!(unknown.status, 404, "{}", unknown.text());
+    let message = node.request("GET", "/", &[], b"").await.unwrap();
+    assert_eq!(message.status, 404, "what is no request of a node is no client's either: {}", message.text());
+
+    let route = "00".repeat(16);
+    let fetch = |fields: Vec<(&'static str, &'static str)>| {
+        let mut all = vec![("selvedge-route", route.clone()), ("selvedge-key", route.clone())];
+        all.extend(fields.into_iter().map(|(name, value)| (name, value.to_owned())));
+        all
+    };
+    for (fields, status) in [
+        (vec![("selvedge-hops", "visitor"), ("selvedge-circle", "peers")], 421), // no such route
+        (vec![("selvedge-hops", "visitor, node-0"), ("selvedge-circle", "peers")], 508),
+        (vec![("selvedge-hops", "visitor"), ("selvedge-circle", "moon")], 400),
+        (vec![("selvedge-circle", "peers")], 400),
+        (vec![("selvedge-hops", "a,b,c,d,e,f,g,h,i"), ("selvedge-circle", "peers")], 400),
+    ] {
+        let all = fetch(fields);
+        let all: Vec<_> = all.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let node = H2Client::over(caller().showing(&fleet.issue()).call(listen).await).await;
+        let response = node.request("GET", "/", &all, b"").await.unwrap();
+        assert_eq!(response.status, status, "{all:?}");
+        assert_eq!(response.header("selvedge-answer"), None, "{all:?}");
+    }
+    assert_eq!(origin.started(), 0);
+    assert_eq!(fleet.sum(0, "selvedge_cluster_served_total", "result=\"loop\"").await, 1);
+    assert_eq!(fleet.sum(0, "selvedge_cluster_served_total", "result=\"no_route\"").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_node_has_fetched_all_nodes_have() {
+    let origin = storable("hello").await;
+    let fleet = Fleet::start(3, origin.address(), &Setting::default()).await;
+    let mut owned = [0; 3];
+    for page in 0..12 {
+        let path = format!("/{page}");
+        let mut ways = Vec::new();
+        for index in [page % 3, (page + 1) % 3, (page + 2) % 3] {
+            let response = fleet.get(index, &path).await;
+            assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+            for (name, _) in &response.headers {
+                assert!(!name.starts_with("selvedge-"), "{name} is for nodes only");
+            }
+            ways.push(way(&response));
+        }
+        assert_eq!(origin.started(), page + 1, "each page is fetched once: {ways:?}");
+        // Everybody names the same owner, and whoever is not the owner has asked it.
+        let owner = ways[0][0].clone();
+        assert!(ways.iter().all(|way| way[0] == owner && way.len() <= 2), "{ways:?}");
+        owned[owner.trim_start_matches("node-").parse::<usize>().unwrap()] += 1;
+    }
+    assert!(owned.iter().filter(|count| **count > 0).count() >= 2, "keys are shared out: {owned:?}");
+    let hits = async |index| fleet.sum(index, "selvedge_cluster_asked_total", "result=\"hit\"").await;
+    let misses = async |index| fleet.sum(index, "selvedge_cluster_asked_total", "result=\"miss\"").await;
+    let (mut hit, mut missed) = (0, 0);
+    for index in 0..3 {
+        hit += hits(index).await;
+        missed += misses(index).await;
+    }
+    assert_eq!(hit + missed, 24, "two of three nodes ask the third for each page");
+    // What came by another node is said to have.
+    let last = origin.last().headers;
+    assert!(last.iter().all(|(name, _)| !name.starts_with("selvedge-")), "{last:?}");
+    let shown = fleet.ask(0, "/v1/cluster").await.json();
+    assert_eq!(shown["name"], "node-0", "{shown}");
+    for (index, node) in shown["nodes"].as_array().unwrap().iter().enumerate() {
+        let expected = format!("node-{}", index + 1);
+        assert_eq!((&node["node"], &node["name"]), (&expected.clone().into(), &expected.into()), "{shown}");
+        assert_eq!((&node["in_use"], &node["circle"]), (&true.into(), &"peers".into()), "{shown}");
+        assert_eq!((&node["shared_routes"], &node["other_routes"]), (&1.into(), &0.into()), "{shown}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_and_a_region_fetch_once_for_three_thousand_clients() {
+    let origin = Origin::start_async(|_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            Origin::reply(200, &[("cache-control", "max-age=600")], vec![b'x'; 100_000])
+        })
+    })
+    .await;
+    let fleet = Arc::new(Fleet::start(5, origin.address(), &Setting { region: 2, ..Setting::default() }).await);
+    let mut clients = JoinSet::new();
+    for index in 0..3 {
+        for _ in 0..1000 {
+            let fleet = Arc::clone(&fleet);
+            clients.spawn(async move { fleet.get(index, "/cold").await });
+        }
+    }
+    let mut longest = 0;
+    while let Some(response) = clients.join_next().await {
+        let response = response.unwrap();
+        assert_eq!((response.status, response.body.len()), (200, 100_000));
+        longest = longest.max(way(&response).len());
+    }
+    assert_eq!(origin.started(), 1, "one fetch for all of them");
+    assert_eq!(longest, 3, "node, owner, region");
+    let asked = fleet.sum(3, "selvedge_cluster_served_total", "result=\"answered\"").await
+        + fleet.sum(4, "selvedge_cluster_served_total", "result=\"answered\"").await;
+    assert_eq!(asked, 1, "the region is asked once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_do_not_notice_that_the_owner_dies() {
+    let origin = Origin::start_async(|_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Origin::reply(200, &[("cache-control", "max-age=600")], "hello")
+        })
+    })
+    .await;
+    let mut fleet = Fleet::start(3, origin.address(), &Setting::default()).await;
+    let pages = 60;
+    let webs: Vec<SocketAddr> = fleet.nodes[..2].iter().map(|node| node.web).collect();
+    let done = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for client in 0..20 {
+        let (web, done) = (webs[client % 2], Arc::clone(&done));
+        clients.spawn(async move {
+            let mut connection = Client::connect(web).await;
+            for page in 0..pages {
+                let head = format!("GET /{page}?{} HTTP/1.1\r\nhost: test\r\n\r\n", client % 4);
+                let response = connection.request(&head).await;
+                assert_eq!((response.status, response.text().as_str()), (200, "hello"), "{:?}", response.headers);
+                done.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    until("a third of the load", || done.load(Ordering::SeqCst) > 20 * pages / 3).await;
+    fleet.nodes[2].process.take(); // Killed, not asked to end.
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    // 240 things were asked for. What the dead node owned and had fetched is fetched once more, at most.
+    let fetches = origin.started();
+    assert!((240..=360).contains(&fetches), "{fetches} fetches");
+    let failed: u64 = fleet.sum(0, "selvedge_cluster_asked_total", "node=\"node-2\",result=\"failed\"").await;
+    assert!(failed > 0 && failed < 60, "{failed} attempts failed: then nobody tries for a while");
+    assert_eq!(fleet.sum(0, "selvedge_cluster_in_use", "node=\"node-1\"").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_owner_costs_no_more_than_the_budget() {
+    let origin = storable("hello").await;
+    let setting =
+        Setting { cluster: "deadlines: { connect: 500ms, first_byte: 700ms, budget: 1s }", ..Setting::default() };
+    let fleet = Fleet::start(2, origin.address(), &setting).await;
+    // A page that the other node owns, over a connection that is there.
+    let mut page = 0;
+    while way(&fleet.get(0, &format!("/{page}")).await).len() < 2 {
+        page += 1;
+    }
+    fleet.nodes[1].process.as_ref().unwrap().signal("STOP");
+    let before = origin.started();
+    let begun = Instant::now();
+    let mut asked = 0;
+    for more in 0..40 {
+        let response = fleet.get(0, &format!("/{page}/{more}")).await;
+        assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+        asked += 1;
+    }
+    let took = begun.elapsed();
+    fleet.nodes[1].process.as_ref().unwrap().signal("CONT");
+    assert_eq!(origin.started(), before + asked, "the origin is asked in its place");
+    // Three failures of at most 0.7 s and 1 s of grace, and one more each time it is tried again.
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    assert!(fleet.sum(0, "selvedge_cluster_asked_total", "result=\"failed\"").await >= 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_waits_for_a_slow_origin_says_so_in_time() {
+    let origin = Origin::start_async(|request| {
+        Box::pin(async move {
+            if request.target.starts_with("/slow") {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+            Origin::reply(200, &[("cache-control", "max-age=600")], "hello")
+        })
+    })
+    .await;
+    let setting =
+        Setting { cluster: "deadlines: { connect: 5s, first_byte: 300ms, budget: 5s }", ..Setting::default() };
+    let fleet = Fleet::start(2, origin.address(), &setting).await;
+    let mut page = 0;
+    loop {
+        let path = format!("/slow/{page}");
+        let response = fleet.get(0, &path).await;
+        assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+        if fleet.sum(0, "selvedge_cluster_asked_total", "result=\"late\"").await > 0 {
+            break;
+        }
+        page += 1;
+    }
+    // The owner is no worse for that.
+    assert_eq!(fleet.sum(0, "selvedge_cluster_asked_total", "result=\"failed\"").await, 0);
+    assert_eq!(fleet.sum(0, "selvedge_cluster_in_use", "node=\"node-1\"").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_knows_the_route_otherwise_is_not_believed() {
+    let origin = storable("hello").await;
+    let mut fleet = Fleet::prepare(2, origin.address());
+    for (index, route) in ["", "stale_if_error: 1h"].into_iter().enumerate() {
+        let text = fleet.config(index, &Setting { route, ..Setting::default() });
+        fleet.run(index, &text).await;
+    }
+    for page in 0..8 {
+        for index in 0..2 {
+            let response = fleet.get(index, &format!("/{page}")).await;
+            assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+            assert_eq!(way(&response), [fleet.nodes[index].name.clone()]);
+        }
+    }
+    assert_eq!(origin.started(), 16, "each fetches for itself");
+    let refused = fleet.sum(0, "selvedge_cluster_asked_total", "result=\"refused\"").await;
+    assert!(refused > 0);
+    assert_eq!(fleet.sum(0, "selvedge_cluster_in_use", "").await, 1, "it is well all the same");
+    let shown = fleet.ask(0, "/v1/cluster").await.json();
+    assert_eq!(shown["nodes"][0]["other_routes"], 2, "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_take_each_other_for_the_owner_do_not_wait_for_each_other() {
+    let origin = Origin::start_async(|_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Origin::reply(200, &[("cache-control", "max-age=600")], "hello")
+        })
+    })
+    .await;
+    let mut fleet = Fleet::prepare(2, origin.address());
+    for index in 0..2 {
+        // Each knows the other alone.
+        let circles = format!("peers: {}", Fleet::listed([&fleet.nodes[1 - index]].into_iter()));
+        let text = fleet.config_with(index, &circles, &Setting::default());
+        fleet.run(index, &text).await;
+    }
+    let fleet = Arc::new(fleet);
+    for page in 0..5 {
+        let begun = Instant::now();
+        let mut clients = JoinSet::new();
+        for client in 0..40 {
+            let fleet = Arc::clone(&fleet);
+            clients.spawn(async move { fleet.get(client % 2, &format!("/{page}")).await });
+        }
+        while let Some(response) = clients.join_next().await {
+            let response = response.unwrap();
+            assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+            assert_eq!(way(&response).len(), 2, "{:?}", response.headers);
+        }
+        // `collapse.wait` and `first_byte` are 20 s.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+    assert!(origin.started() <= 10, "one fetch for each node and page: {}", origin.started());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_the_origin_cuts_off_is_whole_for_nobody() {
+    use tokio::io::AsyncWriteExt;
+    let (origin, _serving) = Origin::raw(|mut stream| async move {
+        let mut buffer = [0; 4096];
+        if stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+            let head = "HTTP/1.1 200 OK\r\ncache-control: max-age=600\r\ntransfer-encoding: chunked\r\n\r\n";
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(b"5\r\nhello\r\n").await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Closed without the last chunk.
+        }
+    })
+    .await;
+    let fleet = Fleet::start(3, origin, &Setting { region: 1, ..Setting::default() }).await;
+    for page in 0..6 {
+        for index in 0..2 {
+            let mut client = Client::connect(fleet.nodes[index].web).await;
+            client.send(format!("GET /{page} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await;
+            let response = client.try_response("GET").await;
+            assert!(response.as_ref().map_or(true, |response| response.status >= 500), "{response:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_what_others_own_are_kept_briefly_and_validated_with_the_owner() {
+    let origin = storable("hello").await;
+    let setting = Setting {
+        cluster: "deadlines: { connect: 5s, first_byte: 20s, budget: 25s }\n  hot: 1s",
+        ..Setting::default()
+    };
+    let fleet = Fleet::start(2, origin.address(), &setting).await;
+    let mut page = 0;
+    while way(&fleet.get(0, &format!("/{page}")).await).len() < 2 {
+        page += 1;
+    }
+    let path = format!("/{page}");
+    let fetches = origin.started();
+    let asked = async || {
+        fleet.sum(0, "selvedge_cluster_asked_total", "result=\"hit\"").await
+            + fleet.sum(0, "selvedge_cluster_asked_total", "result=\"miss\"").await
+    };
+    let before = asked().await;
+    let own = |response: &Response| {
+        let members = response.headers.iter().filter(|(name, _)| name == "cache-status");
+        members.map(|(_, value)| value.clone()).next_back().unwrap()
+    };
+    let mut last = String::new();
+    let begun = Instant::now();
+    while !last.contains("fwd=stale") {
+        let response = fleet.get(0, &path).await;
+        assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+        assert_eq!(response.header("cache-control"), Some("max-age=600"), "as the origin says it");
+        last = own(&response);
+        assert!(last.contains("hit") || last.contains("fwd=stale"), "{last}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "it is never stale: {last}");
+    }
+    assert!(last.contains("fwd-status=304") && last.contains("detail=peer"), "{last}");
+    let age: u64 = fleet.get(0, &path).await.header("age").unwrap().parse().unwrap();
+    assert!(age >= 1, "the age is that of the response, not of the copy");
+    assert_eq!(asked().await, before + 1);
+    assert_eq!(origin.started(), fetches, "the owner knows that it is fresh");
+}
