@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use selvedge_config::{
-    AccessLog, AdminBind, ByteSize, Config, Effective, Fault, Loaded, Loader, ModuleCache, Report, Workers,
+    AccessLog, AdminBind, ByteSize, CacheDisk, Config, Effective, Fault, Loaded, Loader, ModuleCache, Report, Workers,
 };
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -309,9 +309,10 @@ impl Inner {
         let generation = Generation { number: built.plan.generation, since: SystemTime::now(), origin };
         let number = generation.number;
         let files = watched(built.files, &mut prepared.files);
-        running.settled.cache = running.settled.cache.or(config.cache.as_ref().map(|cache| cache.memory.size));
         let purge_log = || config.cache.as_ref().map(|cache| cache.purge.log.clone());
         running.settled.purge_log = running.settled.purge_log.take().or_else(purge_log);
+        running.settled.cache = running.settled.cache.take().or_else(|| Settled::by(&config).cache);
+        self.resources.open_disks(&config);
         self.grace.store(millis(config.node.shutdown_grace), Ordering::Relaxed);
         // The plan first: a new listener must not meet one that does not know it.
         self.current.replace(built.plan);
@@ -362,14 +363,24 @@ impl Inner {
     }
 }
 
+/// Where purges are kept when `cache.disk` is configured and `cache.purge.log` is not: in the first folder.
+const PURGE_LOG: &str = "purge.log";
+
 /// Takes over the purges of earlier runs, and keeps those to come, before anything is served from the cache.
 fn keep_purges(config: &Config, plan: &Plan) -> Result<(), Box<Fault>> {
     let Some((settings, cache)) = config.cache.as_ref().zip(plan.cache) else { return Ok(()) };
-    let Some(path) = &settings.purge.log else { return Ok(()) };
-    cache.open_log(path).map_err(|error| {
-        let message = format!("purges cannot be kept in {}: {}", path.display(), error_chain(&error));
-        Box::new(Fault::at(&settings.position, message).with_key("cache.purge.log"))
-    })
+    let fault = |path: &Path, key: &'static str, error: &(dyn std::error::Error + 'static)| {
+        let message = format!("purges cannot be kept in {}: {}", path.display(), error_chain(error));
+        Box::new(Fault::at(&settings.position, message).with_key(key))
+    };
+    if let Some(path) = &settings.purge.log {
+        return cache.open_log(path).map_err(|error| fault(path, "cache.purge.log", &error));
+    }
+    // What is on disk outlives the process, so its purges have to.
+    let Some(folder) = settings.disk.as_ref().and_then(|disk| disk.folders.first()) else { return Ok(()) };
+    let path = folder.path.join(PURGE_LOG);
+    std::fs::create_dir_all(&folder.path).map_err(|error| fault(&path, "cache.disk", &error))?;
+    cache.open_log(&path).map_err(|error| fault(&path, "cache.disk", &error))
 }
 
 enum Metrics {
@@ -416,7 +427,7 @@ struct Settled {
     module_cache: ModuleCache,
     access_log: AccessLog,
     /// Set with the first configuration that has a cache.
-    cache: Option<ByteSize>,
+    cache: Option<(ByteSize, Option<CacheDisk>)>,
     /// The same; inside: set once there is a log.
     purge_log: Option<Option<PathBuf>>,
 }
@@ -428,7 +439,7 @@ impl Settled {
             workers: config.node.workers,
             module_cache: config.node.module_cache.clone(),
             access_log: config.telemetry.access_log,
-            cache: config.cache.as_ref().map(|cache| cache.memory.size),
+            cache: config.cache.as_ref().map(|cache| (cache.memory.size, cache.disk.clone())),
             purge_log: config.cache.as_ref().map(|cache| cache.purge.log.clone()),
         }
     }
@@ -436,12 +447,14 @@ impl Settled {
     /// The keys that another configuration would change.
     fn changed_by(&self, new: &Config) -> Vec<&'static str> {
         let new = Self::by(new);
+        let caches = self.cache.as_ref().zip(new.cache.as_ref());
         [
             ("admin.bind", self.admin != new.admin),
             ("node.workers", self.workers != new.workers),
             ("node.module_cache", self.module_cache != new.module_cache),
             ("telemetry.access_log", self.access_log != new.access_log),
-            ("cache.memory.size", self.cache.zip(new.cache).is_some_and(|(old, new)| old != new)),
+            ("cache.memory.size", caches.is_some_and(|(old, new)| old.0 != new.0)),
+            ("cache.disk", caches.is_some_and(|(old, new)| old.1 != new.1)),
             (
                 "cache.purge.log",
                 self.purge_log.as_ref().zip(new.purge_log.as_ref()).is_some_and(|(old, new)| old != new),

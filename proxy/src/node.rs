@@ -120,6 +120,7 @@ impl Node {
         let guard = config.admin.as_ref().map(|settings| Arc::new(Guard::new(settings)));
         let control =
             Control::new(path.clone(), loader, loaded, resources, guard.clone()).map_err(StartError::Config)?;
+        control.resources().open_disks(&config);
         let admin = match config.admin.as_ref().zip(guard) {
             None => None,
             Some((settings, guard)) => {

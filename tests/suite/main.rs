@@ -25,6 +25,8 @@ mod replies;
 
 mod cache;
 
+mod cache_disk;
+
 mod cache_suite;
 
 mod purge;

@@ -25,6 +25,8 @@ pub struct CacheCtx {
     pub(crate) found: Found,
     /// The generation of the stored object found, to update that one and no other after a 304.
     pub(crate) generation: Option<u64>,
+    /// Which tier has it, where there are several.
+    pub(crate) tier: Option<&'static str>,
     pub(crate) joined: bool,
     pub(crate) always_stale: bool,
     pub(crate) stale_on_status: bool,

@@ -34,6 +34,7 @@ pub mod memory;
 pub mod purge;
 pub mod rules;
 pub mod status;
+pub mod tiers;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -57,11 +58,13 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::collapse::{Authorised, FIRST_FAILURE, FillLocks, HitForMiss, Shared};
 use crate::context::{Bypass, CachedRoute, Found};
+use crate::disk::{DiskUsage, Removal};
 use crate::memory::{FillNotes, MemoryTier, Reader};
 use crate::purge::{LogError, Marks, OpenError, Position, PurgeLog, Record, Tags};
 use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
 use crate::status::{CACHE_STATUS, Fwd};
+use crate::tiers::Tiers;
 
 pub use crate::collapse::Towards;
 pub use crate::context::{CacheCtx, Wishes};
@@ -71,6 +74,7 @@ pub use crate::memory::Usage;
 pub use crate::purge::{Purge, Purges, Scope};
 pub use crate::rules::{QueryPolicy, RoutePolicy, SetCookies};
 pub use crate::status::CacheStatus;
+pub use crate::tiers::DiskTier;
 
 /// How often a waiter may find another fill in its way before it goes forward by itself. Each try is bounded by
 /// [`CacheOptions::collapse_wait`] in total anyway; the count only breaks a tie of fills that keep failing.
@@ -146,6 +150,8 @@ pub struct Purged {
 /// The cache of one node, as the hooks of the proxy call it.
 pub struct Cache {
     memory: &'static MemoryTier,
+    /// Memory and disk, where there is a disk.
+    tiers: OnceLock<&'static Tiers>,
     locks: &'static CacheKeyLockImpl,
     fill_locks: &'static FillLocks,
     hit_for_miss: &'static HitForMiss,
@@ -166,8 +172,10 @@ impl Cache {
         let purges: &'static Purges = Box::leak(Box::default());
         let fill_locks: &'static FillLocks =
             Box::leak(Box::new(FillLocks::new(options.fill_deadline, options.waiters)));
+        let memory: &'static MemoryTier = Box::leak(Box::new(MemoryTier::new(options, hit_for_miss, purges)));
         Box::leak(Box::new(Self {
-            memory: Box::leak(Box::new(MemoryTier::new(options, hit_for_miss, purges))),
+            memory,
+            tiers: OnceLock::new(),
             locks: fill_locks,
             fill_locks,
             hit_for_miss,
@@ -178,6 +186,19 @@ impl Cache {
             refuse_late: AtomicBool::new(options.when_late == Beyond::Refuse),
             refuse_beyond: AtomicBool::new(options.when_full == Beyond::Refuse),
         }))
+    }
+
+    /// Put disks below memory, for good. What is on them is found as soon as their indexes are loaded, see [`wait`](Self::wait). Once there
+    /// are some, nothing is changed.
+    ///
+    /// # Errors
+    /// When a thread cannot be started. A disk that cannot be used is no error, and says so in the log and in [`disks`](Self::disks).
+    pub fn open_disks(&'static self, tier: DiskTier) -> std::io::Result<()> {
+        if self.tiers.get().is_none() {
+            let tiers = Box::leak(Box::new(Tiers::open(tier, self.memory, self.purges)?));
+            self.tiers.get_or_init(|| tiers);
+        }
+        Ok(())
     }
 
     /// Take over new settings, as after a reload: all but `memory_size`, for what begins from now on.
@@ -231,7 +252,10 @@ impl Cache {
         overrides.wait_timeout = Some(Duration::from_millis(self.collapse_wait_ms.load(Ordering::Relaxed)));
         overrides.max_lock_retries = Some(COLLAPSE_RETRIES);
         let predictor: &'static (dyn CacheablePredictor + Sync) = self.hit_for_miss;
-        cache.enable(self.memory, None, Some(predictor), Some(self.locks), Some(overrides));
+        match self.tiers.get() {
+            None => cache.enable(self.memory, None, Some(predictor), Some(self.locks), Some(overrides)),
+            Some(tiers) => cache.enable(*tiers, None, Some(predictor), Some(self.locks), Some(overrides)),
+        }
         true
     }
 
@@ -279,6 +303,7 @@ impl Cache {
             ctx.stored_epoch = reader.epoch();
             ctx.joined = reader.is_filling();
             ctx.always_stale = reader.is_always_stale();
+            ctx.tier = self.tiers.get().is_some().then(|| reader.tier());
         }
         let is_shared_failure = handler.as_any().downcast_ref::<Reader>().is_some_and(Reader::is_shared_failure);
         if is_shared_failure {
@@ -505,7 +530,9 @@ impl Cache {
     /// all waiters can go forward at once.
     fn is_too_large(&self, header: &ResponseHeader, ctx: &CacheCtx) -> bool {
         match header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok()) {
-            Some(length) => length > self.memory.max_object(),
+            Some(length) => {
+                length > self.tiers.get().map_or_else(|| self.memory.max_object(), |tiers| tiers.max_object())
+            }
             None => self.hit_for_miss.was_too_large(ctx.primary),
         }
     }
@@ -545,7 +572,10 @@ impl Cache {
                 status.fwd = Some(Fwd::UriMiss);
                 status.collapsed = true;
             }
-            CachePhase::Hit => status.hit = true,
+            CachePhase::Hit => {
+                status.hit = true;
+                status.detail = ctx.tier;
+            }
             CachePhase::StaleUpdating => {
                 status.hit = true;
                 status.detail = Some("stale-while-revalidate");
@@ -611,7 +641,12 @@ impl Cache {
         let key = key::of_target(scope, scheme, query, authority.as_bytes(), target.as_bytes());
         let primary = key::primary_slot(&key);
         self.hit_for_miss.forget(primary);
-        self.memory.purge_family(primary, purge)
+        let met = self.memory.purge_family(primary, purge);
+        if let Some(tiers) = self.tiers.get() {
+            // Hard in both cases: what is on disk would have to be read to be marked.
+            tiers.store().forget(Removal::Family(primary));
+        }
+        met
     }
 
     /// Purge all that belongs to these scopes, whatever route and variant it is of. Nothing of it is handed out to requests that come
@@ -621,6 +656,9 @@ impl Cache {
         if purge == Purge::Hard && scopes.contains(&Scope::everything()) {
             self.hit_for_miss.forget_all();
             self.memory.clear();
+            if let Some(tiers) = self.tiers.get() {
+                tiers.store().forget(Removal::All);
+            }
         }
         epoch
     }
@@ -684,6 +722,26 @@ impl Cache {
     #[must_use]
     pub fn purges(&'static self) -> &'static Purges {
         self.purges
+    }
+
+    /// What each disk holds and does; none without a disk tier.
+    #[must_use]
+    pub fn disks(&'static self) -> Vec<DiskUsage> {
+        self.tiers.get().map(|tiers| tiers.usage()).unwrap_or_default()
+    }
+
+    /// Waits until what is on the disks can be found, `patience` at most.
+    pub fn wait(&'static self, patience: Duration) {
+        if let Some(tiers) = self.tiers.get() {
+            tiers.store().wait(patience);
+        }
+    }
+
+    /// Writes to the disks what waits to be, and gives them back, within `patience`. From then on the cache is one of memory alone. Blocks.
+    pub fn close(&'static self, patience: Duration) {
+        if let Some(tiers) = self.tiers.get() {
+            tiers.store().close_within(patience);
+        }
     }
 
     /// Let go of the memory that stored responses take: nobody will ask for them any more.

@@ -13,6 +13,7 @@
 //!
 //! A hit clones the decoded header, which Pingora wants to own, and hands out the stored chunks of the body by reference count.
 
+mod codec;
 mod fill;
 mod object;
 
@@ -37,8 +38,10 @@ use pingora_error::{Error, ErrorType, Result};
 use crate::collapse::HitForMiss;
 use crate::key::{self, Slot, SlotHash};
 use crate::memory::fill::{Fill, FillReader, Outcome};
-use crate::memory::object::{Body, Object, StoredMeta};
+use crate::memory::object::Body;
+pub(crate) use crate::memory::object::{NOT_ON_DISK, Object, StoredMeta};
 use crate::purge::{Marks, Purges, Verdict};
+use crate::tiers::{DiskCopy, DiskReader};
 use crate::{CacheOptions, Purge};
 
 /// Invalidations are remembered against fills under way by so many groups of keys.
@@ -51,7 +54,7 @@ type Variants = DashMap<Slot, Vec<(Slot, u64)>, SlotHash>;
 #[derive(Debug, Clone, Default)]
 pub struct FillNotes {
     marks: Option<Marks>,
-    validates: Option<u64>,
+    pub(crate) validates: Option<u64>,
     withheld: Vec<HeaderName>,
     is_shared_failure: bool,
 }
@@ -215,7 +218,7 @@ impl MemoryTier {
         self.stripe(primary).fetch_max(self.purges.clock().tick(), Ordering::AcqRel);
     }
 
-    fn is_invalidated_since(&self, primary: Slot, epoch: u64) -> bool {
+    pub(crate) fn is_invalidated_since(&self, primary: Slot, epoch: u64) -> bool {
         self.stripe(primary).load(Ordering::Acquire) >= epoch
     }
 
@@ -267,7 +270,8 @@ impl MemoryTier {
             changed = true;
             let generation = self.next_generation();
             self.remember_variant(old.primary, slot, generation);
-            Op::Put(Arc::new(Object { meta, body: Arc::clone(&old.body), primary: old.primary, generation }))
+            let body = Arc::clone(&old.body);
+            Op::Put(Arc::new(Object::new(meta, body, old.primary, generation, old.on_disk.load(Ordering::Relaxed))))
         });
         changed
     }
@@ -290,14 +294,14 @@ impl MemoryTier {
     }
 
     /// Store a complete fill, unless it was detached or purged meanwhile. Says how many bytes were stored.
-    fn store(&self, fill: &Fill) -> usize {
+    fn store(&self, fill: &Fill, on_disk: u64) -> usize {
         let Some(chunks) = fill.take_complete() else { return 0 };
         if self.is_void(fill) {
             return 0;
         }
         let generation = self.next_generation();
-        let object =
-            Object { meta: fill.meta.clone(), body: Arc::new(Body::new(chunks)), primary: fill.primary, generation };
+        let body = Arc::new(Body::new(chunks));
+        let object = Object::new(fill.meta.clone(), body, fill.primary, generation, on_disk);
         let weight = object.weight();
         self.remember_variant(fill.primary, fill.slot, generation);
         self.objects.insert(fill.slot, Arc::new(object));
@@ -309,8 +313,56 @@ impl MemoryTier {
         usize::try_from(weight).unwrap_or(usize::MAX)
     }
 
+    /// Take over what was read from disk, unless there is something already, or it was invalidated meanwhile.
+    pub(crate) fn promote(&self, slot: Slot, primary: Slot, meta: StoredMeta, chunks: Vec<Bytes>, on_disk: u64) {
+        let epoch = meta.marks.epoch;
+        if self.is_invalidated_since(primary, epoch) {
+            return;
+        }
+        let generation = self.next_generation();
+        let object = Arc::new(Object::new(meta, Arc::new(Body::new(chunks.into())), primary, generation, on_disk));
+        self.remember_variant(primary, slot, generation);
+        let mut put = false;
+        self.objects.entry(slot).and_compute_with(|entry| match entry {
+            Some(_) => Op::Nop,
+            None => {
+                put = true;
+                Op::Put(object)
+            }
+        });
+        if !put {
+            forget_variant(&self.variants, primary, slot, generation);
+        } else if self.is_invalidated_since(primary, epoch) {
+            self.remove_generation(slot, generation);
+        }
+    }
+
+    /// The generation on disk of the object at `slot`, if there is such an object, and such a copy.
+    pub(crate) fn on_disk(&self, slot: Slot) -> Option<u64> {
+        self.objects.get(&slot)?.on_disk()
+    }
+
+    /// Begin a fill, with a copy that goes to disk where there is one to be.
+    pub(crate) fn begin(&'static self, key: &CacheKey, meta: &CacheMeta, copy: Option<DiskCopy>) -> MissHandler {
+        let notes = meta.extensions().get::<FillNotes>();
+        let fill = Arc::new(Fill::new(
+            self.next_generation(),
+            key::slot(key),
+            key::primary_slot(key),
+            self.stored_meta(meta, notes),
+            Duration::from_millis(self.stall_ms.load(Ordering::Relaxed)),
+            Arc::clone(&self.fill_bytes),
+        ));
+        // Published before the check: an invalidation either finds the fill, or is found by the check.
+        self.fills.entry(fill.slot).or_default().push(Arc::clone(&fill));
+        if self.is_void(&fill) {
+            fill.detach();
+        }
+        Box::new(Writer { tier: self, tag: fill.id.into(), fill, copy })
+    }
+
     /// What is kept of `meta`. Without notes, which only tools leave out, no purge but one of everything reaches it.
-    fn stored_meta(&self, meta: &CacheMeta, notes: Option<&FillNotes>) -> StoredMeta {
+    pub(crate) fn stored_meta(&self, meta: &CacheMeta, notes: Option<&FillNotes>) -> StoredMeta {
         let marks = notes.and_then(|notes| notes.marks.clone());
         let marks = marks.unwrap_or_else(|| Marks { epoch: self.purges.clock().fetch(), marks: Arc::new([]) });
         let is_shared_failure = notes.is_some_and(|notes| notes.is_shared_failure);
@@ -372,21 +424,7 @@ impl Storage for MemoryTier {
     }
 
     async fn get_miss_handler(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<MissHandler> {
-        let notes = meta.extensions().get::<FillNotes>();
-        let fill = Arc::new(Fill::new(
-            self.next_generation(),
-            key::slot(key),
-            key::primary_slot(key),
-            self.stored_meta(meta, notes),
-            Duration::from_millis(self.stall_ms.load(Ordering::Relaxed)),
-            Arc::clone(&self.fill_bytes),
-        ));
-        // Published before the check: an invalidation either finds the fill, or is found by the check.
-        self.fills.entry(fill.slot).or_default().push(Arc::clone(&fill));
-        if self.is_void(&fill) {
-            fill.detach();
-        }
-        Ok(Box::new(Writer { tier: self, tag: fill.id.into(), fill }))
+        Ok(self.begin(key, meta, None))
     }
 
     async fn purge(&'static self, target: PurgeTarget<'_>, _: PurgeType, _: &SpanHandle) -> Result<PurgeOutcome> {
@@ -420,7 +458,8 @@ impl Storage for MemoryTier {
         Ok(self.replace(key::slot(key), |object| {
             // The 304 is about the object that was looked up. Another one may have taken its place since; and if it was purged
             // meanwhile, no answer about it brings it back.
-            let same = validated.is_none_or(|generation| generation == object.generation);
+            let same = validated
+                .is_none_or(|generation| generation == object.generation || Some(generation) == object.on_disk());
             (same && self.purges.verdict(&object.meta.marks) != Verdict::Gone).then_some(new)
         }))
     }
@@ -439,20 +478,25 @@ struct Writer {
     tier: &'static MemoryTier,
     fill: Arc<Fill>,
     tag: U64WriteId,
+    /// The same on its way to disk.
+    copy: Option<DiskCopy>,
 }
 
 #[async_trait]
 impl HandleMiss for Writer {
     async fn write_body(&mut self, data: Bytes, eof: bool) -> Result<()> {
         let was_joinable = self.fill.is_joinable();
+        let (copied, may_fit) = self.copy.as_mut().map_or((false, false), |copy| copy.push(&data));
         let room = self.tier.fill_bytes.load(Ordering::Relaxed) <= self.tier.capacity;
         match self.fill.append(data, self.tier.max_object(), room) {
             Outcome::Kept => {}
             Outcome::TooLarge => {
-                if was_joinable {
+                // What fits on disk may be taken there, this time or the next.
+                if was_joinable && !may_fit {
                     self.tier.hit_for_miss.remember_too_large(self.fill.primary);
                 }
             }
+            Outcome::Unread if copied => {}
             Outcome::Unread => {
                 return Error::e_explain(ErrorType::InternalError, "a body that is not stored has no reader left");
             }
@@ -460,9 +504,12 @@ impl HandleMiss for Writer {
         if eof { self.fill.seal() } else { Ok(()) }
     }
 
-    async fn finish(self: Box<Self>) -> Result<MissFinishType> {
+    async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
         self.fill.seal()?;
-        Ok(MissFinishType::Created(self.tier.store(&self.fill)))
+        let copy = self.copy.take().filter(|_| !self.tier.is_void(&self.fill));
+        let stored = self.tier.store(&self.fill, copy.as_ref().map_or(0, DiskCopy::generation));
+        let copied = copy.map_or(0, |copy| copy.commit(&self.fill.meta));
+        Ok(MissFinishType::Created(stored.max(copied)))
     }
 
     fn streaming_write_tag(&self) -> Option<&[u8]> {
@@ -485,6 +532,8 @@ pub enum Reader {
     Complete(ObjectReader),
     /// The object is on its way in.
     Filling(FillReader),
+    /// The object is complete, and not in memory.
+    Disk(Box<DiskReader>),
 }
 
 impl Reader {
@@ -493,6 +542,7 @@ impl Reader {
         match self {
             Self::Complete(reader) => Some(reader.object.generation),
             Self::Filling(_) => None,
+            Self::Disk(reader) => Some(reader.generation()),
         }
     }
 
@@ -506,6 +556,7 @@ impl Reader {
         match self {
             Self::Complete(reader) => reader.object.meta.marks.epoch,
             Self::Filling(reader) => reader.fill().meta.marks.epoch,
+            Self::Disk(reader) => reader.meta().marks.epoch,
         }
     }
 
@@ -514,6 +565,7 @@ impl Reader {
         match self {
             Self::Complete(reader) => reader.object.meta.is_shared_failure,
             Self::Filling(reader) => reader.fill().meta.is_shared_failure,
+            Self::Disk(_) => false,
         }
     }
 
@@ -522,6 +574,23 @@ impl Reader {
         match self {
             Self::Complete(reader) => reader.object.meta.always_stale,
             Self::Filling(reader) => reader.fill().meta.always_stale,
+            Self::Disk(reader) => reader.meta().always_stale,
+        }
+    }
+
+    /// The object, where it is one in memory.
+    pub(crate) fn object(&self) -> Option<&Arc<Object>> {
+        match self {
+            Self::Complete(reader) => Some(&reader.object),
+            Self::Filling(_) | Self::Disk(_) => None,
+        }
+    }
+
+    /// Which tier answers.
+    pub(crate) fn tier(&self) -> &'static str {
+        match self {
+            Self::Complete(_) | Self::Filling(_) => "memory",
+            Self::Disk(_) => "disk",
         }
     }
 }
@@ -563,6 +632,7 @@ impl HandleHit for Reader {
         match self {
             Self::Complete(reader) => Ok(reader.read()),
             Self::Filling(reader) => reader.read().await,
+            Self::Disk(reader) => reader.read().await,
         }
     }
 
@@ -579,6 +649,7 @@ impl HandleHit for Reader {
         match self {
             Self::Complete(reader) => reader.seek(start, end),
             Self::Filling(reader) => reader.seek(start, end),
+            Self::Disk(reader) => reader.seek(start, end),
         }
     }
 

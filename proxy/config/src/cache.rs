@@ -1,11 +1,13 @@
 //! `cache`: the node's store of responses. What a route keeps in it is [`CachePolicy`](crate::CachePolicy).
 
+mod disk;
 mod purge;
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 
+pub use self::disk::{Admit, CacheDisk, DiskFolder};
 pub use self::purge::CachePurge;
 use crate::{
     decode::{At, Cx, Fields, choice, duration, size, whole},
@@ -20,6 +22,9 @@ pub struct Cache {
     /// The part in memory.
     #[schemars(with = "Option<CacheMemory>", extend("default" = {}))]
     pub memory: CacheMemory,
+
+    /// The part on disk, below memory. Absent: there is none, and a restart begins with an empty store.
+    pub disk: Option<CacheDisk>,
 
     /// How concurrent misses of one key share a fetch.
     #[schemars(with = "Option<Collapse>", extend("default" = {}))]
@@ -97,10 +102,11 @@ impl Cache {
     pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         let mut fields = Fields::open(cx, at, "Cache")?;
         let memory = fields.read(cx, "memory", CacheMemory::read).unwrap_or_default();
+        let disk = fields.read(cx, "disk", CacheDisk::read);
         let collapse = fields.read(cx, "collapse", Collapse::read).unwrap_or_default();
         let purge = fields.read(cx, "purge", CachePurge::read).unwrap_or_default();
         fields.close(cx);
-        Some(Self { memory, collapse, purge, position: at.name_position().clone() })
+        Some(Self { memory, disk, collapse, purge, position: at.name_position().clone() })
     }
 }
 

@@ -45,7 +45,7 @@ mod values;
 
 pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath, Template};
 pub use admin::{Admin, AdminBind};
-pub use cache::{Beyond, Cache, CacheMemory, CachePurge, Collapse};
+pub use cache::{Admit, Beyond, Cache, CacheDisk, CacheMemory, CachePurge, Collapse, DiskFolder};
 pub use cases::{Expect, Test, TestOrigin, TestRequest};
 pub use cluster::{Cluster, ClusterDeadlines, ClusterPeer, ClusterTls, Peers, Region};
 pub use effective::{Change, Difference, Effective, REDACTED, Secret};

@@ -139,7 +139,7 @@ listeners:
   db: { bind: 127.0.0.1:2, tcp: { upstream: a } }
   old: { bind: 127.0.0.1:5, redirect_to_https: {} }
 geo: { database: builtin:test }
-cache: { memory: {}, collapse: { when_full: forward }, purge: {} }
+cache: { memory: {}, disk: { folders: [{ path: d, size: 1GiB }], admit: all }, collapse: { when_full: forward }, purge: {} }
 cluster: { listen: 127.0.0.1:6, tls: { certificate: a, key: b, ca: c }, peers: [{ name: n, address: a:1 }], region: { peers: a:1 }, deadlines: {} }
 upstreams:
   a:
@@ -216,12 +216,14 @@ tests:
         let expected = BTreeMap::from([
             ("ByHash", json!(["consistent_hash"])),
             ("Admin", json!(["bind"])),
+            ("CacheDisk", json!(["folders"])),
             ("CertificateFiles", json!(["cert", "key"])),
             ("ClientCertificates", json!(["mode", "ca"])),
             ("Cluster", json!(["listen", "tls"])),
             ("ClusterPeer", json!(["name", "address"])),
             ("ClusterTls", json!(["certificate", "key", "ca"])),
             ("ConsistentHash", json!(["by"])),
+            ("DiskFolder", json!(["path", "size"])),
             ("FailureRate", json!(["above"])),
             ("Cors", json!(["origins"])),
             ("Files", json!(["root"])),
@@ -300,6 +302,7 @@ tests:
             let node_tls = shape("ClusterTls", json!({ "certificate": "a", "key": "b", "ca": "c" }));
             let peer = shape("ClusterPeer", json!({ "name": "n", "address": "a:1" }));
             let cluster = json!({ "listen": "127.0.0.1:6", "tls": node_tls, "peers": [peer], "deadlines": deadlines });
+            let disk = shape("CacheDisk", json!({ "folders": [{ "path": "d", "size": "4GiB" }] }));
             let config = json!({
                 "version": 1,
                 "node": shape("Node", json!({ "paths": paths })),
@@ -309,7 +312,7 @@ tests:
                     "old": { "bind": "127.0.0.1:2", "redirect_to_https": shape("RedirectToHttps", json!({})) },
                 },
                 "geo": shape("Geo", json!({ "database": "builtin:test" })),
-                "cache": shape("Cache", json!({ "memory": memory, "collapse": collapse, "purge": purge })),
+                "cache": shape("Cache", json!({ "memory": memory, "disk": disk, "collapse": collapse, "purge": purge })),
                 "cluster": shape("Cluster", cluster),
                 "upstreams": { "a": upstream, "b": hashed },
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },

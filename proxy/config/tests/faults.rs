@@ -104,6 +104,34 @@ fn top_level() {
         ),
         ("cache: { purge: { log: \"\" } }", "2:24 cache.purge.log: `` is not a path | expected a path"),
         ("cache: { purge: { from: [] } }", "2:19 cache.purge.from: unknown key `from` | known keys: `allow`, `log`"),
+        ("cache: { disk: {} }", "2:10 cache.disk.folders: `folders` is missing"),
+        ("cache: { disk: { folders: [] } }", "2:27 cache.disk.folders: the list is empty"),
+        ("cache: { disk: { folders: [{ path: a }] } }", "2:28 cache.disk.folders[0].size: `size` is missing"),
+        ("cache: { disk: { folders: [{ size: 1GiB }] } }", "2:28 cache.disk.folders[0].path: `path` is missing"),
+        (
+            "cache: { disk: { folders: [{ path: a, size: 63MiB }] } }",
+            "2:45 cache.disk.folders[0].size: `size` is 63MiB; it may be from 64MiB to 65536GiB",
+        ),
+        (
+            "cache: { disk: { folders: [{ path: a, size: 1GiB }, { path: a, size: 2GiB }] } }",
+            "2:53 cache.disk.folders[1]: `a` is listed twice",
+        ),
+        (
+            "cache: { disk: { folders: [{ path: a, size: 1GiB }], max_object: 257MiB } }",
+            "2:66 cache.disk.max_object: `max_object` is larger than a quarter of the smallest folder, which is 256MiB | one response would turn everything else out: lower it, or raise `size`",
+        ),
+        (
+            "cache: { disk: { folders: [{ path: a, size: 1GiB }], admit: al } }",
+            "2:61 cache.disk.admit: `al` is not one of `second_hit`, `all` | did you mean `all`?",
+        ),
+        (
+            "cache: { disk: { folders: [{ path: a, size: 1GiB }], write_budget: 1MiB } }",
+            "2:68 cache.disk.write_budget: `1MiB` has no unit | bytes in a second are a size and `/s`: `240B/s`, `64KiB/s`",
+        ),
+        (
+            "cache: { disk: { folders: [{ path: a, size: 1GiB }], sise: 1 } }",
+            "2:54 cache.disk.sise: unknown key `sise` | known keys: `folders`, `max_object`, `admit`, `write_budget`",
+        ),
         ("cache: { collapse: { wait: 0s } }", "2:28 cache.collapse.wait: this duration must be above zero"),
         ("cache: { collapse: { waiters: 0 } }", "2:31 cache.collapse.waiters: `0` is not a number from 1 to 65535"),
         (
@@ -112,7 +140,7 @@ fn top_level() {
         ),
         (
             "cache: { collapse: { when_late: 1 } }",
-            "2:33 cache.collapse.when_late: expected one of `forward`, `refuse`, found `1`",
+            "2:33 cache.collapse.when_late: expected one of `forward`, `refuse`, found a number | write it in quotes: `\"1\"`",
         ),
         ("node: { workers: 0 }\ncache: {}", "2:18 node.workers: `0` is not a number from 1 to 1024"),
         ("node: { workers: 1025 }\ncache: {}", "2:18 node.workers: `1025` is not a number from 1 to 1024"),

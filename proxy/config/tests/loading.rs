@@ -12,12 +12,12 @@ use std::{
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheKey, CacheMemory, CacheTags, Certificates,
-    ClientMode, Collapse, Compat, Config, EndpointAddr, FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation,
-    ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node, OnFailure, OnPause, PathMatch,
-    Percent, Pin, Protocol, QueryKey, Rate, Reload, Report, Retries, RetryOn, Servers, SetCookie, Snapshot, TagField,
-    Target, Tick, Timeouts, TlsVersion, Ttl, UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch,
-    WasmSource, Workers, parse_duration,
+    AccessLog, Admit, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheDisk, CacheKey, CacheMemory, CacheTags,
+    Certificates, ClientMode, Collapse, Compat, Config, DiskFolder, EndpointAddr, FilterLimits, GeoDatabase,
+    HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node,
+    OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey, Rate, Reload, Report, Retries, RetryOn, Servers,
+    SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion, Ttl, UnknownNames, UpstreamLimits,
+    UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -158,7 +158,14 @@ listeners:
     tls: { certificates: [{ cert: a.pem, key: /etc/b.pem }], min: "1.3", unknown_names: refuse, clients: { mode: request, ca: clients.pem, crl: revoked.pem, pins: ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="], forward: true } }
     limits: { body: 1GiB, header_timeout: 250ms, idle_timeout: 5m, header_size: 1MiB, header_count: 256, uri_length: 65534B }
 geo: { database: geo.mmdb, reload: off }
-cache: { memory: { size: 8MiB }, collapse: { wait: 1s, waiters: 20, when_full: forward, when_late: refuse }, purge: { allow: [10.0.0.0/8, "::1"], log: state/purge.log } }
+cache:
+  memory: { size: 8MiB }
+  disk:
+    folders: [{ path: store, size: 1GiB }, { path: /mnt/b, size: 64MiB }]
+    admit: all
+    write_budget: 0B/s
+  collapse: { wait: 1s, waiters: 20, when_full: forward, when_late: refuse }
+  purge: { allow: [10.0.0.0/8, "::1"], log: state/purge.log }
 upstreams:
   app:
     endpoints: [127.0.0.1:9000, { addr: App.internal:9001, weight: 2 }, "[::1]:9002"]
@@ -250,6 +257,15 @@ sites:
     let cache = config.cache.unwrap();
     // A small store lowers the default for one object.
     assert_eq!(cache.memory, CacheMemory { size: ByteSize::mib(8), max_object: ByteSize::mib(8) });
+    let folder = |path: &str, mib| DiskFolder { path: path.into(), size: ByteSize::mib(mib) };
+    let disk = CacheDisk {
+        folders: vec![folder("store", 1024), folder("/mnt/b", 64)],
+        // A quarter of the smaller one.
+        max_object: ByteSize::mib(16),
+        admit: Admit::All,
+        write_budget: ByteRate(0),
+    };
+    assert_eq!(cache.disk, Some(disk));
     let (wait, waiters) = (Duration::from_secs(1), 20);
     let expected = Collapse { wait, when_late: Beyond::Refuse, waiters, when_full: Beyond::Forward };
     assert_eq!(cache.collapse, expected);

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
+use selvedge_cache::disk::{Admit, DiskOptions, Limits as DiskLimits, StoreOptions};
 use selvedge_cache::purge::{TagHeader, TagPolicy};
-use selvedge_cache::{Beyond, Cache, CacheOptions, KeyScope, QueryPolicy, RoutePolicy, SetCookies};
+use selvedge_cache::{Beyond, Cache, CacheOptions, DiskTier, KeyScope, QueryPolicy, RoutePolicy, SetCookies};
 use selvedge_config::{
-    CacheKey, CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey, SetCookie,
-    TagField, Target as TargetConfig, Ttl, WasmSource,
+    CacheDisk, CacheKey, CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey,
+    SetCookie, TagField, Target as TargetConfig, Ttl, WasmSource,
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
@@ -25,7 +26,7 @@ use selvedge_wasm::{
     SharedQueues, Snapshots,
 };
 use sha2::{Digest, Sha256};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use super::host::{NodeHost, View};
 use super::identity::Identity;
@@ -77,6 +78,10 @@ pub struct Resources {
 }
 
 /// How exactly filters' deadlines are kept. Finer costs the whole node a wake-up each time, which shows in the CPU a request takes.
+/// How long a start waits for what the cache has on disk; the rest is found as soon as it is loaded.
+const DISKS_WAITED_FOR: Duration = Duration::from_secs(1);
+/// How long the end waits for what is on its way to the cache's disks.
+const DISKS_CLOSED_WITHIN: Duration = Duration::from_secs(30);
 const DEADLINE_PRECISION: Duration = Duration::from_millis(5);
 
 /// Where the demo origin is while no socket is opened: an address for documentation (RFC 3849).
@@ -169,9 +174,21 @@ impl Resources {
         &self.inherited
     }
 
+    /// The node begins to serve, or has taken over this configuration: put the cache's disks below its memory, if there are to be some.
+    /// They are not touched before: a configuration that is only checked must leave them alone.
+    pub(crate) fn open_disks(&self, config: &Config) {
+        let disk = config.cache.as_ref().and_then(|cache| cache.disk.as_ref());
+        let (Some(disk), Some(cache)) = (disk, self.cache.get()) else { return };
+        if let Err(error) = cache.open_disks(disk_tier(disk)) {
+            error!(%error, "the cache's disks are not used: no threads for them");
+        }
+        cache.wait(DISKS_WAITED_FOR);
+    }
+
     /// The node has stopped: its cache holds nothing for anybody.
     pub(crate) fn retire(&self) {
         if let Some(cache) = self.cache.get() {
+            cache.close(DISKS_CLOSED_WITHIN);
             cache.retire();
         }
     }
@@ -456,6 +473,20 @@ fn cache(config: &Config, resources: &Resources) -> Option<&'static Cache> {
     let made = *resources.cache.get_or_init(|| Cache::leak(options));
     made.adjust(options);
     Some(made)
+}
+
+fn disk_tier(disk: &CacheDisk) -> DiskTier {
+    let disks = disk.folders.iter().map(|folder| DiskOptions::at(&folder.path, folder.size.bytes()));
+    let store = StoreOptions {
+        disks: disks.collect(),
+        admit: match disk.admit {
+            selvedge_config::Admit::SecondHit => Admit::SecondHit,
+            selvedge_config::Admit::All => Admit::All,
+        },
+        write_budget: disk.write_budget.0,
+        limits: DiskLimits::default(),
+    };
+    DiskTier { store, max_object: disk.max_object.bytes() }
 }
 
 fn beyond(words: selvedge_config::Beyond) -> Beyond {

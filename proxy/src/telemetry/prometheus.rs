@@ -5,6 +5,7 @@
 
 mod certificates;
 mod cluster;
+mod disks;
 mod purges;
 mod upstreams;
 
@@ -26,6 +27,7 @@ pub(crate) fn page(observed: &Observed, plan: &Plan, certificates: &[(String, Ar
     certificates::write(&mut page, &observed.counters.handshakes, certificates);
     upstreams::write(&mut page, plan);
     if let Some(cache) = plan.cache {
+        disks::write(&mut page, &cache.disks());
         purges::write(&mut page, cache);
     }
     cluster::write(&mut page, plan);

@@ -55,6 +55,9 @@ use self::log::Owner;
 use self::record::{Header, Kind};
 use self::volume::Volume;
 
+pub(crate) use self::log::seconds_now;
+pub(crate) use self::record::Words;
+
 pub use self::read::{Body, Found, ReadError};
 pub use self::shared::{Counts, State};
 pub use self::volume::Writing;
@@ -298,6 +301,18 @@ impl Store {
         }
     }
 
+    /// Removes like [`remove`](Self::remove), and lets the removal become durable with whatever is written next.
+    pub fn forget(&self, removal: Removal) {
+        match removal {
+            Removal::All => self.volumes.iter().for_each(|volume| volume.forget(removal)),
+            Removal::Family(family) | Removal::Key { family, .. } => {
+                if let Some(volume) = self.volume(family) {
+                    volume.forget(removal);
+                }
+            }
+        }
+    }
+
     /// Makes what was committed until now durable; says whether it is.
     pub async fn sync(&self) -> bool {
         let told: Vec<_> = self.volumes.iter().map(|volume| volume.sync()).collect();
@@ -315,6 +330,13 @@ impl Store {
             // Closed already: nobody to answer.
             let _closed = told.await;
         }
+    }
+
+    /// Does what [`close`](Self::close) does, outside of any runtime: blocks, `patience` at most.
+    pub fn close_within(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        self.volumes.iter().for_each(|volume| drop(volume.close()));
+        self.volumes.iter().for_each(|volume| volume.wait_closed(until));
     }
 
     /// What each disk holds and did.

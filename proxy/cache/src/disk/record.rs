@@ -237,10 +237,22 @@ pub(crate) fn decode_footer(payload: &[u8], segment: u32) -> Option<Vec<Listed>>
 pub(crate) struct Words<'b>(pub(crate) &'b [u8]);
 
 impl<'b> Words<'b> {
+    pub(crate) fn new(bytes: &'b [u8]) -> Self {
+        Self(bytes)
+    }
+
     pub(crate) fn bytes(&mut self, count: usize) -> Option<&'b [u8]> {
         let (front, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(front)
+    }
+
+    pub(crate) fn u8(&mut self) -> Option<u8> {
+        Some(self.bytes(1)?[0])
+    }
+
+    pub(crate) fn u16(&mut self) -> Option<u16> {
+        Some(u16::from_le_bytes(self.bytes(2)?.try_into().ok()?))
     }
 
     pub(crate) fn u32(&mut self) -> Option<u32> {

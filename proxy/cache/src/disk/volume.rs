@@ -58,7 +58,10 @@ pub(crate) struct Volume {
 #[derive(Debug, Default)]
 struct Start {
     done: Mutex<bool>,
+    /// Whether its threads have let go of the folder.
+    ended: Mutex<bool>,
     told: Condvar,
+    end: Condvar,
     closing: AtomicBool,
 }
 
@@ -105,6 +108,12 @@ impl Volume {
         let mut done = self.start.done.lock();
         let until = Instant::now() + patience;
         while !*done && !self.start.told.wait_until(&mut done, until).timed_out() {}
+    }
+
+    /// Waits until the folder is free.
+    pub(crate) fn wait_closed(&self, until: Instant) {
+        let mut ended = self.start.ended.lock();
+        while !*ended && !self.start.end.wait_until(&mut ended, until).timed_out() {}
     }
 
     pub(crate) fn weight(&self) -> u64 {
@@ -178,6 +187,12 @@ impl Volume {
         self.shared.forget(removal);
         self.send(Order::Remove(removal, Some(ack)));
         told
+    }
+
+    /// Removes at once; it is durable when the log is next synced.
+    pub(crate) fn forget(&self, removal: Removal) {
+        self.shared.forget(removal);
+        self.send(Order::Remove(removal, None));
     }
 
     pub(crate) fn sync(&self) -> oneshot::Receiver<bool> {
@@ -402,6 +417,8 @@ impl Writer {
         self.shared.set_state(State::Closed);
         self.readers.close();
         drop(lock);
+        *self.start.ended.lock() = true;
+        self.start.end.notify_all();
         if let Some(ack) = ack {
             let _gone = ack.send(());
         }

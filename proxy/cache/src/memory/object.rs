@@ -1,7 +1,8 @@
 //! A complete object: decoded metadata, and the body in shared chunks.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderName;
@@ -21,6 +22,9 @@ const OVERHEAD: usize = 512;
 /// The same for each field.
 const FIELD_OVERHEAD: usize = 96;
 
+/// Marks an object that has no copy on disk, and gets none.
+pub(crate) const NOT_ON_DISK: u64 = u64::MAX;
+
 /// One stored response.
 #[derive(Debug)]
 pub(crate) struct Object {
@@ -29,9 +33,21 @@ pub(crate) struct Object {
     pub(crate) primary: u128,
     /// Tells this object from others at the same slot before and after.
     pub(crate) generation: u64,
+    /// The generation of its copy on disk; 0 without one, [`NOT_ON_DISK`] when it is not to have one.
+    pub(crate) on_disk: AtomicU64,
 }
 
 impl Object {
+    /// An object, with its copy on disk if it has one.
+    pub(crate) fn new(meta: StoredMeta, body: Arc<Body>, primary: u128, generation: u64, on_disk: u64) -> Self {
+        Self { meta, body, primary, generation, on_disk: AtomicU64::new(on_disk) }
+    }
+
+    /// The generation of its copy on disk.
+    pub(crate) fn on_disk(&self) -> Option<u64> {
+        Some(self.on_disk.load(Ordering::Relaxed)).filter(|generation| !matches!(*generation, 0 | NOT_ON_DISK))
+    }
+
     /// What the object costs of the byte budget. Objects past 4 GiB weigh no more; `max_object` should keep them out.
     pub(crate) fn weight(&self) -> u32 {
         let fields = self.meta.header.headers.iter();
@@ -48,17 +64,17 @@ pub(crate) struct StoredMeta {
     pub(crate) fresh_until: SystemTime,
     /// Since when this object's line counts, whatever was fetched anew since. Pingora rejects variants admitted before their primary's
     /// provenance; as it offers no way to set that, it is given back as the time of creation, which is compared nowhere else.
-    provenance: SystemTime,
-    born: SystemTime,
-    stale_while_revalidate: u32,
-    stale_if_error: u32,
-    variance: Option<HashBinary>,
+    pub(super) provenance: SystemTime,
+    pub(super) born: SystemTime,
+    pub(super) stale_while_revalidate: u32,
+    pub(super) stale_if_error: u32,
+    pub(super) variance: Option<HashBinary>,
     pub(crate) always_stale: bool,
     /// The origin's failure, as the answer to those who waited for it; nobody else gets it, and it is not worth keeping.
     pub(crate) is_shared_failure: bool,
     /// What purges reach it by.
     pub(crate) marks: Marks,
-    header: ResponseHeader,
+    pub(super) header: ResponseHeader,
 }
 
 impl StoredMeta {
@@ -96,6 +112,14 @@ impl StoredMeta {
             meta.set_variance(variance);
         }
         meta
+    }
+
+    /// Until when it is of use without asking the origin: fresh, or stale within a window. In seconds since 1970.
+    pub(crate) fn of_use_until(&self) -> u32 {
+        let window = Duration::from_secs(self.stale_while_revalidate.max(self.stale_if_error).into());
+        let until = self.fresh_until.checked_add(window).unwrap_or(self.fresh_until);
+        let since = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
     }
 
     /// The length the header promises for the body, if it does.
@@ -138,6 +162,11 @@ impl Body {
         });
         let ends = ends.collect();
         Self { chunks: chunks.into(), ends }
+    }
+
+    /// The chunks, to be written elsewhere as well.
+    pub(crate) fn chunks(&self) -> &[Bytes] {
+        &self.chunks
     }
 
     pub(crate) fn len(&self) -> u64 {

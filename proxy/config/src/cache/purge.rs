@@ -22,7 +22,8 @@ pub struct CachePurge {
 
     /// The file in which purges are kept, so that they hold for what is stored on disk when the node comes back: a purge is on disk
     /// before it is acknowledged. It stays small, is made when absent, and belongs to one node. Losing it means that stored responses
-    /// which were purged may come back. A change needs a restart. Default: none, which is enough for a store in memory alone, and for
+    /// which were purged may come back. A change needs a restart. Default: `purge.log` in the first
+    /// folder of `disk`, if there is one; else none, which is enough for a store in memory alone, and for
     /// nodes without `cluster`.
     #[schemars(with = "Option<String>")]
     pub log: Option<PathBuf>,

@@ -1,0 +1,213 @@
+//! Stored metadata as bytes, for the disk tier. Its records have checksums: here only what was written by another version is told apart.
+//!
+//! ```text
+//! version(1) flags(1) status(2) http(1) | fresh_until(12) provenance(12) born(12) | stale windows(4 + 4) | variance(16, if flagged)
+//! epoch(8) marks: count(2), each (8) | reason: length(2), text | fields: count(2), each name: length(2), text; value: length(4), bytes
+//! ```
+//! All numbers are little-endian; times are seconds and nanoseconds since 1970.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{StatusCode, Version};
+use pingora_http::{HeaderNameVariant, ResponseHeader};
+
+use super::object::StoredMeta;
+use crate::disk::Words;
+use crate::purge::{Mark, Marks};
+
+const VERSION: u8 = 1;
+const HAS_VARIANCE: u8 = 1;
+const ALWAYS_STALE: u8 = 2;
+const HAS_CASE: u8 = 4;
+const HAS_REASON: u8 = 8;
+
+impl StoredMeta {
+    /// As bytes; `None` when the header is larger than any that Pingora reads.
+    pub(crate) fn encode(&self) -> Option<Bytes> {
+        let mut out = Vec::with_capacity(512);
+        let header = &self.header;
+        let reason = header.get_reason_phrase().filter(|reason| Some(*reason) != header.status.canonical_reason());
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let flags = flag(self.variance.is_some(), HAS_VARIANCE)
+            | flag(self.always_stale, ALWAYS_STALE)
+            | flag(header.has_case(), HAS_CASE)
+            | flag(reason.is_some(), HAS_REASON);
+        out.extend([VERSION, flags]);
+        out.extend(header.status.as_u16().to_le_bytes());
+        out.push(http_version(header.version));
+        for time in [self.fresh_until, self.provenance, self.born] {
+            let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            out.extend(since.as_secs().to_le_bytes());
+            out.extend(since.subsec_nanos().to_le_bytes());
+        }
+        out.extend(self.stale_while_revalidate.to_le_bytes());
+        out.extend(self.stale_if_error.to_le_bytes());
+        if let Some(variance) = self.variance {
+            out.extend(variance);
+        }
+        out.extend(self.marks.epoch.to_le_bytes());
+        out.extend(u16::try_from(self.marks.marks.len()).ok()?.to_le_bytes());
+        for mark in self.marks.marks.iter() {
+            out.extend(mark.get().to_le_bytes());
+        }
+        if let Some(reason) = reason {
+            short(&mut out, reason.as_bytes())?;
+        }
+        out.extend(u16::try_from(header.headers.len()).ok()?.to_le_bytes());
+        let mut whole = Some(());
+        let each = header.map(|name, value| {
+            whole = whole.and_then(|()| {
+                match name {
+                    HeaderNameVariant::Case(name) => short(&mut out, name.as_slice())?,
+                    HeaderNameVariant::Titled(name) => short(&mut out, name.as_bytes())?,
+                }
+                out.extend(u32::try_from(value.len()).ok()?.to_le_bytes());
+                out.extend_from_slice(value.as_bytes());
+                Some(())
+            });
+            Ok(())
+        });
+        each.ok()?;
+        whole.map(|()| out.into())
+    }
+
+    /// What was [encoded](Self::encode); `None` when it was by another version.
+    pub(crate) fn decode(bytes: &Bytes) -> Option<Self> {
+        let mut words = Words::new(bytes);
+        if words.u8()? != VERSION {
+            return None;
+        }
+        let flags = words.u8()?;
+        let status = StatusCode::from_u16(words.u16()?).ok()?;
+        let version = of_http_version(words.u8()?)?;
+        let mut time =
+            || UNIX_EPOCH.checked_add(Duration::from_secs(words.u64()?) + Duration::from_nanos(words.u32()?.into()));
+        let (fresh_until, provenance, born): (SystemTime, _, _) = (time()?, time()?, time()?);
+        let (stale_while_revalidate, stale_if_error) = (words.u32()?, words.u32()?);
+        let variance = if flags & HAS_VARIANCE != 0 { Some(words.bytes(16)?.try_into().ok()?) } else { None };
+        let epoch = words.u64()?;
+        let count = words.u16()?;
+        let marks: Option<Arc<[Mark]>> = (0..count).map(|_| Mark::from_u64(words.u64()?)).collect();
+
+        let reason = if flags & HAS_REASON != 0 { Some(text(&mut words)?) } else { None };
+        let fields = words.u16()?;
+        let size = Some(usize::from(fields));
+        let mut header = match flags & HAS_CASE {
+            0 => ResponseHeader::build_no_case(status, size),
+            _ => ResponseHeader::build(status, size),
+        }
+        .ok()?;
+        header.set_version(version);
+        if reason.is_some() {
+            header.set_reason_phrase(reason.as_deref()).ok()?;
+        }
+        for _ in 0..fields {
+            let name = text(&mut words)?;
+            let length = words.u32()? as usize;
+            // The value is shared with the bytes it was read as.
+            let value = bytes.slice_ref(words.bytes(length)?);
+            header.append_header(name, http::HeaderValue::from_maybe_shared(value).ok()?).ok()?;
+        }
+        Some(Self {
+            fresh_until,
+            provenance,
+            born,
+            stale_while_revalidate,
+            stale_if_error,
+            variance,
+            always_stale: flags & ALWAYS_STALE != 0,
+            is_shared_failure: false,
+            marks: Marks { epoch, marks: marks? },
+            header,
+        })
+    }
+}
+
+fn short(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
+    out.extend(u16::try_from(text.len()).ok()?.to_le_bytes());
+    out.extend_from_slice(text);
+    Some(())
+}
+
+fn text(words: &mut Words<'_>) -> Option<String> {
+    let length = words.u16()?;
+    String::from_utf8(words.bytes(length.into())?.to_vec()).ok()
+}
+
+fn http_version(version: Version) -> u8 {
+    match version {
+        Version::HTTP_09 => 9,
+        Version::HTTP_10 => 10,
+        Version::HTTP_2 => 20,
+        Version::HTTP_3 => 30,
+        _ => 11,
+    }
+}
+
+fn of_http_version(byte: u8) -> Option<Version> {
+    Some(match byte {
+        9 => Version::HTTP_09,
+        10 => Version::HTTP_10,
+        11 => Version::HTTP_11,
+        20 => Version::HTTP_2,
+        30 => Version::HTTP_3,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use pingora_cache::CacheMeta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stored(header: ResponseHeader, marks: &[u64]) -> StoredMeta {
+        let now = UNIX_EPOCH + Duration::new(1_800_000_000, 123_456_789);
+        let mut meta = CacheMeta::new(now + Duration::from_secs(60), now, 5, 7, header);
+        meta.set_variance([9; 16]);
+        meta.set_epoch_override(now - Duration::from_secs(3));
+        let marks = marks.iter().filter_map(|mark| Mark::from_u64(*mark)).collect();
+        StoredMeta::of(&meta, &[], Marks { epoch: 42, marks }, false)
+    }
+
+    #[test]
+    fn all_of_it_comes_back_as_it_was() {
+        let mut header = ResponseHeader::build(203, None).expect("a header");
+        header.set_reason_phrase(Some("Half Right")).expect("a phrase");
+        header.set_version(Version::HTTP_2);
+        for (name, value) in [("ETag", "\"1\""), ("X-CaMeL", "1"), ("x-camel", "2"), ("X-Empty", "")] {
+            header.append_header(name, value).expect("a field");
+        }
+        header.append_header("X-Bytes", http::HeaderValue::from_bytes(b"\xe4\xff").expect("a value")).expect("a field");
+        let stored = stored(header, &[1, u64::MAX]);
+        let back = StoredMeta::decode(&stored.encode().expect("encoded")).expect("decoded");
+        assert_eq!(format!("{stored:?}"), format!("{back:?}"));
+        let wire = |meta: &StoredMeta| {
+            let mut wire = Vec::new();
+            meta.header.header_to_h1_wire(&mut wire);
+            String::from_utf8_lossy(&wire).into_owned()
+        };
+        assert_eq!(wire(&stored), wire(&back));
+        assert!(wire(&back).contains("X-CaMeL: 1"), "as the origin wrote it");
+    }
+
+    #[test]
+    fn another_version_is_not_read() {
+        let mut bytes =
+            stored(ResponseHeader::build(200, None).expect("a header"), &[]).encode().expect("encoded").to_vec();
+        bytes[0] += 1;
+        assert!(StoredMeta::decode(&bytes.into()).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 0usize..300) {
+            let _ = StoredMeta::decode(&Bytes::from(bytes));
+            let whole = stored(ResponseHeader::build(200, None).expect("a header"), &[3]).encode().expect("encoded");
+            let _ = StoredMeta::decode(&whole.slice(..cut.min(whole.len())));
+        }
+    }
+}
