@@ -21,6 +21,7 @@ use crate::error_chain;
 use crate::listening::Listening;
 use crate::node::Current;
 use crate::plan::{self, Built, Plan, Resources};
+use crate::purge;
 use crate::sockets::{Inherited, Socket};
 use crate::telemetry;
 use crate::telemetry::counters::{Observed, Reloaded};
@@ -131,6 +132,7 @@ impl Control {
         let mut prepared = listening.prepare(&config, &resources).map_err(report)?;
         let current = Arc::new(Current::new(plan));
         cluster::hello::answer_others(resources.messages(), &current);
+        hear_of_purges(&config, &current).map_err(|fault| report(vec![*fault]))?;
         let listening = Arc::new(listening);
         let page = MetricsPage::new(&resources, &current, &listening);
         let metrics = metrics_server(&config, page, resources.inherited()).map_err(|fault| report(vec![*fault]))?;
@@ -383,6 +385,24 @@ fn keep_purges(config: &Config, plan: &Plan) -> Result<(), Box<Fault>> {
     cache.open_log(&path).map_err(|error| fault(&path, "cache.disk", &error))
 }
 
+/// From now on the purges of other nodes are carried out here, and this node's are told to them.
+fn hear_of_purges(config: &Config, current: &Arc<Current>) -> Result<(), Box<Fault>> {
+    let Some(redis) = &config.redis else { return Ok(()) };
+    let settings = purge::Settings {
+        url: redis.url.clone(),
+        username: redis.username.clone(),
+        password: redis.password.clone(),
+        key: redis.key.clone(),
+        node: redis.node.clone().unwrap_or_else(|| config.node.name.clone()),
+    };
+    let stream = purge::Stream::start(settings, current).map_err(|error| {
+        let message = format!("purges cannot be told to other nodes: {error}");
+        Box::new(Fault::at(&redis.position, message).with_key("cluster.redis"))
+    })?;
+    current.set_stream(Some(stream));
+    Ok(())
+}
+
 enum Metrics {
     AsBefore,
     Elsewhere(Option<(SocketAddr, MetricsServer)>),
@@ -401,7 +421,8 @@ impl MetricsPage {
     }
 
     fn write(&self) -> String {
-        telemetry::page(&self.observed, &self.current.plan(), &self.listening.certificates())
+        let stream = self.current.stream().map(|stream| stream.usage());
+        telemetry::page(&self.observed, &self.current.plan(), stream, &self.listening.certificates())
     }
 }
 
@@ -430,6 +451,8 @@ struct Settled {
     cache: Option<(ByteSize, Option<CacheDisk>)>,
     /// The same; inside: set once there is a log.
     purge_log: Option<Option<PathBuf>>,
+    /// But for where it is written.
+    redis: Option<[Option<String>; 5]>,
 }
 
 impl Settled {
@@ -441,6 +464,10 @@ impl Settled {
             access_log: config.telemetry.access_log,
             cache: config.cache.as_ref().map(|cache| (cache.memory.size, cache.disk.clone())),
             purge_log: config.cache.as_ref().map(|cache| cache.purge.log.clone()),
+            redis: config.redis.as_ref().map(|redis| {
+                let redis = redis.clone();
+                [Some(redis.url), redis.username, redis.password, Some(redis.key), redis.node]
+            }),
         }
     }
 
@@ -455,6 +482,7 @@ impl Settled {
             ("telemetry.access_log", self.access_log != new.access_log),
             ("cache.memory.size", caches.is_some_and(|(old, new)| old.0 != new.0)),
             ("cache.disk", caches.is_some_and(|(old, new)| old.1 != new.1)),
+            ("cluster.redis", self.redis != new.redis),
             (
                 "cache.purge.log",
                 self.purge_log.as_ref().zip(new.purge_log.as_ref()).is_some_and(|(old, new)| old != new),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use pingora::server::configuration::ServerConf;
 use selvedge_config::{Fault, Loader, Report};
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,6 +21,7 @@ use crate::bundled;
 use crate::control::Control;
 use crate::listening::{self, Worker};
 use crate::plan::{Plan, Resources};
+use crate::purge;
 use crate::request::retry;
 use crate::sockets::{Inherited, Socket};
 use crate::telemetry::AccessLog;
@@ -30,23 +31,35 @@ pub struct Current {
     plan: ArcSwap<Plan>,
     /// Rings when the plan is replaced: the workers start the new plugins' ticks.
     replaced: Notify,
+    /// Where the purges of all nodes are, if there are others.
+    stream: ArcSwapOption<purge::Stream>,
 }
 
 impl Current {
     pub(crate) fn new(plan: Plan) -> Self {
         plan.enact();
-        Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new() }
+        Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new(), stream: ArcSwapOption::empty() }
     }
 
     /// A plan that is only asked about: nobody looks after its upstreams.
     pub(crate) fn offline(plan: Plan) -> Self {
-        Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new() }
+        Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new(), stream: ArcSwapOption::empty() }
     }
 
     /// The plan in force now.
     #[must_use]
     pub fn plan(&self) -> Arc<Plan> {
         self.plan.load_full()
+    }
+
+    /// Where the purges of all nodes are, if there are others.
+    pub(crate) fn stream(&self) -> Option<Arc<purge::Stream>> {
+        self.stream.load_full()
+    }
+
+    /// From now on, or not any more.
+    pub(crate) fn set_stream(&self, stream: Option<purge::Stream>) {
+        self.stream.store(stream.map(Arc::new));
     }
 
     /// Puts another plan in force; requests under way keep theirs. Filters that both plans have look at the new one a moment earlier than
@@ -220,6 +233,7 @@ impl Node {
                 warn!("a worker panicked");
             }
         }
+        self.control.current().set_stream(None);
         self.control.resources().keeper().stop();
         self.control.resources().retire();
         self.access_log.finish();

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -365,4 +365,170 @@ async fn acknowledged_purges_survive_the_process_in_their_log() {
     let refused = Command::new(PROGRAM).args(["run", "--config"]).arg(&path).output().unwrap();
     let told = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && told.contains("no purge log of this version"), "{told}");
+}
+
+// ---- several nodes, over Redis ----
+
+/// A `redis-server` of this test; killed when dropped.
+struct Redis {
+    child: Child,
+    port: u16,
+    folder: TempDir,
+}
+
+impl Redis {
+    /// `None` where it is not installed, which is said.
+    #[allow(clippy::print_stdout, reason = "says why a test is skipped")]
+    fn start(folder: TempDir, port: u16) -> Option<Self> {
+        let started = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
+            .arg(folder.path())
+            .args(["--appendonly", "yes", "--appendfsync", "always", "--requirepass", "example-password"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match started {
+            Ok(child) => Some(Self { child, port, folder }),
+            Err(_) => {
+                println!("skipped: redis-server not installed");
+                None
+            }
+        }
+    }
+
+    fn on_a_free_port() -> Option<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::start(TempDir::new().unwrap(), port)
+    }
+
+    /// Killed; what it has written stays.
+    fn stop(mut self) -> (TempDir, u16) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        (std::mem::replace(&mut self.folder, TempDir::new().unwrap()), self.port)
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A node that hears of purges over Redis.
+fn node_of(name: &str, redis: u16, origin: &Origin) -> Edge {
+    let yaml = format!(
+        "version: 1
+node: {{ name: {name}, workers: 1, shutdown_grace: 1s, module_cache: off }}
+telemetry: {{ access_log: {{ output: off }} }}
+admin: {{ bind: \"127.0.0.1:0\" }}
+cluster: {{ redis: {{ url: \"redis://127.0.0.1:{redis}\", password: example-password }} }}
+cache: {{}}
+upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
+
+listeners: {{ web: {{ bind: \"127.0.0.1:0\" }} }}
+sites: [{{ hosts: [\"*\"], routes: [{{ cache: {{}}, to: app }}] }}]"
+    );
+    Edge::start(&yaml, &[("app", origin.address())])
+}
+
+async fn stats(edge: &Edge) -> Value {
+    send(edge.admin(), "GET", "/v1/cache/stats", "host: localhost\r\n", "").await.json()["stream"].clone()
+}
+
+async fn connected(edges: &[&Edge], wanted: bool) {
+    soon("Redis", async {
+        for edge in edges {
+            while stats(edge).await["connected"] != wanted {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        }
+    })
+    .await;
+}
+
+async fn is_hit(edge: &Edge, path: &str) -> bool {
+    verdict(&get_of(edge.web(), "a.example", path).await) == "hit"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_reaches_every_node() {
+    let Some(redis) = Redis::on_a_free_port() else { return };
+    let origin = counting().await;
+    let (one, two) = (node_of("one", redis.port, &origin), node_of("two", redis.port, &origin));
+    connected(&[&one, &two], true).await;
+    for (order, gone) in [
+        (json!({ "tags": ["red"] }), &["/tag/red"][..]),
+        (json!({ "urls": ["a.example/a"] }), &["/a"]),
+        (json!({ "prefixes": ["a.example/tag"] }), &["/tag/red"]),
+        (json!({ "all": true }), &["/tag/red", "/a", "/b"]),
+    ] {
+        for path in ["/tag/red", "/a", "/b"] {
+            is_hit(&two, path).await;
+            assert!(is_hit(&two, path).await, "{order} {path}");
+        }
+        let mut waiting = order.clone();
+        waiting["wait"] = json!("cluster");
+        let nodes = purge(&one, waiting).await["nodes"].clone();
+        assert_eq!(nodes, json!([{ "node": "one", "done": true }, { "node": "two", "done": true }]));
+        for path in ["/tag/red", "/a", "/b"] {
+            assert_eq!(is_hit(&two, path).await, !gone.contains(&path), "{order} {path}");
+        }
+    }
+    // Without waiting it arrives all the same.
+    is_hit(&two, "/a").await;
+    purge(&one, json!({ "hosts": ["a.example"], "soft": true })).await;
+    soon("the purge", async {
+        while !get_of(two.web(), "a.example", "/a").await.header("cache-status").unwrap().contains("stale") {}
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_hears_what_it_has_missed() {
+    let Some(redis) = Redis::on_a_free_port() else { return };
+    let origin = counting().await;
+    let (one, two) = (node_of("one", redis.port, &origin), node_of("two", redis.port, &origin));
+    connected(&[&one, &two], true).await;
+    for path in ["/a", "/b"] {
+        is_hit(&two, path).await;
+    }
+    let (folder, port) = redis.stop();
+    connected(&[&one, &two], false).await;
+    let ready = send(two.admin(), "GET", "/v1/ready", "host: localhost\r\n", "").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("Redis is away"), "{}", ready.text());
+
+    // The node goes on, and its purge waits.
+    let order = json!({ "urls": ["a.example/a"], "wait": "cluster" }).to_string();
+    let late = soon("an answer", post(&one, "/v1/cache/purge", JSON, &order)).await;
+    assert_eq!(late.status, 504, "{}", late.text());
+    assert!(late.text().contains("the purge is published when it can"), "{}", late.text());
+    assert!(is_hit(&two, "/a").await, "nobody has told it yet");
+    assert_eq!(stats(&one).await["waiting"], 1);
+
+    let _redis = Redis::start(folder, port).unwrap();
+    soon("the purge", async { while is_hit(&two, "/a").await {} }).await;
+    assert!(is_hit(&two, "/b").await, "nothing else was purged");
+    assert_eq!(stats(&two).await["gaps"], 0);
+    connected(&[&one, &two], true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_has_lost_counts_as_everything() {
+    let Some(redis) = Redis::on_a_free_port() else { return };
+    let origin = counting().await;
+    let (one, two) = (node_of("one", redis.port, &origin), node_of("two", redis.port, &origin));
+    connected(&[&one, &two], true).await;
+    purge(&one, json!({ "urls": ["a.example/other"], "wait": "cluster" })).await;
+    is_hit(&two, "/a").await;
+    assert!(is_hit(&two, "/a").await);
+    let (_, port) = redis.stop();
+    connected(&[&two], false).await;
+    let _redis = Redis::start(TempDir::new().unwrap(), port).unwrap();
+    connected(&[&two], true).await;
+    assert!(!is_hit(&two, "/a").await, "nobody knows what was purged meanwhile");
+    assert_eq!(stats(&two).await["gaps"], 1);
+    drop(one);
 }

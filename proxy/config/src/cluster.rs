@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use schemars::JsonSchema;
 
+use crate::redis::Redis;
 use crate::{
     decode::{At, Cx, Fields, NAME_HELP, check_name, duration, filled_list, parsed, path, whole},
     report::{Fault, Position},
@@ -14,7 +15,8 @@ use crate::{
 
 /// Nodes that share one cache: each key has one node that fetches it from the origin, its owner, and the others ask that one. They speak
 /// HTTP/2 with each other, over TLS with certificates on both sides. Routes and their `cache` have to be the same on all of them; a node
-/// that knows a route otherwise is not asked for it. Absent: the node is alone.
+/// that knows a route otherwise is not asked for it. With `redis` alone they share no responses, and only tell each other what is purged.
+/// Absent: the node is alone.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Cluster {
@@ -22,11 +24,12 @@ pub struct Cluster {
     pub name: Option<String>,
 
     /// The address and port that the other nodes reach this one at, such as `10.0.0.1:7443`. Only nodes with a certificate of `tls.ca` are
-    /// let in. Port 0 takes a free port, which only `peers` elsewhere could not know. Required.
-    #[schemars(with = "String", extend("examples" = ["10.0.0.1:7443"]))]
+    /// let in. Port 0 takes a free port, which only `peers` elsewhere could not know. Required, but with `redis` alone.
+    #[schemars(with = "Option<String>", extend("examples" = ["10.0.0.1:7443"]))]
     pub listen: SocketAddr,
 
-    /// How nodes know each other. Required.
+    /// How nodes know each other. Required, but with `redis` alone.
+    #[schemars(with = "Option<ClusterTls>")]
     pub tls: ClusterTls,
 
     /// The nodes that keys are shared out to: a list, the same on all nodes and with this one in it; or one `host:port` with the addresses
@@ -47,6 +50,11 @@ pub struct Cluster {
     /// Long spares the owner, short lets go of it sooner. Above zero. Default `60s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
     pub hot: Duration,
+
+    /// Over what nodes tell each other what is purged. Absent: over the connections between them, to the other nodes in `peers`.
+    #[schemars(with = "Option<Redis>")]
+    #[doc(hidden)] // `Config::redis`, because it may stand alone
+    pub redis: (),
 
     /// Where it is written.
     #[schemars(skip)]
@@ -153,8 +161,26 @@ impl Default for ClusterDeadlines {
 const HOT: Duration = Duration::from_secs(60);
 
 impl Cluster {
-    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
-        let mut fields = Fields::open(cx, at, "Cluster")?;
+    /// Reads the section: the nodes that share their caches, and the server over which they tell each other what is purged.
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> (Option<Self>, Option<Redis>) {
+        let Some(mut fields) = Fields::open(cx, at, "Cluster") else { return (None, None) };
+        let redis_at = fields.get("redis");
+        let redis = redis_at.as_ref().and_then(|at| Redis::read(cx, at));
+        let is_alone = matches!(&at.node.data, Data::Map(entries) if entries.iter().all(|entry| entry.key == "redis" || entry.key == "name"));
+        if redis_at.is_some() && is_alone {
+            // What else there could be is known to the test of the schema, and to whoever misspells it.
+            for key in ["listen", "tls", "peers", "region", "deadlines", "hot"] {
+                fields.get(key);
+            }
+            let name = fields.read(cx, "name", name);
+            fields.close(cx);
+            return (None, redis.map(|redis| Redis { node: name, ..redis }));
+        }
+        let (cluster, name) = Self::read_nodes(cx, at, fields);
+        (cluster, redis.map(|redis| Redis { node: name, ..redis }))
+    }
+
+    fn read_nodes(cx: &mut Cx<'_>, at: &At<'_>, mut fields: Fields<'_>) -> (Option<Self>, Option<String>) {
         let name = fields.read(cx, "name", name);
         let listen = fields.need(cx, "listen", |cx, at| {
             parsed(cx, at, "an address and a port: `10.0.0.1:7443`", |text| {
@@ -168,7 +194,18 @@ impl Cluster {
         let hot = fields.read(cx, "hot", duration).unwrap_or(HOT);
         fields.close(cx);
         let position = at.name_position().clone();
-        Some(Self { name, listen: listen?, tls: tls?, peers, region, deadlines, hot, position })
+        let cluster = listen.zip(tls).map(|(listen, tls)| Self {
+            name: name.clone(),
+            listen,
+            tls,
+            peers,
+            region,
+            deadlines,
+            hot,
+            redis: (),
+            position,
+        });
+        (cluster, name)
     }
 }
 

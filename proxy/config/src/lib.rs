@@ -35,6 +35,7 @@ mod listeners;
 mod load;
 mod matching;
 mod node;
+mod redis;
 mod report;
 mod schema;
 mod sites;
@@ -59,6 +60,7 @@ pub use listeners::{
 pub use load::{Config, Loaded, Loader};
 pub use matching::{GeoMatch, Match, PathMatch, REGEX_SIZE, ValueMatch, matches_pattern};
 pub use node::{EncodedSlashes, ModuleCache, Node, Paths, Workers};
+pub use redis::Redis;
 pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
 pub use sites::{

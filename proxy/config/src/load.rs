@@ -27,6 +27,7 @@ use crate::{
     geo::Geo,
     listeners::{self, Listener},
     node::Node as Process,
+    redis::Redis,
     report::{Fault, Position, Report},
     sites::{Names, Site},
     telemetry::Telemetry,
@@ -86,6 +87,10 @@ pub struct Config {
 
     /// The nodes that share their caches with this one. Absent: the node is alone.
     pub cluster: Option<Cluster>,
+
+    /// `cluster.redis`: over what the nodes tell each other what is purged.
+    #[schemars(skip)]
+    pub redis: Option<Redis>,
 
     /// Named groups of servers.
     #[schemars(with = "Option<BTreeMap<String, Upstream>>")]
@@ -467,7 +472,7 @@ impl<'t> Sections<'t> {
         let geo = self.geo.as_ref().and_then(|at| Geo::read(cx, at));
         cx.has_geo = self.geo.is_some();
         let cache = self.cache.as_ref().and_then(|at| Cache::read(cx, at));
-        let cluster = self.cluster.as_ref().and_then(|at| Cluster::read(cx, at));
+        let (cluster, redis) = self.cluster.as_ref().map(|at| Cluster::read(cx, at)).unwrap_or_default();
 
         let upstream_names: BTreeSet<&str> = self.upstreams.keys().copied().collect();
         let mut drafts = BTreeMap::new();
@@ -498,6 +503,12 @@ impl<'t> Sections<'t> {
         check_binds(cx, &listeners);
         if let Some(cluster) = &cluster {
             check_cluster(cx, cluster, &listeners, self.cache.is_some());
+        }
+
+        if let Some(redis) = redis.as_ref().filter(|_| self.cache.is_none() && cluster.is_none() && !cx.incomplete) {
+            let fault =
+                Fault::at(&redis.position, "there is no `cache` that could be purged").with_key("cluster.redis");
+            cx.report(fault.with_help("write `cache: {}`"));
         }
 
         let redirecting = self.listeners.iter().filter(|(_, at)| listeners::redirects(at));
@@ -536,6 +547,7 @@ impl<'t> Sections<'t> {
             geo,
             cache,
             cluster,
+            redis,
             upstreams,
             filters,
             sites,

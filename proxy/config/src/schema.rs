@@ -140,7 +140,7 @@ listeners:
   old: { bind: 127.0.0.1:5, redirect_to_https: {} }
 geo: { database: builtin:test }
 cache: { memory: {}, disk: { folders: [{ path: d, size: 1GiB }], admit: all }, collapse: { when_full: forward }, purge: {} }
-cluster: { listen: 127.0.0.1:6, tls: { certificate: a, key: b, ca: c }, peers: [{ name: n, address: a:1 }], region: { peers: a:1 }, deadlines: {} }
+cluster: { listen: 127.0.0.1:6, tls: { certificate: a, key: b, ca: c }, peers: [{ name: n, address: a:1 }], region: { peers: a:1 }, deadlines: {}, redis: { url: redis://a:1 } }
 upstreams:
   a:
     endpoints: [{ addr: a:1 }]
@@ -219,7 +219,6 @@ tests:
             ("CacheDisk", json!(["folders"])),
             ("CertificateFiles", json!(["cert", "key"])),
             ("ClientCertificates", json!(["mode", "ca"])),
-            ("Cluster", json!(["listen", "tls"])),
             ("ClusterPeer", json!(["name", "address"])),
             ("ClusterTls", json!(["certificate", "key", "ca"])),
             ("ConsistentHash", json!(["by"])),
@@ -236,6 +235,7 @@ tests:
             ("Pool", json!(["pool"])),
             ("Prefer", json!(["by"])),
             ("Redirect", json!(["to"])),
+            ("Redis", json!(["url"])),
             ("Region", json!(["peers"])),
             ("Respond", json!(["status"])),
             ("RewritePath", json!(["regex", "with"])),
@@ -298,10 +298,11 @@ tests:
             let (tags, purge) = (shape("CacheTags", json!({})), shape("CachePurge", json!({})));
             let key = shape("CacheKey", json!({}));
             let (memory, collapse) = (shape("CacheMemory", json!({})), shape("Collapse", json!({})));
+            let redis = shape("Redis", json!({ "url": "redis://a:1" }));
             let deadlines = shape("ClusterDeadlines", json!({}));
             let node_tls = shape("ClusterTls", json!({ "certificate": "a", "key": "b", "ca": "c" }));
             let peer = shape("ClusterPeer", json!({ "name": "n", "address": "a:1" }));
-            let cluster = json!({ "listen": "127.0.0.1:6", "tls": node_tls, "peers": [peer], "deadlines": deadlines });
+            let cluster = json!({ "listen": "127.0.0.1:6", "tls": node_tls, "peers": [peer], "deadlines": deadlines, "redis": redis });
             let disk = shape("CacheDisk", json!({ "folders": [{ "path": "d", "size": "4GiB" }] }));
             let config = json!({
                 "version": 1,

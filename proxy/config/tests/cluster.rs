@@ -147,3 +147,67 @@ fn there_has_to_be_a_cache_to_share() {
     let found: Vec<_> = report.faults.iter().map(|fault| (fault.key.as_str(), fault.message.as_str())).collect();
     assert_eq!(found, [("cluster", "there is no `cache` that could be shared")]);
 }
+
+#[test]
+fn redis_may_stand_alone_or_beside_nodes() {
+    let load = |cluster: &str| Loader::new().load_str("dir/selvedge.yaml", &text(cluster)).unwrap().config;
+    let alone = load(
+        "  redis: { url: \"rediss://redis.test:6380/2\", username: edge, password: secret-1, key: other }\n  name: edge-1\n",
+    );
+    let redis = alone.redis.unwrap();
+    assert_eq!((redis.url.as_str(), redis.key.as_str()), ("rediss://redis.test:6380/2", "other"));
+    assert_eq!((redis.username.as_deref(), redis.password.as_deref()), (Some("edge"), Some("secret-1")));
+    assert_eq!((redis.node.as_deref(), alone.cluster), (Some("edge-1"), None));
+    assert!(!format!("{redis:?}").contains("secret-1"));
+
+    let beside = load(&format!("  listen: 127.0.0.1:7443\n  {TLS}\n  redis: {{ url: redis://redis.test }}\n"));
+    assert_eq!(beside.redis.unwrap().key, "selvedge:purges");
+    assert!(beside.cluster.is_some());
+}
+
+#[test]
+fn what_is_wrong_with_redis_is_told() {
+    for (cluster, expected) in [
+        ("  redis: {}\n", &["1:3 cluster.redis.url: `url` is missing"][..]),
+        (
+            "  redis: { url: http://a }\n",
+            &[
+                "1:17 cluster.redis.url: `http://a` does not begin with `redis://` or `rediss://` | expected `redis://HOST:PORT` or `rediss://HOST:PORT`",
+            ],
+        ),
+        (
+            "  redis: { url: \"redis://u:p@a\" }\n",
+            &[
+                "1:17 cluster.redis.url: `redis://u:p@a` has a user or a password in it | write `username` and `password_file`",
+            ],
+        ),
+        (
+            "  redis: { url: redis://a/b }\n",
+            &[
+                "1:17 cluster.redis.url: `redis://a/b` has more than the number of a database behind the host | expected `redis://HOST:PORT` or `rediss://HOST:PORT`",
+            ],
+        ),
+        (
+            "  redis: { url: redis:// }\n",
+            &["1:17 cluster.redis.url: `redis://` has no host | expected `redis://HOST:PORT` or `rediss://HOST:PORT`"],
+        ),
+        (
+            "  redis: { url: redis://a, password: b, password_file: c }\n",
+            &["1:56 cluster.redis.password_file: `password` and `password_file` are both written"],
+        ),
+        ("  redis: { url: redis://a, key: \"\" }\n", &["1:33 cluster.redis.key: `` is empty | expected a name"]),
+        (
+            "  redis: { url: redis://a }\n  peer: []\n",
+            &[
+                "0:1 cluster.listen: `listen` is missing",
+                "0:1 cluster.tls: `tls` is missing",
+                "2:3 cluster.peer: unknown key `peer` | did you mean `peers`?",
+            ],
+        ),
+    ] {
+        assert_eq!(faults(cluster), expected, "{cluster}");
+    }
+    let without = text("  redis: { url: redis://a }\n").replace("cache: {}\n", "");
+    let report = Loader::new().load_str("selvedge.yaml", &without).map(|_| ()).unwrap_err();
+    assert!(report.to_string().contains("there is no `cache` that could be purged"), "{report}");
+}

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::State;
 use super::operations::{Call, json};
 use super::problem::Problem;
-use crate::purge::{self, Order, PurgeError, Url};
+use crate::purge::{self, Confirmation, Order, PurgeError, StreamUsage, Url};
 use crate::request::purge::is_soft;
 
 /// What became of a purge.
@@ -25,6 +25,9 @@ pub(crate) struct Purged {
     epoch: u64,
     /// Whether it is on disk: with a `cache.purge.log`.
     durable: bool,
+    /// With `"wait": "cluster"`: each node that was there in the last ten minutes. All of them have it, or the status is 504.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<Vec<Confirmation>>,
 }
 
 /// What the cache holds.
@@ -34,6 +37,9 @@ pub(crate) struct CacheStats {
     memory: MemoryStats,
     /// Purges.
     purges: PurgeStats,
+    /// How nodes hear of each other's purges: with `cluster.redis`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<StreamStats>,
 }
 
 /// What the cache holds in memory.
@@ -68,6 +74,28 @@ struct PurgeStats {
     durable: bool,
     /// Tags of stored responses that were too many, or too long.
     tags_dropped: u64,
+}
+
+/// How nodes hear of each other's purges.
+#[derive(Serialize, JsonSchema)]
+struct StreamStats {
+    /// Whether Redis is there.
+    connected: bool,
+    /// Purges of this node that were published.
+    published: u64,
+    /// Purges of others that were carried out here.
+    received: u64,
+    /// Purges of this node that wait for Redis.
+    waiting: u64,
+    /// How often purges of others were missed, so that everything was purged.
+    gaps: u64,
+}
+
+impl From<StreamUsage> for StreamStats {
+    fn from(usage: StreamUsage) -> Self {
+        let StreamUsage { connected, published, received, waiting, gaps } = usage;
+        Self { connected, published, received, waiting, gaps }
+    }
 }
 
 /// What is stored for a URL.
@@ -131,12 +159,18 @@ impl CacheStats {
                 durable: cache.log().is_some(),
                 tags_dropped: cache.tags_dropped(),
             },
+            stream: state.control.current().stream().map(|stream| stream.usage().into()),
         })
     }
 }
 
 pub(crate) async fn purge(state: &State, call: Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
-    json(&carry_out(state, &call.json()?).await?)
+    let purged = carry_out(state, &call.json()?).await?;
+    let mut answer = json(&purged)?;
+    if purged.nodes.iter().flatten().any(|node| !node.done) {
+        *answer.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+    }
+    Ok(answer)
 }
 
 pub(crate) fn object(state: &State, call: &Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
@@ -219,14 +253,21 @@ fn id(purged: &Purged) -> String {
 
 async fn carry_out(state: &State, order: &Order) -> Result<Purged, Problem> {
     let plan = state.control.current().plan();
-    let done = purge::carry_out(&plan, order).await.map_err(|error| match error {
+    let done = purge::carry_out(state.control.current(), &plan, order).await.map_err(|error| match error {
         PurgeError::NoCache => no_cache(),
         PurgeError::Order(error) => {
             Problem::new(StatusCode::BAD_REQUEST, "This cannot be purged").detail(error.to_string())
         }
+        error @ PurgeError::Alone => {
+            Problem::new(StatusCode::BAD_REQUEST, "This cannot be purged").detail(error.to_string())
+        }
         PurgeError::Log(error) => not_on_disk(&error),
     })?;
-    Ok(Purged { node: state.name.clone(), epoch: done.epoch, durable: done.durable })
+    let nodes = done.nodes.transpose().map_err(|error| {
+        let title = "The purge is in force on this node, and the others have not confirmed it";
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, title).detail(error.to_string())
+    })?;
+    Ok(Purged { node: state.name.clone(), epoch: done.epoch, durable: done.durable, nodes })
 }
 
 fn not_on_disk(error: &LogError) -> Problem {

@@ -82,7 +82,7 @@ pub(crate) const TABLE: &[Operation] = &[
     Operation {
         open: true,
         ..ask::<Readiness>("/v1/live", "Whether the process answers at all.", |_, _| {
-            Box::pin(async { json(&Readiness { status: "live" }) })
+            Box::pin(async { json(&Readiness { status: "live", notes: Vec::new() }) })
         })
     },
     Operation {
@@ -279,7 +279,9 @@ impl Call<'_> {
 
 fn ready(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
     if state.control.is_ready() {
-        return json(&Readiness { status: "ready" });
+        let away = state.control.current().stream().is_some_and(|stream| !stream.usage().connected);
+        let notes = away.then_some("Redis is away: purges of other nodes do not arrive").into_iter().collect();
+        return json(&Readiness { status: "ready", notes });
     }
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "The node drains"))
 }

@@ -18,6 +18,9 @@ use crate::upstream::EndpointStatus;
 pub(crate) struct Readiness {
     /// `live` or `ready`.
     pub(crate) status: &'static str,
+    /// What is not as it should be, though requests are served.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) notes: Vec<&'static str>,
 }
 
 /// The node.

@@ -31,7 +31,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{ConfigArgs, complain, print};
 use crate::node;
-use crate::purge::Order;
+use crate::purge::{Order, Wait};
 
 /// How long the admin API may take.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -84,6 +84,9 @@ pub(super) struct PurgeArgs {
     /// Make it stale instead: the next request validates it.
     #[arg(long)]
     soft: bool,
+    /// Wait for all nodes of the cluster, not only for the one that is asked. Exit code 1 if one of them does not have it in time.
+    #[arg(long)]
+    wait_cluster: bool,
 }
 
 #[derive(Args)]
@@ -118,7 +121,8 @@ pub(super) fn run(command: CacheCommand) -> ExitCode {
         match command {
             CacheCommand::Purge(args) => {
                 let (urls, prefixes, hosts, tags) = (args.urls, args.prefixes, args.hosts, args.tags);
-                let order = Order { urls, prefixes, hosts, tags, all: args.all, soft: args.soft };
+                let wait = if args.wait_cluster { Wait::Cluster } else { Wait::Node };
+                let order = Order { urls, prefixes, hosts, tags, all: args.all, soft: args.soft, wait };
                 let body = serde_json::to_vec(&order)?;
                 show(&Api::of(&args.api)?.ask(Method::POST, "/v1/cache/purge", Some(body)).await?)
             }
@@ -191,6 +195,11 @@ impl Api {
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status.is_success() {
             return Ok(answer);
+        }
+        if let Some(nodes) = answer["nodes"].as_array() {
+            let late: Vec<&str> =
+                nodes.iter().filter(|n| n["done"] != true).filter_map(|n| n["node"].as_str()).collect();
+            bail!("{status}: not confirmed by {}", late.join(", "));
         }
         let words: Vec<&str> = ["title", "detail"].iter().filter_map(|key| answer[*key].as_str()).collect();
         bail!("{status}: {}", words.join(": "))

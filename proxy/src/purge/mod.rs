@@ -1,12 +1,15 @@
-//! Purges as operators order them: read, resolved against the plan in force, carried out on this node.
+//! Purges as operators order them: read, resolved against the plan in force, carried out on this node, told to the others.
 
 mod order;
+mod stream;
 
+use selvedge_cache::Cache;
 use selvedge_cache::purge::LogError;
-use selvedge_cache::{Cache, Purged};
 use tracing::info;
 
-pub(crate) use self::order::{BadOrder, Order, Url};
+pub(crate) use self::order::{BadOrder, Order, Url, Wait};
+pub(crate) use self::stream::{Confirmation, Settings, Stream, StreamError, StreamUsage};
+use crate::node::Current;
 use crate::plan::Plan;
 
 /// Why a purge was not carried out.
@@ -16,15 +19,41 @@ pub(crate) enum PurgeError {
     NoCache,
     #[error(transparent)]
     Order(#[from] BadOrder),
+    #[error("nodes of a cluster are waited for, and `cluster.redis` is not configured")]
+    Alone,
     #[error(transparent)]
     Log(#[from] LogError),
 }
 
-/// Carries out a purge; when it returns, nothing of what it reaches is handed out any more, and it is on disk if there is a log.
-pub(crate) async fn carry_out(plan: &Plan, order: &Order) -> Result<Purged, PurgeError> {
+/// What became of a purge.
+pub(crate) struct Done {
+    pub(crate) epoch: u64,
+    /// Whether it survives the process.
+    pub(crate) durable: bool,
+    /// What the nodes of the cluster say, if they were waited for.
+    pub(crate) nodes: Option<Result<Vec<Confirmation>, StreamError>>,
+}
+
+/// Carries out a purge; when it returns, nothing of what it reaches is handed out any more, and it is on disk if there is a log. The other
+/// nodes are told, and waited for if the order says so.
+pub(crate) async fn carry_out(current: &Current, plan: &Plan, order: &Order) -> Result<Done, PurgeError> {
     let cache: &'static Cache = plan.cache.ok_or(PurgeError::NoCache)?;
     let scopes = order.scopes(plan)?;
-    let purged = cache.purge_for_good(&scopes, order.kind(), None).await?;
+    let stream = current.stream();
+    if order.wait == Wait::Cluster && stream.is_none() {
+        return Err(PurgeError::Alone);
+    }
+    // Told whatever the disk says: it is in force here.
+    let purged = cache.purge_for_good(&scopes, order.kind(), None).await;
+    let nodes = match &stream {
+        Some(stream) if order.wait == Wait::Cluster => Some(stream.publish_and_wait(order).await),
+        Some(stream) => {
+            stream.publish(order);
+            None
+        }
+        None => None,
+    };
+    let purged = purged?;
     info!(%order, epoch = purged.epoch, durable = purged.durable, "purged");
-    Ok(purged)
+    Ok(Done { epoch: purged.epoch, durable: purged.durable, nodes })
 }

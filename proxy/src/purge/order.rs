@@ -34,6 +34,27 @@ pub(crate) struct Order {
     /// stale responses may.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) soft: bool,
+    /// Who is waited for.
+    #[serde(skip_serializing_if = "Wait::is_node")]
+    pub(crate) wait: Wait,
+}
+
+/// Who is waited for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Wait {
+    /// The node that is asked. The others hear of it at once, and are not waited for.
+    #[default]
+    Node,
+    /// All nodes of the cluster, for up to 5 seconds. Needs `cluster.redis`.
+    Cluster,
+}
+
+impl Wait {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    fn is_node(&self) -> bool {
+        *self == Self::Node
+    }
 }
 
 /// What is wrong with an order.

@@ -41,7 +41,7 @@ pub(crate) async fn answer(edge: &Edge, session: &mut Session, ctx: &RequestCtx)
         let scheme = if ctx.downstream.tls { Scheme::Https } else { Scheme::Http };
         met = cache.invalidate(rule.scope, scheme, &rule.policy.query, &host, &target, order.kind());
     }
-    match purge::carry_out(&ctx.plan, &order).await {
+    match purge::carry_out(&edge.current, &ctx.plan, &order).await {
         Ok(purged) => {
             let status = if met > 0 { 200 } else { 404 };
             write(session, status, &json!({ "status": status, "objects": met, "epoch": purged.epoch })).await

@@ -18,10 +18,16 @@ use selvedge_wasm::{Metric, MetricValue, StatsSnapshot};
 
 use super::counters::Observed;
 use crate::plan::Plan;
+use crate::purge::StreamUsage;
 use crate::tls::CertificateStore;
 
 /// Everything there is to know now.
-pub(crate) fn page(observed: &Observed, plan: &Plan, certificates: &[(String, Arc<CertificateStore>)]) -> String {
+pub(crate) fn page(
+    observed: &Observed,
+    plan: &Plan,
+    stream: Option<StreamUsage>,
+    certificates: &[(String, Arc<CertificateStore>)],
+) -> String {
     let mut page = Page::default();
     node(&mut page, observed, plan.generation);
     certificates::write(&mut page, &observed.counters.handshakes, certificates);
@@ -29,6 +35,9 @@ pub(crate) fn page(observed: &Observed, plan: &Plan, certificates: &[(String, Ar
     if let Some(cache) = plan.cache {
         disks::write(&mut page, &cache.disks());
         purges::write(&mut page, cache);
+    }
+    if let Some(usage) = stream {
+        purges::stream(&mut page, &usage);
     }
     cluster::write(&mut page, plan);
     filters(&mut page, observed);

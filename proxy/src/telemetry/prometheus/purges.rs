@@ -3,6 +3,22 @@
 use selvedge_cache::Cache;
 
 use super::Page;
+use crate::purge::StreamUsage;
+
+/// Of a node that hears of the purges of others.
+pub(super) fn stream(page: &mut Page, usage: &StreamUsage) {
+    let help = "Whether Redis is there, over which nodes tell each other what is purged.";
+    page.family("selvedge_cluster_redis_connected", "gauge", help);
+    page.sample("selvedge_cluster_redis_connected", &[], u8::from(usage.connected));
+    page.family("selvedge_cluster_purges_total", "counter", "Purges told to other nodes, and heard from them.");
+    page.sample("selvedge_cluster_purges_total", &[("direction", "sent")], usage.published);
+    page.sample("selvedge_cluster_purges_total", &[("direction", "received")], usage.received);
+    page.family("selvedge_cluster_purges_waiting", "gauge", "Purges that could not be told to other nodes yet.");
+    page.sample("selvedge_cluster_purges_waiting", &[], usage.waiting);
+    let help = "How often purges of other nodes were missed for good, so that everything was purged.";
+    page.family("selvedge_cluster_purge_gaps_total", "counter", help);
+    page.sample("selvedge_cluster_purge_gaps_total", &[], usage.gaps);
+}
 
 /// Of a node with a cache.
 pub(super) fn write(page: &mut Page, cache: &'static Cache) {
