@@ -1540,3 +1540,23 @@ async fn what_is_too_large_passes_through_to_all() {
         assert_eq!(origin.started(), number);
     }
 }
+
+/// A stale answer is refreshed in the background whoever gets it: over HTTP/1 and HTTP/2, with and without filters.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_client_of_a_stale_answer_has_it_refreshed() {
+    for filters in ["[]", "[noop]"] {
+        for over_h2 in [false, true] {
+            let headers = &[("cache-control", "max-age=10, stale-while-revalidate=1000"), ("age", "20")];
+            let origin = counting(headers).await;
+            let edge = node_with("{}", filters, origin.address());
+            assert_eq!(Client::get(edge.web(), "/").await.text(), "answer 1");
+            let stale = if over_h2 {
+                H2Client::connect(edge.web()).await.request("GET", "/", &[], b"").await.unwrap()
+            } else {
+                Client::get(edge.web(), "/").await
+            };
+            assert_eq!(stale.text(), "answer 1", "filters {filters}, h2 {over_h2}");
+            until("it is refreshed", || origin.started() == 2).await;
+        }
+    }
+}

@@ -21,7 +21,6 @@ use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::server::Session as HttpSession;
-use pingora::protocols::http::v1::client::http_req_header_to_wire;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use selvedge_wasm::LocalReply;
@@ -30,8 +29,8 @@ use super::exchange::Asked;
 use super::{Chain, ChainError, Event, Passage};
 use crate::grpc;
 use crate::plan::Route;
-use crate::request::fail;
 use crate::request::step;
+use crate::request::{fail, leader};
 
 /// What the filtered session shares with the request's own context while it stands in Pingora's place.
 #[derive(Default)]
@@ -537,7 +536,7 @@ impl CustomSession for FilteredSession {
 
     /// Rebuilt from the header as the filters have left it: the raw bytes of the real session are older.
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        http_req_header_to_wire(self.real().req_header()).map(bytes::BytesMut::freeze).unwrap_or_default()
+        leader::raw_header(self.real().req_header())
     }
 
     fn enable_retry_buffering(&mut self) {

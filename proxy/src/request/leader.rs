@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::header::HOST;
+use http::{HeaderMap, StatusCode, Version};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -50,9 +51,22 @@ pub(super) fn unhurried(session: &mut Session, ctx: &mut RequestCtx) {
     }
     let downstream = &mut session.downstream_session;
     downstream.set_proxy_tasks_enabled(true);
-    if downstream.supports_proxy_task_api() {
-        return;
+    if !downstream.supports_proxy_task_api() {
+        wrap(session, ctx);
     }
+}
+
+/// Requests inside are about to be made after this one: Pingora makes them of what a session gives for its raw header, which of an HTTP/2
+/// session is nothing that can be read as a request.
+pub(super) fn readable(session: &mut Session, ctx: &mut RequestCtx) {
+    let http1 = session.req_header().version < Version::HTTP_2;
+    if !http1 && !session.downstream_session.is_custom() && session.subrequest_ctx.is_none() {
+        wrap(session, ctx);
+    }
+}
+
+fn wrap(session: &mut Session, ctx: &mut RequestCtx) {
+    let downstream = &mut session.downstream_session;
     let place = Arc::new(Place::default());
     let request = Box::new(downstream.req_header().clone());
     let inner = std::mem::replace(downstream, Box::new(HttpSession::new_custom(Box::new(()))));
@@ -78,6 +92,19 @@ pub(super) async fn restore(session: &mut Session, ctx: &mut RequestCtx) {
     if place.cut.load(Ordering::Relaxed) {
         session.downstream_session.shutdown().await;
     }
+}
+
+/// A request's header as the bytes of HTTP/1.1, for those who have to read it again.
+pub(crate) fn raw_header(request: &RequestHeader) -> Bytes {
+    let mut request = request.clone();
+    request.set_version(Version::HTTP_11);
+    if !request.headers.contains_key(HOST)
+        && let Some(authority) = request.uri.authority().map(|authority| authority.as_str().to_owned())
+    {
+        // It was a valid authority, so it is a valid value.
+        let _ = request.insert_header(HOST, authority);
+    }
+    http_req_header_to_wire(&request).map(bytes::BytesMut::freeze).unwrap_or_default()
 }
 
 /// The session, lent to a write; it goes back to its place however the write ends.
@@ -347,7 +374,7 @@ impl CustomSession for LeaderSession {
     }
 
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        http_req_header_to_wire(&self.request).map(bytes::BytesMut::freeze).unwrap_or_default()
+        raw_header(self.inner.as_ref().map_or(&self.request, |inner| inner.req_header()))
     }
 
     fn enable_retry_buffering(&mut self) {

@@ -112,6 +112,9 @@ pub(crate) fn serve_stale(
     let may = error.is_some() || can_be_repeated(session, ctx, listener);
     let stale = may && ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
     step!(ctx, "stale", served = stale);
+    if stale && error.is_none() {
+        leader::readable(session, ctx); // Pingora fetches it anew with a request made after this one.
+    }
     if let Some(error) = error
         && stale
         && !matches!(error.etype(), ErrorType::HTTPStatus(_))
@@ -128,7 +131,7 @@ pub(crate) fn serve_stale(
 /// Whether a request made in the background from this one's header reaches the same origin. It does not pass the filters again, so the
 /// upstream they have chosen and what they want of the cache are unknown to it, and where they have changed the target, it may take
 /// another route. What it would store then is another page; rather than that, this request fetches for itself.
-fn can_be_repeated(session: &Session, ctx: &RequestCtx, listener: &ListenerFacts) -> bool {
+pub(super) fn can_be_repeated(session: &Session, ctx: &RequestCtx, listener: &ListenerFacts) -> bool {
     let Some(route) = &ctx.route else { return false };
     route.filters.is_empty()
         || cluster::serve::is_visitor(ctx) // It says itself which route it is for.
@@ -202,6 +205,9 @@ pub(crate) fn facts(session: &Session, ctx: &RequestCtx) -> Option<Cached> {
 /// One word for the access log; `None` on routes that do not cache.
 pub(crate) fn word(session: &Session, ctx: &RequestCtx) -> Option<&'static str> {
     let status = cached(ctx)?.status(&session.cache, &ctx.cache, "");
+    if ctx.sliced {
+        return Some("sliced");
+    }
     Some(match (status.hit, status.collapsed, &status.fwd) {
         (true, ..) => "hit",
         (_, true, _) => "collapsed",

@@ -42,7 +42,9 @@ pub(crate) mod forward;
 
 pub(crate) mod deadline;
 
-mod leader;
+pub(crate) mod leader;
+
+pub(crate) mod slices;
 
 pub(crate) mod retry;
 
@@ -139,6 +141,10 @@ pub(crate) struct RequestCtx {
     pub(crate) body_limit: u64,
     /// Set by `lookup` and `store`.
     pub(crate) cache: CacheCtx,
+    /// Set where it is a request inside, for one slice of an object.
+    pub(crate) slice: Option<Box<slices::Slice>>,
+    /// It is answered with slices.
+    pub(crate) sliced: bool,
     /// Attempts so far.
     pub(crate) attempts: u32,
     /// Set by `forward` where it matters: where the request has been, and how long it may take.
@@ -197,6 +203,8 @@ impl ProxyHttp for Edge {
             body_received: 0,
             body_limit: self.listener.body_limit,
             cache: CacheCtx::default(),
+            slice: None,
+            sliced: false,
             attempts: 0,
             sent: None,
             lease: None,
@@ -227,6 +235,7 @@ impl ProxyHttp for Edge {
         if purge::is_meant(session.req_header(), ctx) {
             return Box::pin(purge::answer(self, session, ctx)).await.map(|()| true);
         }
+        slices::arrive(session, ctx)?;
         step!(ctx, "select");
         let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
         ctx.route = Some(Arc::clone(&route));
@@ -246,7 +255,7 @@ impl ProxyHttp for Edge {
                 return Ok(true);
             }
         }
-        respond::own(session, &route, ctx).await
+        Ok(slices::answer(self, session, &route, ctx).await? || respond::own(session, &route, ctx).await?)
     }
 
     async fn request_body_filter(
