@@ -513,3 +513,33 @@ async fn copies_of_what_others_own_are_kept_briefly_and_validated_with_the_owner
     assert_eq!(asked().await, before + 1);
     assert_eq!(origin.started(), fetches, "the owner knows that it is fresh");
 }
+
+/// Slices have owners of their own, and each is fetched once for all nodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_is_fetched_once_for_all_nodes() {
+    const LENGTH: usize = 300_000;
+    let whole: Vec<u8> = (0..LENGTH).map(|index| u8::try_from(index * 7 % 251).unwrap()).collect();
+    let content = whole.clone();
+    let origin = Origin::start(move |request| {
+        let range = request.header("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        let (first, last) = range.expect("only slices are asked for");
+        let (first, last) = (first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap().min(LENGTH - 1));
+        let place = format!("bytes {first}-{last}/{LENGTH}");
+        let headers = [("cache-control", "max-age=60"), ("etag", "\"1\""), ("content-range", place.as_str())];
+        Origin::reply(206, &headers, content[first..=last].to_vec())
+    })
+    .await;
+    let setting = Setting { route: "slice: 64KiB", ..Setting::default() };
+    let fleet = Fleet::start(3, origin.address(), &setting).await;
+    for index in 0..3 {
+        let part = Client::get_with(fleet.nodes[index].web, "/film", "range: bytes=70000-140000\r\n").await;
+        assert_eq!(part.status, 206, "{:?}", part.headers);
+        assert!(part.body == whole[70_000..=140_000]);
+    }
+    assert_eq!(origin.started(), 2, "two slices");
+    for index in 0..3 {
+        let all = Client::get(fleet.nodes[index].web, "/film").await;
+        assert!(all.status == 200 && all.body == whole);
+    }
+    assert_eq!(origin.started(), LENGTH.div_ceil(64 << 10));
+}

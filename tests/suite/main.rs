@@ -15,6 +15,7 @@ mod listeners;
 
 mod actions;
 
+mod cuts;
 mod door;
 
 mod pause;
@@ -73,6 +74,7 @@ mod reload;
 
 mod misbehave;
 
+mod slices;
 mod story;
 
 mod cli;

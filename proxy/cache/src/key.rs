@@ -194,7 +194,7 @@ pub(crate) fn target(request: &RequestHeader) -> &[u8] {
 }
 
 /// The authority a request is for: from its target, else from `Host`, else empty.
-pub(crate) fn authority(request: &RequestHeader) -> Cow<'_, str> {
+pub fn authority(request: &RequestHeader) -> Cow<'_, str> {
     if let Some(authority) = request.uri.authority() {
         return Cow::Borrowed(authority.as_str());
     }

@@ -1047,6 +1047,10 @@ fn routes() {
             "13:21 sites[0].routes[0].cache.ttl.206: a 206 response is never kept by itself",
         ),
         (
+            "to: demo\n    cache: { slice: 4KiB }",
+            "13:21 sites[0].routes[0].cache.slice: a slice has 64KiB at least | 1MiB is usual",
+        ),
+        (
             "to: demo\n    cache: { cookies: drop }",
             "13:23 sites[0].routes[0].cache.cookies: `drop` is not one of `store`, `strip`, `pass`",
         ),
@@ -1056,7 +1060,7 @@ fn routes() {
         ),
         (
             "to: demo\n    cache: { negative: {} }",
-            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `key`, `cookies`, `languages`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
+            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `key`, `cookies`, `languages`, `slice`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
         ),
         (
             "to: demo\n    cache: { request_directives: obey }",

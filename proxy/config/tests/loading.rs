@@ -197,7 +197,7 @@ sites:
   routes:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
-    cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
+    cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], slice: 1MiB, stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
     to: app
   - match: { path: /teapot }
     respond: { status: 418, body: "short and stout\n", headers: { X-A: b } }
@@ -332,6 +332,7 @@ sites:
             geo: None,
         }
     );
+    assert_eq!(policy.slice, Some(ByteSize::mib(1)));
     assert_eq!((policy.cookies, &policy.languages[..]), (SetCookie::Strip, &["de".to_owned(), "en-gb".into()][..]));
     assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
     assert!(policy.request_directives);

@@ -186,6 +186,9 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     if let Some(lifetime) = ctx.cache.wishes().and_then(|wishes| wishes.lifetime) {
         request.insert_header(wire::LIFETIME, lifetime.as_millis().to_string())?;
     }
+    if let Some(slice) = &ctx.slice {
+        request.insert_header(wire::SLICE, slice.to_text())?;
+    }
     Ok(())
 }
 

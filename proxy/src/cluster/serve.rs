@@ -16,6 +16,7 @@ use super::counts::Served;
 use super::{Visitor, ask, messages, wire};
 use crate::listener::ListenerFacts;
 use crate::request::downstream::Downstream;
+use crate::request::slices::Slice;
 use crate::request::{RequestCtx, admit, respond};
 use crate::tls::{CLIENT_CERT, CLIENT_CERT_CHAIN};
 
@@ -59,6 +60,9 @@ pub(crate) fn admit(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     };
     let upstream = wire::one(headers, &wire::UPSTREAM).and_then(|name| name.to_str().ok()).map(str::to_owned);
     let lifetime = wire::number(headers, &wire::LIFETIME).map(Duration::from_millis);
+
+    let slice = wire::one(headers, &wire::SLICE).map(|slice| Slice::of_text(slice.to_str().unwrap_or_default()));
+    ctx.slice = slice.map(|slice| slice.map(Box::new).ok_or_else(|| bad("no slice"))).transpose()?;
 
     let peer = session.client_addr().and_then(|address| address.as_inet()).copied();
     ctx.downstream = Downstream::of_node(peer, listener.tls, headers, &ctx.plan.trusted_proxies);

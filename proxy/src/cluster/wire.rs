@@ -19,6 +19,8 @@ pub(crate) const WAIT: HeaderName = HeaderName::from_static("selvedge-wait");
 pub(crate) const UPSTREAM: HeaderName = HeaderName::from_static("selvedge-upstream");
 /// The lifetime that a filter wants, in milliseconds.
 pub(crate) const LIFETIME: HeaderName = HeaderName::from_static("selvedge-lifetime");
+/// The slice of the object that is wanted: its first byte, a slash, and its length at most.
+pub(crate) const SLICE: HeaderName = HeaderName::from_static("selvedge-slice");
 /// In responses: that this is the origin's answer, or one that is stored, and no failure of the node's own. `hit` or `miss`.
 pub(crate) const ANSWER: HeaderName = HeaderName::from_static("selvedge-answer");
 /// In responses: their `Date`, which the connection between nodes writes anew.
@@ -29,7 +31,7 @@ pub(crate) const EPOCH: HeaderName = HeaderName::from_static("selvedge-epoch");
 pub(crate) const FROM: HeaderName = HeaderName::from_static("selvedge-from");
 
 /// Those of requests for another node's answer.
-const OF_REQUESTS: [HeaderName; 7] = [ROUTE, KEY, HOPS, CIRCLE, WAIT, UPSTREAM, LIFETIME];
+const OF_REQUESTS: [HeaderName; 8] = [ROUTE, KEY, HOPS, CIRCLE, WAIT, UPSTREAM, LIFETIME, SLICE];
 
 /// How many nodes a request may have been at. There are three ways on, and each is taken once.
 pub(crate) const HOPS_MAX: usize = 8;

@@ -2,7 +2,7 @@
 //! What reads from disk runs on the runtime's threads for that, never on a worker.
 
 mod open;
-mod wanted;
+pub(crate) mod wanted;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -4,27 +4,28 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::{
-    ACCEPT_ENCODING, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE,
+    ACCEPT_ENCODING, ETAG, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+    LAST_MODIFIED, RANGE,
 };
 use pingora::http::RequestHeader;
 use selvedge_config::Encoding;
 
 use super::open::Opened;
 
-/// Bytes of a file.
+/// Bytes of a file, or of another object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
-    pub(super) start: u64,
-    pub(super) length: u64,
+pub(crate) struct Part {
+    pub(crate) start: u64,
+    pub(crate) length: u64,
 }
 
 impl Part {
-    pub(super) const NONE: Self = Self { start: 0, length: 0 };
+    pub(crate) const NONE: Self = Self { start: 0, length: 0 };
 }
 
 /// What the client gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Whole,
     Part(Part),
     /// It has it already.
@@ -36,25 +37,43 @@ pub(super) enum Verdict {
 }
 
 pub(super) fn judge(request: &RequestHeader, opened: &Opened) -> Verdict {
-    let etag = opened.etag.as_bytes();
-    verdict(&request.headers, etag, opened.modified, opened.size)
+    let validators = Validators { etag: opened.etag.as_bytes(), modified: Some(whole_seconds(opened.modified)) };
+    verdict(&request.headers, validators, opened.size)
+}
+
+/// What tells versions of an object apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Validators<'a> {
+    /// The entity tag as it is sent; empty if there is none.
+    etag: &'a [u8],
+    /// In whole seconds.
+    modified: Option<SystemTime>,
+}
+
+impl<'a> Validators<'a> {
+    /// Those of a response.
+    pub(crate) fn of(headers: &'a HeaderMap) -> Self {
+        Self { etag: headers.get(ETAG).map_or(&[], |etag| etag.as_bytes()), modified: date(headers, &LAST_MODIFIED) }
+    }
 }
 
 /// In the order of RFC 9110, 13.2.2.
-fn verdict(headers: &HeaderMap, etag: &[u8], modified: SystemTime, size: u64) -> Verdict {
-    let modified = whole_seconds(modified);
+pub(crate) fn verdict(headers: &HeaderMap, validators: Validators<'_>, size: u64) -> Verdict {
+    let Validators { etag, modified } = validators;
     if headers.contains_key(IF_MATCH) {
         if !names(headers, &IF_MATCH, etag, false) {
             return Verdict::Failed;
         }
-    } else if date(headers, &IF_UNMODIFIED_SINCE).is_some_and(|since| modified > since) {
+    } else if date(headers, &IF_UNMODIFIED_SINCE).is_some_and(|since| modified.is_some_and(|modified| modified > since))
+    {
         return Verdict::Failed;
     }
     if headers.contains_key(IF_NONE_MATCH) {
         if names(headers, &IF_NONE_MATCH, etag, true) {
             return Verdict::NotModified;
         }
-    } else if date(headers, &IF_MODIFIED_SINCE).is_some_and(|since| modified <= since) {
+    } else if date(headers, &IF_MODIFIED_SINCE).is_some_and(|since| modified.is_some_and(|modified| modified <= since))
+    {
         return Verdict::NotModified;
     }
 
@@ -65,7 +84,7 @@ fn verdict(headers: &HeaderMap, etag: &[u8], modified: SystemTime, size: u64) ->
         let same = if condition.as_bytes().starts_with(b"\"") {
             condition.as_bytes() == etag
         } else {
-            date(headers, &IF_RANGE).is_some_and(|since| since == modified)
+            date(headers, &IF_RANGE).is_some_and(|since| Some(since) == modified)
         };
         if !same {
             return Verdict::Whole;
@@ -109,7 +128,8 @@ fn names(headers: &HeaderMap, field: &HeaderName, etag: &[u8], weakly: bool) -> 
     let tags = headers.get_all(field).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     tags.map(<[u8]>::trim_ascii).any(|tag| {
         let opaque = if weakly { tag.strip_prefix(b"W/").unwrap_or(tag) } else { tag };
-        tag == b"*" || opaque == etag
+        tag == b"*"
+            || !etag.is_empty() && opaque == if weakly { etag.strip_prefix(b"W/").unwrap_or(etag) } else { etag }
     })
 }
 
@@ -157,10 +177,10 @@ mod tests {
 
     use super::*;
 
-    const ETAG: &[u8] = b"\"abc\"";
     /// Sun, 06 Nov 1994 08:49:37 GMT, and some.
-    fn modified() -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_millis(784_111_777_900)
+    fn validators() -> Validators<'static> {
+        let modified = whole_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(784_111_777_900));
+        Validators { etag: b"\"abc\"", modified: Some(modified) }
     }
 
     #[test]
@@ -208,11 +228,11 @@ mod tests {
             for (name, value) in *fields {
                 headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
             }
-            assert_eq!(verdict(&headers, ETAG, modified(), 100), *expected, "{fields:?}");
+            assert_eq!(verdict(&headers, validators(), 100), *expected, "{fields:?}");
         }
         let mut headers = HeaderMap::new();
         headers.insert(RANGE, HeaderValue::from_static("bytes=0-"));
-        assert_eq!(verdict(&headers, ETAG, modified(), 0), Verdict::OutOfRange, "nothing of an empty file");
+        assert_eq!(verdict(&headers, validators(), 0), Verdict::OutOfRange, "nothing of an empty file");
     }
 
     #[test]

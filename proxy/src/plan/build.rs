@@ -43,6 +43,7 @@ use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
 use crate::request::key_parts::KeyParts;
 use crate::request::mirror::Mirror;
+use crate::request::slices::Slices;
 use crate::sockets::Inherited;
 use crate::telemetry::counters::{Counters, Observed};
 use crate::telemetry::trace::TraceKey;
@@ -330,6 +331,9 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
             let cors = route.cors.as_ref().map(Cors::of).transpose().map_err(&mut refused).ok().flatten().map(Box::new);
             let mirror =
                 route.mirror.as_ref().map(|mirror| Mirror { to: mirror.to.as_str().into(), share: mirror.share });
+            if let Some(fault) = slice_too_large(route, &config) {
+                faults.push(fault);
+            }
             let resolved = Route {
                 mirror: mirror.map(Box::new),
                 cors,
@@ -347,7 +351,9 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                     let withheld = policy.tags.withheld().collect();
                     let key_parts = KeyParts::of(written);
                     let identity = cluster::route_identity(&label, route);
-                    CacheRule { policy, key_parts, scope: KeyScope::new(&label, &route.name), withheld, identity }
+                    let slices = written.slice.map(|size| Box::new(Slices::of(size.bytes())));
+                    let scope = KeyScope::new(&label, &route.name);
+                    CacheRule { policy, key_parts, scope, withheld, identity, slices }
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),
@@ -487,6 +493,16 @@ fn disk_tier(disk: &CacheDisk) -> DiskTier {
         limits: DiskLimits::default(),
     };
     DiskTier { store, max_object: disk.max_object.bytes() }
+}
+
+/// A slice that the store does not take.
+fn slice_too_large(route: &selvedge_config::Route, config: &Config) -> Option<Fault> {
+    let policy = route.cache.as_ref()?;
+    let (slice, largest) = (policy.slice?, config.cache.as_ref()?.memory.max_object);
+    (slice > largest).then(|| {
+        Fault::at(&policy.position, format!("slices of {slice} are not kept: `cache.memory.max_object` is {largest}"))
+            .with_help("make them smaller, or raise `max_object`")
+    })
 }
 
 fn beyond(words: selvedge_config::Beyond) -> Beyond {

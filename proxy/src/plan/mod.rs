@@ -36,6 +36,7 @@ use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
 use crate::request::key_parts::KeyParts;
 use crate::request::mirror::Mirror;
+use crate::request::slices::Slices;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::trace::TraceKey;
 use crate::upstream::{self, Keeper, Upstream, Upstreams};
@@ -129,6 +130,8 @@ pub(crate) struct CacheRule {
     pub(crate) withheld: Box<[HeaderName]>,
     /// What other nodes of the cluster know it by.
     pub(crate) identity: RouteIdentity,
+    /// Large objects are kept in slices.
+    pub(crate) slices: Option<Box<Slices>>,
 }
 
 /// Who answers the requests of a route.

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use super::deadline::Deadline;
 use super::filter::BodyFlow;
 use super::mirror::Copied;
-use super::{RequestCtx, actions, fail};
+use super::{RequestCtx, actions, fail, slices};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
 use crate::cluster;
@@ -201,6 +201,7 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     if cluster::serve::is_visitor(ctx) {
         cluster::wire::strip(request);
     }
+    slices::range(request, ctx)?;
     ctx.downstream.tell(request)?;
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
     actions::on_request(session, request, ctx)

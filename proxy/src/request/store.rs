@@ -6,7 +6,7 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use selvedge_cache::rules::headers;
 
-use super::RequestCtx;
+use super::{RequestCtx, slices};
 
 /// Takes the response as it arrives from the upstream: what concerns this hop alone ends here (RFC 9110, 7.6.1), and unsafe methods
 /// invalidate.
@@ -33,6 +33,7 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
     }
     ctx.note(|state| state.contact.latency = state.contact.since.map(|since| since.elapsed()));
 
+    slices::accept(response, ctx)?;
     match ctx.plan.cache {
         Some(cache) => cache.upstream_response(session.downstream_session.req_header(), response, &mut ctx.cache).await,
         None => {
@@ -46,6 +47,9 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
 
 /// Whether the response is stored, and for how long.
 pub(crate) fn decide(session: &Session, response: &ResponseHeader, ctx: &mut RequestCtx) -> RespCacheable {
+    if slices::is_refused(ctx) {
+        return RespCacheable::Uncacheable(NoCacheReason::Custom("not-a-slice"));
+    }
     match ctx.plan.cache {
         Some(cache) => cache.response_decision(&session.cache, session.req_header(), response, &mut ctx.cache),
         None => RespCacheable::Uncacheable(NoCacheReason::NeverEnabled),

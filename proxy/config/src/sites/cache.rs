@@ -6,10 +6,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::tags::CacheTags;
 use crate::{
-    decode::{At, Cx, Fields, choice, duration, filled_list, is_token, mapping, parsed, text, truth},
+    decode::{At, Cx, Fields, choice, duration, filled_list, is_token, mapping, parsed, size, text, truth},
     report::{Fault, Position},
     tree::Data,
-    values::DurationText,
+    values::{ByteSize, DurationText},
 };
 
 /// Which responses of a route are kept, and how long (RFC 9111, RFC 5861). What the origin says wins unless `override`.
@@ -41,6 +41,12 @@ pub struct CachePolicy {
     /// language instead of once per browser. Default: it stays as it is.
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub languages: Vec<String>,
+
+    /// Objects are fetched and kept in slices of this size, and only those that a request needs: for large files of which clients want
+    /// parts. The origin must know ranges (RFC 9110, 14); where it does not, objects are fetched whole. From `64KiB`, at most the
+    /// store's `max_object`. Absent: objects are kept whole.
+    #[schemars(with = "Option<ByteSize>")]
+    pub slice: Option<ByteSize>,
 
     /// How long after it went stale a response may be served while a new one is fetched (RFC 5861, 3), when the origin does
     /// not say. Above zero. Default: not at all.
@@ -196,6 +202,18 @@ impl JsonSchema for Ttl {
     }
 }
 
+/// The smallest slice: smaller ones cost more requests than they spare bytes.
+const SLICE_MIN: ByteSize = ByteSize::kib(64);
+
+fn slice(cx: &mut Cx<'_>, at: &At<'_>) -> Option<ByteSize> {
+    let slice = size(cx, at)?;
+    if slice < SLICE_MIN {
+        let fault = at.fault(format!("a slice has {SLICE_MIN} at least"));
+        return cx.refuse(fault.with_help("1MiB is usual"));
+    }
+    Some(slice)
+}
+
 impl CachePolicy {
     pub(super) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         let mut fields = Fields::open(cx, at, "CachePolicy")?;
@@ -213,6 +231,7 @@ impl CachePolicy {
             choice(cx, at, &[("store", SetCookie::Store), ("strip", SetCookie::Strip), ("pass", SetCookie::Pass)])
         });
         let languages = fields.read(cx, "languages", |cx, at| unique(cx, at, "this language", language));
+        let slice = fields.read(cx, "slice", slice);
         let stale_while_revalidate = fields.read(cx, "stale_while_revalidate", duration);
         let stale_if_error = fields.read(cx, "stale_if_error", duration);
         let request_directives = fields.read(cx, "request_directives", truth).unwrap_or(false);
@@ -224,6 +243,7 @@ impl CachePolicy {
             key: key.unwrap_or_default(),
             cookies: cookies.unwrap_or_default(),
             languages: languages.unwrap_or_default(),
+            slice,
             stale_while_revalidate,
             stale_if_error,
             request_directives,
