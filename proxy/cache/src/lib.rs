@@ -680,6 +680,18 @@ impl Cache {
         Ok(Purged { epoch, durable: true })
     }
 
+    /// The same, but on disk only soon after this returns.
+    pub fn purge_soon_durable(&'static self, scopes: &[Scope], purge: Purge) -> u64 {
+        let epoch = self.purge(scopes, purge);
+        if let Some(log) = self.log() {
+            let records = scopes.iter().map(|scope| Record::Purge { scope: *scope, epoch, purge });
+            if !log.append_later(records.collect()) {
+                tracing::warn!("a purge is in force, and does not get into its log: the disk is too slow");
+            }
+        }
+        epoch
+    }
+
     /// Take over the purges that this file holds, and keep those to come in it. Once per process; a second call with the same path does
     /// nothing.
     ///

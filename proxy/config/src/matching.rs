@@ -540,7 +540,7 @@ fn compiled(regex: &str) -> Result<regex::Regex, regex::Error> {
     RegexBuilder::new(regex).size_limit(REGEX_SIZE).build()
 }
 
-fn parse_path(text: &str) -> Result<PathMatch, (String, Option<String>)> {
+pub(crate) fn parse_path(text: &str) -> Result<PathMatch, (String, Option<String>)> {
     let wrong = |why: &str, help: String| Err((why.to_owned(), Some(help)));
     if let Some(regex) = text.strip_prefix('~') {
         return parse_regex(regex).map(PathMatch::Regex);

@@ -160,7 +160,7 @@ filters:
 sites:
 - hosts: ["*"]
   routes:
-  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {}, key: { query: { only: [a] } } }, to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
+  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {}, key: { query: { only: [a] } } }, invalidates: [{ urls: [/b] }], to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
   - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, mirror: { to: a }, limits: {}, timeouts: {}, cors: { origins: ["*"] } }
   - { match: { path: /e }, files: { root: e } }
@@ -299,6 +299,7 @@ tests:
             let key = shape("CacheKey", json!({}));
             let (memory, collapse) = (shape("CacheMemory", json!({})), shape("Collapse", json!({})));
             let redis = shape("Redis", json!({ "url": "redis://a:1" }));
+            let invalidate = shape("Invalidate", json!({ "urls": ["/b"] }));
             let deadlines = shape("ClusterDeadlines", json!({}));
             let node_tls = shape("ClusterTls", json!({ "certificate": "a", "key": "b", "ca": "c" }));
             let peer = shape("ClusterPeer", json!({ "name": "n", "address": "a:1" }));
@@ -319,7 +320,7 @@ tests:
                 "filters": { "f": shape("Filter", json!({ "wasm": "file:f", "limits": filter_limits })) },
                 "sites": [{ "hosts": ["*"], "routes": [
                     {
-                        "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({ "tags": tags, "key": key })), "to": "a",
+                        "invalidates": [invalidate], "match": shape("Match", json!({})), "cache": shape("CachePolicy", json!({ "tags": tags, "key": key })), "to": "a",
                         "rewrite": shape("Rewrite", json!({ "host": "a" })), "mirror": shape("Mirror", json!({ "to": "a" })),
                     },
                     {

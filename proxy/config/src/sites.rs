@@ -3,6 +3,7 @@
 mod cache;
 mod cors;
 mod files;
+mod invalidates;
 mod mirror;
 mod overrides;
 mod split;
@@ -19,6 +20,7 @@ use schemars::JsonSchema;
 pub use self::cache::{CacheKey, CachePolicy, GeoKey, QueryKey, SetCookie, Ttl};
 pub use self::cors::{Cors, Origin};
 pub use self::files::{Encoding, Files};
+pub use self::invalidates::{Invalidate, with_captures};
 pub use self::mirror::Mirror;
 pub use self::overrides::{RouteLimits, RouteTimeouts};
 pub use self::split::Split;
@@ -135,6 +137,10 @@ pub struct Route {
 
     /// Which responses are kept. Absent: none. Needs the top-level `cache`.
     pub cache: Option<CachePolicy>,
+
+    /// What else is out of date when a request of this route has changed something. Needs `to` or `split`, and the top-level `cache`.
+    #[schemars(with = "Option<Vec<Invalidate>>")]
+    pub invalidates: Vec<Invalidate>,
 
     /// Where copies of its requests go. Absent: nowhere. Needs `to` or `split`.
     pub mirror: Option<Mirror>,
@@ -358,6 +364,7 @@ fn read_routes(
             headers: site_headers.then(&draft.headers),
             rewrite: draft.rewrite,
             cache: draft.cache,
+            invalidates: draft.invalidates,
             mirror: draft.mirror,
             cors: draft.cors,
             limits: draft.limits,
@@ -376,6 +383,7 @@ struct RouteDraft {
     headers: HeaderRules,
     rewrite: Option<Rewrite>,
     cache: Option<CachePolicy>,
+    invalidates: Vec<Invalidate>,
     mirror: Option<Mirror>,
     cors: Option<Cors>,
     limits: RouteLimits,
@@ -407,6 +415,7 @@ impl RouteDraft {
         let redirect_at = fields.get("redirect");
         let rewrite_at = fields.get("rewrite");
         let cache_at = fields.get("cache");
+        let invalidates_at = fields.get("invalidates");
         let cors = fields.read(cx, "cors", Cors::read);
         let limits = fields.read(cx, "limits", RouteLimits::read).unwrap_or_default();
         let timeouts_at = fields.get("timeouts");
@@ -480,8 +489,20 @@ impl RouteDraft {
             }
             CachePolicy::read(cx, &at)
         });
+        let invalidates = invalidates_at.and_then(|at| {
+            let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
+            if !goes_on {
+                cx.report(
+                    fault("`invalidates` does nothing without `to`").with_help("remove it: nothing is changed here"),
+                );
+            } else if !names.cache {
+                cx.report(fault("there is no `cache` in which something could be out of date"));
+            }
+            list(cx, &at, Invalidate::read)
+        });
+        let invalidates = invalidates.unwrap_or_default();
         fields.close(cx);
-        Some(Self { name, when, filters, headers, rewrite, cache, mirror, cors, limits, timeouts, target })
+        Some(Self { name, when, filters, headers, rewrite, cache, invalidates, mirror, cors, limits, timeouts, target })
     }
 }
 

@@ -131,7 +131,7 @@ fn every_fault_is_at_its_place() {
         (
             format!("  {listen}\n  {TLS}\n  zebra: 1\n"),
             vec![
-                "3:3 cluster.zebra: unknown key `zebra` | known keys: `name`, `listen`, `tls`, `peers`, `region`, `deadlines`, `hot`",
+                "3:3 cluster.zebra: unknown key `zebra` | known keys: `redis`, `name`, `listen`, `tls`, `peers`, `region`, `deadlines`, `hot`",
             ],
         ),
     ];

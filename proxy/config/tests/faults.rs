@@ -1067,6 +1067,26 @@ fn routes() {
             "13:34 sites[0].routes[0].cache.request_directives: expected `true` or `false`, found `obey`",
         ),
         (
+            "to: demo\n    invalidates: [{ on: /a/*, urls: [/b/$2] }]",
+            "13:38 sites[0].routes[0].invalidates[0].urls[0]: there is no `$2`: `on` has 1 wildcards",
+        ),
+        (
+            "to: demo\n    invalidates: [{ tags: [a$] }]",
+            "13:28 sites[0].routes[0].invalidates[0].tags[0]: a `$` without a number | write `$$` for a dollar sign",
+        ),
+        (
+            "to: demo\n    invalidates: [{ on: a, tags: [b] }]",
+            "13:25 sites[0].routes[0].invalidates[0].on: `a` does not begin with `/` | did you mean `/a`?",
+        ),
+        (
+            "to: demo\n    invalidates: [{ soft: true }]",
+            "13:19 sites[0].routes[0].invalidates[0]: it puts nothing out of date | write `urls`, `prefixes` or `tags`",
+        ),
+        (
+            "respond: { status: 200 }\n    invalidates: [{ tags: [b] }]",
+            "13:5 sites[0].routes[0].invalidates: `invalidates` does nothing without `to` | remove it: nothing is changed here",
+        ),
+        (
             "to: demo\n    cache: { tags: { read: [xkeys] } }",
             "13:29 sites[0].routes[0].cache.tags.read[0]: `xkeys` is not one of `surrogate-key`, `cache-tag`, `xkey`, `cache-groups` | did you mean `xkey`?",
         ),

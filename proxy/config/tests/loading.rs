@@ -197,6 +197,7 @@ sites:
   routes:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
+    invalidates: [{ on: /api/*/item/*, urls: ["/lists/$1"], tags: ["item-$2"], soft: true }]
     cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], slice: 1MiB, stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
     to: app
   - match: { path: /teapot }
@@ -336,6 +337,10 @@ sites:
     assert_eq!((policy.cookies, &policy.languages[..]), (SetCookie::Strip, &["de".to_owned(), "en-gb".into()][..]));
     assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
     assert!(policy.request_directives);
+    let [rule] = &api.invalidates[..] else { panic!("{api:?}") };
+    let segments = vec![Some("api".into()), None, Some("item".into())];
+    assert_eq!(rule.on, PathMatch::Pattern { segments, below: true });
+    assert_eq!((rule.urls.as_slice(), rule.soft), (["/lists/$1".to_owned()].as_slice(), true));
     assert_eq!(policy.tags, CacheTags { read: vec![TagField::Xkey], keep: true });
     let Target::Respond(teapot) = &site.routes[1].target else { panic!("{site:?}") };
     assert_eq!((teapot.status, teapot.body.as_str()), (418, "short and stout\n"));

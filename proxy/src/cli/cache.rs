@@ -122,7 +122,8 @@ pub(super) fn run(command: CacheCommand) -> ExitCode {
             CacheCommand::Purge(args) => {
                 let (urls, prefixes, hosts, tags) = (args.urls, args.prefixes, args.hosts, args.tags);
                 let wait = if args.wait_cluster { Wait::Cluster } else { Wait::Node };
-                let order = Order { urls, prefixes, hosts, tags, all: args.all, soft: args.soft, wait };
+                let order =
+                    Order { urls, prefixes, hosts, tags, all: args.all, soft: args.soft, wait, ..Order::default() };
                 let body = serde_json::to_vec(&order)?;
                 show(&Api::of(&args.api)?.ask(Method::POST, "/v1/cache/purge", Some(body)).await?)
             }

@@ -39,6 +39,7 @@ use crate::cluster::messages::Handlers;
 use crate::cluster::{self, Cluster};
 use crate::error_chain;
 use crate::files::Files;
+use crate::purge;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
 use crate::request::key_parts::KeyParts;
@@ -331,10 +332,13 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
             let cors = route.cors.as_ref().map(Cors::of).transpose().map_err(&mut refused).ok().flatten().map(Box::new);
             let mirror =
                 route.mirror.as_ref().map(|mirror| Mirror { to: mirror.to.as_str().into(), share: mirror.share });
+            let related = route.invalidates.iter().map(purge::related::Rule::of).collect::<Result<_, _>>();
+            let related: Box<[_]> = related.map_err(&mut refused).unwrap_or_default();
             if let Some(fault) = slice_too_large(route, &config) {
                 faults.push(fault);
             }
             let resolved = Route {
+                invalidates: related,
                 mirror: mirror.map(Box::new),
                 cors,
                 body_limit: route.limits.body.map(|limit| limit.bytes()),

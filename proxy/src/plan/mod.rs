@@ -32,6 +32,7 @@ pub(crate) use self::router::{FieldValue, HostRule, cookies, without_port};
 pub use self::trouble::Trouble;
 use crate::cluster::{Cluster, RouteIdentity};
 use crate::files::Files;
+use crate::purge;
 use crate::request::actions::{Fields, Redirect, Rewrite};
 use crate::request::cors::Cors;
 use crate::request::key_parts::KeyParts;
@@ -90,6 +91,8 @@ pub struct Route {
     pub(crate) filters: Vec<Arc<ChainFilter>>,
     /// What is kept of its responses; `None` = nothing.
     pub(crate) cache: Option<CacheRule>,
+    /// What else is out of date when a request has changed something.
+    pub(crate) invalidates: Box<[purge::related::Rule]>,
     /// What is done to the header fields of requests, and of responses.
     pub(crate) request_fields: Option<Box<Fields>>,
     pub(crate) response_fields: Option<Box<Fields>>,

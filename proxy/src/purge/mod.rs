@@ -1,13 +1,14 @@
 //! Purges as operators order them: read, resolved against the plan in force, carried out on this node, told to the others.
 
 mod order;
+pub(crate) mod related;
 mod stream;
 
 use selvedge_cache::Cache;
 use selvedge_cache::purge::LogError;
 use tracing::info;
 
-pub(crate) use self::order::{BadOrder, Order, Url, Wait};
+pub(crate) use self::order::{BadOrder, Group, Order, Url, Wait};
 pub(crate) use self::stream::{Confirmation, Settings, Stream, StreamError, StreamUsage};
 use crate::node::Current;
 use crate::plan::Plan;
@@ -56,4 +57,17 @@ pub(crate) async fn carry_out(current: &Current, plan: &Plan, order: &Order) -> 
     let purged = purged?;
     info!(%order, epoch = purged.epoch, durable = purged.durable, "purged");
     Ok(Done { epoch: purged.epoch, durable: purged.durable, nodes })
+}
+
+/// The same without waiting for anything: in force when it returns, on disk and told to the others soon.
+///
+/// # Errors
+/// The order is wrong, or there is no cache.
+pub(crate) fn carry_out_at_once(current: &Current, plan: &Plan, order: &Order) -> Result<(), PurgeError> {
+    let cache: &'static Cache = plan.cache.ok_or(PurgeError::NoCache)?;
+    cache.purge_soon_durable(&order.scopes(plan)?, order.kind());
+    if let Some(stream) = current.stream() {
+        stream.publish(order);
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use selvedge_cache::purge::TAG_MAX;
-use selvedge_cache::{Purge, Scope};
+use selvedge_cache::{Purge, Scheme, Scope};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
@@ -27,6 +27,9 @@ pub(crate) struct Order {
     /// Tags, as responses carry them in `Surrogate-Key`, `Cache-Tag`, `xkey` or `Cache-Groups`. ASCII case does not count.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) tags: Vec<String>,
+    /// Cache groups of an origin (RFC 9875).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) groups: Vec<Group>,
     /// Everything that is stored.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) all: bool,
@@ -37,6 +40,17 @@ pub(crate) struct Order {
     /// Who is waited for.
     #[serde(skip_serializing_if = "Wait::is_node")]
     pub(crate) wait: Wait,
+}
+
+/// A cache group of an origin (RFC 9875).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "CacheGroup")]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Group {
+    /// `https://www.example.com`, with the port if it is not the scheme's own.
+    pub(crate) origin: String,
+    /// As responses name it in `Cache-Groups`.
+    pub(crate) name: String,
 }
 
 /// Who is waited for.
@@ -83,6 +97,12 @@ impl Order {
         if self.soft { Purge::Soft } else { Purge::Hard }
     }
 
+    /// Whether it says nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        let lists = [&self.urls, &self.prefixes, &self.hosts, &self.tags];
+        !self.all && self.groups.is_empty() && lists.iter().all(|list| list.is_empty())
+    }
+
     /// What it reaches.
     ///
     /// # Errors
@@ -124,8 +144,16 @@ impl Order {
             }
             scopes.push(Scope::tag(tag));
         }
-        if !self.tags.is_empty() {
+        if !self.tags.is_empty() || !self.groups.is_empty() {
             scopes.push(Scope::too_many_tags());
+        }
+        for Group { origin, name } in &self.groups {
+            let (scheme, authority) = match origin.split_once("://") {
+                Some(("http", authority)) => (Scheme::Http, authority),
+                Some(("https", authority)) => (Scheme::Https, authority),
+                _ => return Err(BadOrder::Url(origin.clone(), "an origin is `https://` or `http://` and a host")),
+            };
+            scopes.push(Scope::group(scheme, authority, name));
         }
         if self.all {
             scopes.push(Scope::everything());
@@ -140,6 +168,9 @@ impl fmt::Display for Order {
         f.write_str(if self.soft { "soft" } else { "hard" })?;
         if self.all {
             f.write_str(" everything")?;
+        }
+        if let Some(group) = self.groups.first() {
+            write!(f, " {} groups of {}", self.groups.len(), group.origin)?;
         }
         let lists = [("url", &self.urls), ("prefix", &self.prefixes), ("host", &self.hosts), ("tag", &self.tags)];
         for (word, list) in lists {

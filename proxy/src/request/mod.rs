@@ -384,6 +384,7 @@ impl ProxyHttp for Edge {
         }
         forward::answered(response, ctx);
         retry::response(session, response, ctx)?;
+        crate::purge::related::changed(&self.current, session.req_header(), response, ctx);
         store::receive(session, response, ctx).await
     }
 
