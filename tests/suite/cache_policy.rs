@@ -245,3 +245,103 @@ async fn the_nodes_own_targeted_field_comes_before_the_others() {
         assert_eq!(ask(&edge, "GET", target, &[]).await.text() == first, kept, "{target}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_to_post_that_is_the_content_of_its_url_serves_get() {
+    let origin = numbering(|request| match (request.method.as_str(), request.target.as_str()) {
+        ("POST", "/silent") => (200, vec![("content-location", "/silent")]),
+        ("POST", "/varies") => {
+            (200, vec![("content-location", "/varies"), ("cache-control", "max-age=60"), ("vary", "a")])
+        }
+        ("POST", "/else") => (200, vec![("content-location", "/other"), ("cache-control", "max-age=60")]),
+        _ => (200, vec![("content-location", "/page"), ("cache-control", "max-age=60")]),
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    assert_eq!(ask(&edge, "GET", "/page", &[]).await.text(), "answer 1");
+    let post = async |target: &str| ask(&edge, "POST", target, &[("content-length", "0")]).await;
+    // It is stored when the exchange is over, which the client need not wait for.
+    let served = async {
+        loop {
+            let posted = post("/page").await;
+            assert!(
+                posted.header("cache-status").expect("one").contains("fwd=method"),
+                "never answered from the cache"
+            );
+            let got = ask(&edge, "GET", "/page", &[]).await;
+            if got.text() == posted.text() {
+                return got;
+            }
+        }
+    };
+    let got = soon("what POST brought", served).await;
+    assert!(got.header("cache-status").expect("one").contains("; hit"));
+    for target in ["/silent", "/varies", "/else"] {
+        let posted = post(target).await.text();
+        assert_ne!(ask(&edge, "GET", target, &[]).await.text(), posted, "{target}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_may_be_kept_as_they_are_asked_for() {
+    let origin = Origin::start(|request| {
+        let fields = [("cache-control", "max-age=60"), ("etag", "\"a\"")];
+        match request.header("range") {
+            Some("bytes=0-1") => {
+                Origin::reply(206, &[&fields[..], &[("content-range", "bytes 0-1/10")]].concat(), "01")
+            }
+            Some("bytes=-2") => Origin::reply(206, &[&fields[..], &[("content-range", "bytes 8-9/10")]].concat(), "89"),
+            Some("bytes=5-") => Origin::reply(206, &[("content-range", "bytes 5-9/10")], "56789"),
+            _ => Origin::reply(200, &fields, "0123456789"),
+        }
+    })
+    .await;
+    let edge = node("{ ranges: as_asked }", origin.address());
+    let range = async |value: &str| {
+        let response = ask(&edge, "GET", "/file", &[("range", value)]).await;
+        (response.status, response.text(), origin.started())
+    };
+    assert_eq!(range("bytes=0-1").await, (206, "01".into(), 1));
+    assert_eq!(range("bytes=0-1").await, (206, "01".into(), 1), "kept");
+    assert_eq!(range("bytes=-2").await, (206, "89".into(), 2));
+    assert_eq!(range("bytes=-2").await, (206, "89".into(), 2));
+    assert_eq!(range("bytes=0-1").await, (206, "01".into(), 2));
+    assert_eq!(range("bytes=5-").await, (206, "56789".into(), 3));
+    assert_eq!(range("bytes=5-").await, (206, "56789".into(), 4), "nobody said how long it is fresh");
+    let with_condition = ask(&edge, "GET", "/file", &[("range", "bytes=0-1"), ("if-range", "\"b\"")]).await;
+    assert_eq!((with_condition.status, with_condition.text()), (200, "0123456789".into()));
+    assert_eq!(range("bytes=3-4").await, (206, "34".into(), 5), "all of it serves every range");
+    let head = ask(&edge, "HEAD", "/file", &[]).await;
+    assert_eq!((head.status, head.header("content-length")), (200, Some("10")));
+
+    let whole = node("{}", origin.address());
+    let cold = ask(&whole, "GET", "/file", &[("range", "bytes=0-1")]).await;
+    assert_eq!((cold.status, cold.text(), origin.last().header("range")), (206, "01".into(), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_go_in_circles_are_refused_and_all_others_say_where_they_were() {
+    let origin = fresh().await;
+    let edge = node("{}", origin.address());
+    let passed = ask(&edge, "GET", "/a", &[("cdn-loop", "other;v=\"1, 2\", edge")]).await;
+    let told = origin
+        .last()
+        .headers
+        .iter()
+        .filter(|(name, _)| name == "cdn-loop")
+        .map(|(_, value)| value.clone())
+        .collect::<Vec<_>>();
+    assert_eq!((passed.status, told), (200, vec!["other;v=\"1, 2\", edge".to_owned(), "edge".into()]));
+    let refused = ask(&edge, "GET", "/b", &[("cdn-loop", "edge, edge, edge")]).await;
+    assert_eq!((refused.status, refused.header("proxy-status")), (508, Some("edge; error=proxy_loop_detected")));
+    assert_eq!(origin.started(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_of_a_cached_route_has_a_cache_status() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let edge = node("{}", nobody);
+    let failed = ask(&edge, "GET", "/a", &[]).await;
+    assert_eq!(failed.status, 502);
+    assert_eq!(failed.header("cache-status"), Some("edge; fwd=uri-miss; detail=upstream-error"));
+}

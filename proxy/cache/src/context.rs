@@ -8,6 +8,7 @@ use http::StatusCode;
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::key::{self, KeyScope, Scheme, Slot};
+use crate::post::Gathered;
 use crate::rules::RoutePolicy;
 use crate::rules::store::Reason;
 
@@ -44,6 +45,8 @@ pub struct CacheCtx {
     pub(crate) keep_at_most: Option<Duration>,
     /// Whether another node answers.
     pub(crate) by_peer: bool,
+    /// What comes for a `POST`, and may be reused for `GET`.
+    pub(crate) gathered: Option<Box<Gathered>>,
 }
 
 impl CacheCtx {

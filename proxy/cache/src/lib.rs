@@ -31,6 +31,7 @@ pub mod disk;
 mod inspect;
 pub mod key;
 pub mod memory;
+mod post;
 pub mod purge;
 pub mod rules;
 pub mod status;
@@ -284,7 +285,12 @@ impl Cache {
         if !ctx.decided && ctx.found == Found::Nothing {
             ctx.found = Found::OtherVariant;
         }
-        vary::variance(meta.headers(), &request.headers)
+        let variance = vary::variance(meta.headers(), &request.headers);
+        let stores_ranges = ctx.route.as_ref().is_some_and(|route| route.policy.stores_ranges);
+        if stores_ranges && meta.response_header().status == StatusCode::PARTIAL_CONTENT {
+            return Some(vary::of_range(variance, request));
+        }
+        variance
     }
 
     /// `cache_hit_filter`: something is stored. Decide whether this request may have it, by freshness and by its own directives.

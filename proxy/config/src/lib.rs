@@ -65,7 +65,7 @@ pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
 pub use sites::{
     CacheKey, CachePolicy, CacheTags, Cors, Encoding, Files, GeoKey, Host, Invalidate, Mirror, Origin, QueryKey,
-    Respond, Route, RouteLimits, RouteTimeouts, SetCookie, Site, Split, TagField, Target, Ttl, with_captures,
+    Ranges, Respond, Route, RouteLimits, RouteTimeouts, SetCookie, Site, Split, TagField, Target, Ttl, with_captures,
 };
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use upstreams::{

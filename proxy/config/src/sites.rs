@@ -17,7 +17,7 @@ use std::{
 
 use schemars::JsonSchema;
 
-pub use self::cache::{CacheKey, CachePolicy, GeoKey, QueryKey, SetCookie, Ttl};
+pub use self::cache::{CacheKey, CachePolicy, GeoKey, QueryKey, Ranges, SetCookie, Ttl};
 pub use self::cors::{Cors, Origin};
 pub use self::files::{Encoding, Files};
 pub use self::invalidates::{Invalidate, with_captures};

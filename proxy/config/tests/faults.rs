@@ -1055,12 +1055,20 @@ fn routes() {
             "13:23 sites[0].routes[0].cache.cookies: `drop` is not one of `store`, `strip`, `pass`",
         ),
         (
+            "to: demo\n    cache: { slice: 1MiB, ranges: as_asked }",
+            "13:35 sites[0].routes[0].cache.ranges: `as_asked` and `slice` are both written | slices serve every range: remove one",
+        ),
+        (
+            "to: demo\n    cache: { ranges: exact }",
+            "13:22 sites[0].routes[0].cache.ranges: `exact` is not one of `whole`, `as_asked`",
+        ),
+        (
             "to: demo\n    cache: { languages: [de, en_GB] }",
             "13:30 sites[0].routes[0].cache.languages[1]: `en_GB` is not a language | write it as in `Accept-Language`: `en`, `de-CH`",
         ),
         (
             "to: demo\n    cache: { negative: {} }",
-            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `key`, `cookies`, `languages`, `slice`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
+            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `key`, `cookies`, `languages`, `slice`, `ranges`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
         ),
         (
             "to: demo\n    cache: { request_directives: obey }",

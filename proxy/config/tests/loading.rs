@@ -15,8 +15,8 @@ use selvedge_config::{
     AccessLog, Admit, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheDisk, CacheKey, CacheMemory, CacheTags,
     Certificates, ClientMode, Collapse, Compat, Config, DiskFolder, EndpointAddr, FilterLimits, GeoDatabase,
     HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node,
-    OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey, Rate, Reload, Report, Retries, RetryOn, Servers,
-    SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion, Ttl, UnknownNames, UpstreamLimits,
+    OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey, Ranges, Rate, Reload, Report, Retries, RetryOn,
+    Servers, SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion, Ttl, UnknownNames, UpstreamLimits,
     UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
@@ -198,7 +198,7 @@ sites:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
     invalidates: [{ on: /api/*/item/*, urls: ["/lists/$1"], tags: ["item-$2"], soft: true }]
-    cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], slice: 1MiB, stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
+    cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], slice: 1MiB, ranges: whole, stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
     to: app
   - match: { path: /teapot }
     respond: { status: 418, body: "short and stout\n", headers: { X-A: b } }
@@ -336,7 +336,7 @@ sites:
     assert_eq!(policy.slice, Some(ByteSize::mib(1)));
     assert_eq!((policy.cookies, &policy.languages[..]), (SetCookie::Strip, &["de".to_owned(), "en-gb".into()][..]));
     assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
-    assert!(policy.request_directives);
+    assert!(policy.request_directives && policy.ranges == Ranges::Whole);
     let [rule] = &api.invalidates[..] else { panic!("{api:?}") };
     let segments = vec![Some("api".into()), None, Some("item".into())];
     assert_eq!(rule.on, PathMatch::Pattern { segments, below: true });

@@ -17,7 +17,7 @@ use selvedge_cache::purge::{TagHeader, TagPolicy};
 use selvedge_cache::{Beyond, Cache, CacheOptions, DiskTier, KeyScope, QueryPolicy, RoutePolicy, SetCookies};
 use selvedge_config::{
     CacheDisk, CacheKey, CachePolicy, Config, Fault, Filter, FilterUse, GeoDatabase, Loaded, ModuleCache, QueryKey,
-    SetCookie, TagField, Target as TargetConfig, Ttl, WasmSource,
+    Ranges, SetCookie, TagField, Target as TargetConfig, Ttl, WasmSource,
 };
 use selvedge_demo::Demo;
 use selvedge_geoip::{Geo, GeoSource};
@@ -787,6 +787,7 @@ fn route_policy(policy: &CachePolicy) -> RoutePolicy {
         stale_while_revalidate: policy.stale_while_revalidate,
         stale_if_error: policy.stale_if_error,
         honour_request_directives: policy.request_directives,
+        stores_ranges: policy.ranges == Ranges::AsAsked,
         tags: TagPolicy {
             read: policy.tags.read.iter().map(|field| tag_header(*field)).collect(),
             keep: policy.tags.keep,

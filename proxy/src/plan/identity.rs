@@ -11,7 +11,10 @@ pub struct Identity {
     pub name: Arc<str>,
     /// As a structured-field token, or a quoted string where it is none (RFC 9651, 3.3).
     pub structured: Arc<str>,
+    /// As it stands in `Via` and in `CDN-Loop`.
+    pub(crate) pseudonym: Arc<str>,
     via: [HeaderValue; 3],
+    cdn_loop: HeaderValue,
 }
 
 impl Identity {
@@ -22,7 +25,13 @@ impl Identity {
         let via = ["1.0", "1.1", "2"].map(|version| {
             HeaderValue::from_str(&format!("{version} {pseudonym}")).unwrap_or(HeaderValue::from_static("1.1 selvedge"))
         });
-        Self { name: name.into(), structured: structured(name).into(), via }
+        let cdn_loop = HeaderValue::from_str(&pseudonym).unwrap_or(HeaderValue::from_static("selvedge"));
+        Self { name: name.into(), structured: structured(name).into(), pseudonym: pseudonym.into(), via, cdn_loop }
+    }
+
+    /// The `CDN-Loop` member for a request that goes on (RFC 8586, 2).
+    pub(crate) fn cdn_loop(&self) -> HeaderValue {
+        self.cdn_loop.clone()
     }
 
     /// The `Via` member for a message that was received in this version.

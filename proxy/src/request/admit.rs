@@ -14,7 +14,7 @@ use selvedge_config::Paths;
 
 use super::downstream::Downstream;
 use super::paths::BadPath;
-use super::{RequestCtx, hygiene, paths};
+use super::{RequestCtx, cdn_loop, hygiene, paths};
 use crate::limits::Limit;
 use crate::listener::{ListenerFacts, connection};
 use crate::plan::Route;
@@ -67,6 +67,7 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
         }
         _ => {}
     }
+    cdn_loop::check(&request.headers, &ctx.plan.node.pseudonym)?;
     // After Host: an HTTP/2 target holds the authority too.
     one_path(request, &ctx.plan.paths)?;
     Ok(())

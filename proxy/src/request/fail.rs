@@ -11,7 +11,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use selvedge_wasm::LocalReply;
 use tracing::debug;
 
-use super::{RequestCtx, cors, leader, respond};
+use super::{RequestCtx, cors, leader, lookup, respond};
 use crate::chain::session::{Slot, reply_message};
 use crate::chain::{Asked, ChainError, Direction};
 use crate::cluster;
@@ -100,6 +100,7 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
     if cors::mark(session.req_header(), &mut header, ctx).is_err() {
         return gone;
     }
+    lookup::status(session, &mut header, ctx);
     if cluster::serve::is_visitor(ctx) && header.status.as_u16() != 508 {
         header.set_status(cluster::serve::REFUSAL).unwrap_or_default(); // It is a valid one.
     }
@@ -159,6 +160,7 @@ fn judge(error: &Error) -> Verdict {
         (_, kind) if *kind == NO_ROOM => (503, Some("connection_limit_reached")),
         (_, kind) if *kind == TOO_MANY_WAIT => (503, Some("connection_limit_reached")),
         (_, kind) if *kind == NO_UPSTREAM => (503, Some("destination_not_found")),
+        (_, ErrorType::HTTPStatus(508)) => (508, Some("proxy_loop_detected")),
         (_, ErrorType::HTTPStatus(status)) => (*status, Some("http_request_error")),
         (Upstream, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout) => (504, Some("connection_timeout")),
         (Upstream, ErrorType::ConnectRefused) => (502, Some("connection_refused")),

@@ -31,6 +31,11 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
         FilteredSession::restore(&mut session.downstream_session, &slot);
     }
 
+    if let Some(cache) = ctx.plan.cache
+        && ctx.cache.gathers()
+    {
+        Box::pin(cache.store_gathered(&mut ctx.cache)).await;
+    }
     if let Some(trace) = ctx.trace.take() {
         telemetry::trace::write(&trace, ctx);
     }

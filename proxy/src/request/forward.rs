@@ -11,8 +11,10 @@ use pingora::protocols::http::authority::validate_request_authority;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, OrErr, Result};
+use selvedge_cache::rules::vary;
 use smallvec::SmallVec;
 
+use super::cdn_loop::CDN_LOOP;
 use super::deadline::Deadline;
 use super::filter::BodyFlow;
 use super::mirror::Copied;
@@ -204,7 +206,22 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     slices::range(request, ctx)?;
     ctx.downstream.tell(request)?;
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
+    request.append_header(CDN_LOOP, ctx.plan.node.cdn_loop())?;
+    as_asked(session, request, ctx)?;
     actions::on_request(session, request, ctx)
+}
+
+/// Asks for the range that the client wants, where the route keeps ranges as they are asked for; Pingora asks for all of what is stored.
+fn as_asked(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
+    if !session.cache.enabled() || !ctx.route()?.cache.as_ref().is_some_and(|rule| rule.policy.stores_ranges) {
+        return Ok(());
+    }
+    // What is stored and stale is validated as what it is.
+    let is_range = session.cache.maybe_cache_meta().is_none_or(|meta| meta.response_header().status == 206);
+    match vary::range(session.req_header()) {
+        Some(range) if is_range => request.insert_header(header::RANGE, range),
+        _ => Ok(()),
+    }
 }
 
 /// There is a connection: its time begins, and the filters may know to whom it is.

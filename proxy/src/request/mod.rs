@@ -20,6 +20,8 @@ pub(crate) mod downstream;
 
 mod forwarded;
 
+pub(crate) mod cdn_loop;
+
 mod hygiene;
 
 pub(crate) mod paths;
@@ -391,10 +393,11 @@ impl ProxyHttp for Edge {
     fn upstream_response_body_filter(
         &self,
         _session: &mut Session,
-        _body: &mut Option<Bytes>,
+        body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<Duration>> {
+        ctx.cache.gather_body(body.as_ref(), end_of_stream);
         forward::received(end_of_stream, ctx)
     }
 

@@ -35,7 +35,11 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
 
     slices::accept(response, ctx)?;
     match ctx.plan.cache {
-        Some(cache) => cache.upstream_response(session.downstream_session.req_header(), response, &mut ctx.cache).await,
+        Some(cache) => {
+            let request = session.downstream_session.req_header();
+            cache.upstream_response(request, response, &mut ctx.cache).await;
+            cache.gather(&session.cache, request, response, &mut ctx.cache);
+        }
         None => {
             for name in headers::hop_by_hop(response.status, &response.headers) {
                 response.remove_header(&name);

@@ -19,6 +19,14 @@ pub fn named_targets(authority: &str, path: &str, response: &HeaderMap<HeaderVal
     values.filter_map(|value| resolve(authority, path, value)).collect()
 }
 
+/// Whether a response says by `Content-Location` that it is the content of its request's own `target` (RFC 9110, 8.7).
+#[must_use]
+pub fn is_content_of(authority: &str, target: &str, response: &HeaderMap<HeaderValue>) -> bool {
+    let path = target.split('?').next().unwrap_or(target);
+    let named = response.get(CONTENT_LOCATION).and_then(|value| value.to_str().ok());
+    named.and_then(|named| resolve(authority, path, named)).is_some_and(|named| named == target)
+}
+
 /// Resolve a reference (RFC 3986, 5.2) against the request, and keep its path and query when the authority is the same.
 fn resolve(authority: &str, path: &str, reference: &str) -> Option<String> {
     let reference = reference.split('#').next().unwrap_or_default();
@@ -85,6 +93,25 @@ mod tests {
                 "{method} {status}"
             );
         }
+    }
+
+    /// RFC 9110, 8.7 and 9.3.3.
+    #[test]
+    fn a_response_that_is_its_own_urls_content() {
+        for (location, expected) in [
+            ("/dir/page?a=1", true),
+            ("http://a.example/dir/page?a=1", true),
+            ("page?a=1", true),
+            ("?a=1", true),
+            ("/dir/page", false),
+            ("/dir/page?a=2", false),
+            ("http://b.example/dir/page?a=1", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_LOCATION, HeaderValue::from_static(location));
+            assert_eq!(is_content_of("a.example", "/dir/page?a=1", &headers), expected, "{location}");
+        }
+        assert!(!is_content_of("a.example", "/", &HeaderMap::new()));
     }
 
     /// RFC 9111, 4.4 and RFC 3986, 5.2: only targets on the same authority.

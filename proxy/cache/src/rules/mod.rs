@@ -68,6 +68,9 @@ pub struct RoutePolicy {
     /// Obey `Cache-Control` in requests (`no-cache`, `no-store`, `max-age`, `min-fresh`, `max-stale`, `only-if-cached`, and
     /// `Pragma: no-cache`). Default `false`, because it lets any client send load to the origin.
     pub honour_request_directives: bool,
+    /// Ask the origin for the range that a client asks for, where nothing is stored, and keep what comes for requests of the same range.
+    /// Default `false`: all of it is fetched, and every range is served from that.
+    pub stores_ranges: bool,
     /// Which tags of responses count, for purges by tag, and who sees them.
     pub tags: TagPolicy,
 }

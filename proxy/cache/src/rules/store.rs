@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, AUTHORIZATION, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
+use http::header::{AGE, AUTHORIZATION, CONTENT_RANGE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Method, request, response};
 
 use super::directives::{CacheControl, Delta, delta_seconds};
@@ -125,7 +125,8 @@ pub fn storable(
         return Storable::No(Reason::Method);
     }
     let status = response.status.as_u16();
-    if status < 200 || status == 206 || status == 304 {
+    let is_range = status == 206 && policy.stores_ranges && is_one_range(request, response);
+    if status < 200 || (status == 206 && !is_range) || status == 304 {
         return Storable::No(Reason::Status);
     }
     if vary::is_star(&response.headers) {
@@ -189,6 +190,23 @@ pub fn storable(
         stale_if_error: windows.error,
         stale_if_disconnected: windows.disconnected,
     })
+}
+
+/// Whether a partial response can be stored for requests that ask for the same range: one range of a `GET`, with a lifetime of the
+/// origin's (RFC 9111, 3.3).
+fn is_one_range(request: &request::Parts, response: &response::Parts) -> bool {
+    vary::range(request).is_some()
+        && response.headers.contains_key(CONTENT_RANGE)
+        && has_explicit_lifetime(&response.headers)
+}
+
+/// Whether the origin itself says how long a response is fresh (RFC 9111, 4.2.1).
+#[must_use]
+pub fn has_explicit_lifetime(headers: &HeaderMap<HeaderValue>) -> bool {
+    let (directives, is_targeted) = origins_directives(headers);
+    directives.s_maxage != Delta::Absent
+        || directives.max_age != Delta::Absent
+        || (!is_targeted && headers.contains_key(EXPIRES))
 }
 
 /// Whether a stored response may be served because the origin answered an error, for how long after its lifetime (RFC 5861, 4).

@@ -1,7 +1,7 @@
 //! Which requests a stored response may answer: `Vary` (RFC 9111, 4.1).
 
-use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY};
-use http::{HeaderMap, HeaderValue};
+use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, IF_RANGE, RANGE, VARY};
+use http::{HeaderMap, HeaderValue, Method, request};
 
 /// The hash of the request fields a response varies by.
 pub type Variance = [u8; 16];
@@ -55,6 +55,28 @@ pub fn variance(response: &HeaderMap<HeaderValue>, request: &HeaderMap<HeaderVal
     let mut variance = Variance::default();
     hasher.finalize_xof().fill(&mut variance);
     Some(variance)
+}
+
+/// The range a request asks for. A condition on it (`If-Range`) is for what is stored whole.
+#[must_use]
+pub fn range(request: &request::Parts) -> Option<&HeaderValue> {
+    let asks = request.method == Method::GET && !request.headers.contains_key(IF_RANGE);
+    request.headers.get(RANGE).filter(|_| asks)
+}
+
+/// The variance of a request under a stored partial response, which is for the same range only.
+#[must_use]
+pub fn of_range(variance: Option<Variance>, request: &request::Parts) -> Variance {
+    let mut hasher = blake3::Hasher::new();
+    frame(&mut hasher, b"range");
+    frame(&mut hasher, &variance.unwrap_or_default());
+    match range(request) {
+        Some(range) => frame(&mut hasher, range.as_bytes()),
+        None => drop(hasher.update(&u64::MAX.to_le_bytes())),
+    }
+    let mut variance = Variance::default();
+    hasher.finalize_xof().fill(&mut variance);
+    variance
 }
 
 /// The content codings that are told apart.

@@ -48,6 +48,12 @@ pub struct CachePolicy {
     #[schemars(with = "Option<ByteSize>")]
     pub slice: Option<ByteSize>,
 
+    /// What a request for a part fetches that nothing is stored for: the `whole`, which then serves every range; or the range
+    /// `as_asked`, which is kept for requests of the very same range, if the origin says how long it is fresh. That suits large
+    /// files whose clients ask for the same pieces. Default `whole`.
+    #[schemars(with = "Option<Ranges>", extend("default" = "whole"))]
+    pub ranges: Ranges,
+
     /// How long after it went stale a response may be served while a new one is fetched (RFC 5861, 3), when the origin does
     /// not say. Above zero. Default: not at all.
     #[schemars(with = "Option<DurationText>")]
@@ -93,6 +99,17 @@ pub enum SetCookie {
     Strip,
     /// They are not kept.
     Pass,
+}
+
+/// What is fetched for a range.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum Ranges {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The range.
+    AsAsked,
 }
 
 /// What makes two requests the same, beside scheme, host and path. Each part makes more objects of one URL: a purge of the URL reaches all
@@ -231,7 +248,17 @@ impl CachePolicy {
             choice(cx, at, &[("store", SetCookie::Store), ("strip", SetCookie::Strip), ("pass", SetCookie::Pass)])
         });
         let languages = fields.read(cx, "languages", |cx, at| unique(cx, at, "this language", language));
-        let slice = fields.read(cx, "slice", slice);
+        let slice_at = fields.get("slice");
+        let slice = slice_at.as_ref().and_then(|at| slice(cx, at));
+        let ranges = fields.read(cx, "ranges", |cx, at| {
+            let ranges = choice(cx, at, &[("whole", Ranges::Whole), ("as_asked", Ranges::AsAsked)])?;
+            if let (Some(slices), Ranges::AsAsked) = (&slice_at, ranges) {
+                let fault = at.fault("`as_asked` and `slice` are both written");
+                let fault = fault.with_related("the other one", slices.name_position());
+                return cx.refuse(fault.with_help("slices serve every range: remove one"));
+            }
+            Some(ranges)
+        });
         let stale_while_revalidate = fields.read(cx, "stale_while_revalidate", duration);
         let stale_if_error = fields.read(cx, "stale_if_error", duration);
         let request_directives = fields.read(cx, "request_directives", truth).unwrap_or(false);
@@ -244,6 +271,7 @@ impl CachePolicy {
             cookies: cookies.unwrap_or_default(),
             languages: languages.unwrap_or_default(),
             slice,
+            ranges: ranges.unwrap_or_default(),
             stale_while_revalidate,
             stale_if_error,
             request_directives,
