@@ -19,7 +19,7 @@ ENDLESS = 1_000_000_000  # requests a connection may carry
 LIFETIME = 3600  # seconds for which the origin's answers are fresh: none expires during a run
 CACHE_MIB = 64
 
-BODIES = {"/64": b"selvedge" * 8, "/1k": b"selvedge" * 128}
+BODIES = {"/64": b"selvedge" * 8, "/1k": b"selvedge" * 128, "/1m": b"selvedge" * (128 << 10)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ SCENARIOS = (
     Scenario("5 trivial filters", "/64", ("selvedge", "envoy"), "envoy", filters=5),
     Scenario("cache hit, 64 B", "/64", ("selvedge", "nginx", "varnish"), "nginx", cached=True),
     Scenario("cache hit, 1 KiB", "/1k", ("selvedge", "nginx", "varnish"), "nginx", cached=True),
+    Scenario("cache hit, 1 MiB", "/1m", ("selvedge", "nginx", "varnish"), "nginx", cached=True),
 )
 
 
@@ -277,10 +278,19 @@ http {{
     return [program, "-e", "stderr", "-p", directory, "-c", file]
 
 
+def answer(path, body, directory):
+    """How nginx answers this path: from its configuration, which takes words of 4 KiB, or from a file."""
+    if len(body) <= 4000:
+        return f'location = {path} {{ return 200 "{body.decode()}"; }}'
+    file = directory / f"body-{path[1:]}"
+    file.write_bytes(body)
+    return f"location = {path} {{ alias {file}; }}"
+
+
 def start_origin(program, core, directory):
     """The origin all contestants are in front of; an `Origin`, not yet ready."""
     port = free_port()
-    answers = "".join(f'location = {path} {{ return 200 "{body.decode()}"; }}' for path, body in BODIES.items())
+    answers = "".join(answer(path, body, directory) for path, body in BODIES.items())
     http = f"""
         server {{
             listen 127.0.0.1:{port};
