@@ -14,6 +14,8 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
+use super::upstream_health::{NameServer, Says};
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_selvedge-under-test");
 /// Compiled guests are shared by all runs.
 const MODULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-modules");
@@ -542,4 +544,145 @@ async fn a_slice_is_fetched_once_for_all_nodes() {
         assert!(all.status == 200 && all.body == whole);
     }
     assert_eq!(origin.started(), LENGTH.div_ceil(64 << 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_may_be_the_addresses_of_a_name() {
+    let origin = storable("hello").await;
+    let names = NameServer::start(Says::Addresses(vec![[127, 0, 0, 2], [127, 0, 0, 3]])).await;
+    let mut fleet = Fleet::prepare(2, origin.address());
+    let port = fleet.nodes[0].listen.port();
+    let shared = fleet.authority.issue(&["nodes.test"]);
+    for (index, last) in [(0, 2), (1, 3)] {
+        fleet.nodes[index].listen = SocketAddr::from(([127, 0, 0, last], port));
+        let _ = shared.write(fleet.folder.path(), &format!("node-{index}"));
+        let circles = format!(
+            "peers: \"nodes.test:{port}\"\n  dns: {{ resolver: [\"{}\"], ttl_min: 100ms, timeout: 1s }}",
+            names.address
+        );
+        let text = fleet.config_with(index, &circles, &Setting::default());
+        fleet.run(index, &text).await;
+    }
+    let mut owners = Vec::new();
+    for page in 0..12 {
+        let ways = [way(&fleet.get(0, &format!("/{page}")).await), way(&fleet.get(1, &format!("/{page}")).await)];
+        assert_eq!(ways[0][0], ways[1][0], "they name the same owner");
+        owners.push(ways[0][0].clone());
+    }
+    assert_eq!(origin.started(), 12);
+    assert!(owners.contains(&"node-0".to_owned()) && owners.contains(&"node-1".to_owned()), "{owners:?}");
+
+    names.say(Says::Addresses(vec![[127, 0, 0, 2]])).await;
+    let mut more = 0;
+    soon("the first node owns everything", async {
+        loop {
+            more += 1;
+            let owned = async |page: usize| way(&fleet.get(0, &format!("/more/{more}/{page}")).await).len() == 1;
+            let mut all = true;
+            for page in 0..8 {
+                all &= owned(page).await;
+            }
+            if all {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_on_another_node_is_not_kept() {
+    let broken = Arc::new(AtomicUsize::new(1));
+    let seen = Arc::clone(&broken);
+    let (origin, _serving) = Origin::raw(move |mut stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            use tokio::io::AsyncWriteExt;
+            let mut buffer = [0; 4096];
+            while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                if seen.load(Ordering::SeqCst) == 1 {
+                    return; // Without a word.
+                }
+                let answer = "HTTP/1.1 200 OK\r\ncache-control: max-age=600\r\ncontent-length: 5\r\n\r\nhello";
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    let mut fleet = Fleet::start(3, origin, &Setting { region: 1, ..Setting::default() }).await;
+    for page in 0..4 {
+        for index in 0..2 {
+            let response = fleet.get(index, &format!("/{page}")).await;
+            assert_eq!(response.status, 502, "the origin fails, whoever asks it");
+            let told = response.header("proxy-status").unwrap_or_default().to_owned();
+            assert!(told.starts_with(&fleet.nodes[index].name), "{told}");
+        }
+    }
+    broken.store(0, Ordering::SeqCst);
+    for page in 0..4 {
+        for index in 0..2 {
+            assert_eq!(fleet.get(index, &format!("/{page}")).await.status, 200);
+        }
+    }
+    for node in 0..2 {
+        assert_eq!(
+            fleet.sum(node, "selvedge_cluster_in_use", "").await,
+            2,
+            "nobody is left out for the origin's failures"
+        );
+    }
+    // Without the region, owners ask the origin.
+    fleet.nodes[2].process.take();
+    for page in 10..14 {
+        for index in 0..2 {
+            assert_eq!(fleet.get(index, &format!("/{page}")).await.status, 200);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_write_for_nodes_is_not_believed_and_variants_and_parts_are_right() {
+    let origin = Origin::start(|request| {
+        let color = request.header("x-color").unwrap_or("none").to_owned();
+        Origin::reply(200, &[("cache-control", "max-age=600"), ("vary", "x-color"), ("surrogate-key", "a b")], color)
+    })
+    .await;
+    let fleet = Fleet::start(2, origin.address(), &Setting::default()).await;
+    let spoofed = "selvedge-hops: node-1\r\nselvedge-route: 00\r\nselvedge-upstream: none\r\nselvedge-lifetime: 1\r\n";
+    let mut shared = 0;
+    for page in 0..6 {
+        for color in ["red", "blue"] {
+            for index in 0..2 {
+                let fields = format!("{spoofed}x-color: {color}\r\n");
+                let response = Client::get_with(fleet.nodes[index].web, &format!("/{page}"), &fields).await;
+                assert_eq!((response.status, response.text().as_str()), (200, color));
+                assert_eq!(response.header("surrogate-key"), None, "tags are not for clients");
+                shared += way(&response).len() - 1;
+            }
+        }
+    }
+    assert_eq!(origin.started(), 12, "once for each page and variant");
+    assert!(shared >= 12, "of two nodes one has asked the other each time: {shared}");
+    assert_eq!(fleet.sum(0, "selvedge_cluster_asked_total", "result=\"refused\"").await, 0);
+    for index in 0..2 {
+        let part = Client::get_with(fleet.nodes[index].web, "/0", "x-color: red\r\nrange: bytes=1-2\r\n").await;
+        assert_eq!((part.status, part.text().as_str()), (206, "ed"));
+        let head = format!("HEAD /fresh-{index} HTTP/1.1\r\nhost: test\r\n\r\n");
+        let head = Client::connect(fleet.nodes[index].web).await.request(&head).await;
+        assert_eq!((head.status, head.header("content-length")), (200, Some("4")));
+    }
+    // A purge on a node holds for what it has from another one, which may not have heard of it.
+    let path = (0..6).map(|page| format!("/{page}"));
+    for path in path {
+        let purge = format!("{{\"urls\":[\"http://test{path}\"]}}");
+        let head = format!(
+            "POST /v1/cache/purge HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{purge}",
+            purge.len()
+        );
+        let purged = Client::connect(fleet.nodes[0].admin).await.request(&head).await;
+        assert_eq!(purged.status, 200, "{}", purged.text());
+        let again = Client::get_with(fleet.nodes[0].web, &path, "x-color: red\r\n").await;
+        let own = again.headers.iter().filter(|(name, _)| name == "cache-status").next_back().unwrap().1.clone();
+        assert!(own.contains("fwd=uri-miss"), "{own}");
+    }
 }

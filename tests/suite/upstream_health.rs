@@ -161,21 +161,21 @@ async fn a_reload_keeps_what_is_known_and_does_not_check_twice() {
 }
 
 /// A name server that answers every question for addresses alike.
-struct NameServer {
-    address: SocketAddr,
+pub(super) struct NameServer {
+    pub(super) address: SocketAddr,
     says: Arc<Mutex<Says>>,
     asked: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
-enum Says {
+pub(super) enum Says {
     Addresses(Vec<[u8; 4]>),
     NoSuchName,
     Nothing,
 }
 
 impl NameServer {
-    async fn start(says: Says) -> Self {
+    pub(super) async fn start(says: Says) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
         let address = socket.local_addr().expect("bound");
         let says = Arc::new(Mutex::new(says));
@@ -195,7 +195,7 @@ impl NameServer {
     }
 
     /// From now on it says this, and somebody has asked since.
-    async fn say(&self, says: Says) {
+    pub(super) async fn say(&self, says: Says) {
         *self.says.lock() = says;
         self.asked.store(false, Ordering::SeqCst);
         until("the name is looked up again", || self.asked.load(Ordering::SeqCst)).await;

@@ -39,14 +39,21 @@ pub struct CacheCtx {
     pub(crate) bypassed: Option<Bypass>,
     /// The epoch at which the fetch of what was found began.
     pub(crate) stored_epoch: u64,
-    /// Set for requests of other nodes: the key they have found.
-    pub(crate) given_key: Option<[u8; 16]>,
-    /// Set when another node answers that owns the key: how long its answer is kept at most.
-    pub(crate) keep_at_most: Option<Duration>,
-    /// Whether another node answers.
-    pub(crate) by_peer: bool,
+    /// Set where other nodes have to do with it.
+    pub(crate) peers: Option<Box<Peers>>,
     /// What comes for a `POST`, and may be reused for `GET`.
     pub(crate) gathered: Option<Box<Gathered>>,
+}
+
+/// What other nodes have to do with a request.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    /// Set for their requests: the key they have found.
+    pub(crate) given_key: Option<[u8; 16]>,
+    /// Whether one of them answers.
+    pub(crate) answers: bool,
+    /// Set when it owns the key: how long its answer is kept at most.
+    pub(crate) keep_at_most: Option<Duration>,
 }
 
 impl CacheCtx {
@@ -62,7 +69,7 @@ impl CacheCtx {
 
     /// Another node has found this primary key, by the same policy and perhaps by what is known there alone. To be said before the lookup.
     pub fn use_key(&mut self, primary: [u8; 16]) {
-        self.given_key = Some(primary);
+        self.peers.get_or_insert_default().given_key = Some(primary);
     }
 
     /// What this request wants done differently, as said with [`wish`](Self::wish).
@@ -74,8 +81,8 @@ impl CacheCtx {
     /// Another node answers in place of the origin. `keep_at_most` is set where it owns the key, so that its answer is for a short time
     /// only fresh here, whatever its own freshness.
     pub fn answered_by_peer(&mut self, keep_at_most: Option<Duration>) {
-        self.by_peer = true;
-        self.keep_at_most = keep_at_most;
+        let peers = self.peers.get_or_insert_default();
+        (peers.answers, peers.keep_at_most) = (true, keep_at_most);
     }
 
     /// The fetch of what the other node answers with began at this epoch: earlier than this request, perhaps before a purge.
@@ -85,8 +92,9 @@ impl CacheCtx {
 
     /// The origin answers after all.
     pub fn answered_by_origin(&mut self) {
-        self.by_peer = false;
-        self.keep_at_most = None;
+        if let Some(peers) = &mut self.peers {
+            (peers.answers, peers.keep_at_most) = (false, None);
+        }
     }
 
     /// Whether this request has wishes of its own: another one, made from its header, would be about something else.

@@ -269,7 +269,7 @@ impl Cache {
             return Error::e_explain(ErrorType::InternalError, "cache key asked for before the cache was enabled");
         };
         let mut key = key::of_request(route.scope, route.scheme, &route.policy.query, request);
-        if let Some(given) = ctx.given_key {
+        if let Some(given) = ctx.peers.as_ref().and_then(|peers| peers.given_key) {
             key.set_primary_bin_override(given);
         }
         if request.headers.contains_key(AUTHORIZATION) {
@@ -479,7 +479,7 @@ impl Cache {
         {
             log.append_later(vec![Record::Lifetime(longest)]);
         }
-        let short = ctx.keep_at_most.and_then(|most| received.checked_add(most));
+        let short = ctx.peers.as_ref().and_then(|peers| peers.keep_at_most).and_then(|most| received.checked_add(most));
         let mut meta = CacheMeta::new(
             short.map_or(lifetime.fresh_until, |short| short.min(lifetime.fresh_until)),
             received,
@@ -610,7 +610,7 @@ impl Cache {
         }
         if status.fwd.is_some() {
             status.fwd_status = ctx.upstream_status;
-            status.detail = status.detail.or(ctx.by_peer.then_some("peer"));
+            status.detail = status.detail.or(ctx.peers.as_ref().is_some_and(|peers| peers.answers).then_some("peer"));
         }
         status
     }

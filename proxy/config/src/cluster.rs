@@ -9,7 +9,7 @@ use crate::{
     decode::{At, Cx, Fields, NAME_HELP, check_name, duration, filled_list, parsed, path, whole},
     report::{Fault, Position},
     tree::Data,
-    upstreams::{EndpointAddr, read_addr},
+    upstreams::{Dns, EndpointAddr, read_addr},
     values::DurationText,
 };
 
@@ -41,6 +41,10 @@ pub struct Cluster {
     /// Nodes that are asked in place of the origin by who owns a key: a second, smaller circle near the origin. They ask the origin
     /// themselves, whatever their own `region` is. Absent: the origin is asked.
     pub region: Option<Region>,
+
+    /// How the names of nodes become addresses.
+    #[schemars(with = "Option<Dns>", extend("default" = {}))]
+    pub dns: Dns,
 
     /// How long a node waits for others.
     #[schemars(with = "Option<ClusterDeadlines>", extend("default" = {}))]
@@ -190,6 +194,7 @@ impl Cluster {
         let tls = fields.need(cx, "tls", ClusterTls::read);
         let peers = fields.read(cx, "peers", Peers::read);
         let region = fields.read(cx, "region", Region::read);
+        let dns = fields.read(cx, "dns", Dns::read).unwrap_or_default();
         let deadlines = fields.read(cx, "deadlines", ClusterDeadlines::read).unwrap_or_default();
         let hot = fields.read(cx, "hot", duration).unwrap_or(HOT);
         fields.close(cx);
@@ -200,6 +205,7 @@ impl Cluster {
             tls,
             peers,
             region,
+            dns,
             deadlines,
             hot,
             redis: (),

@@ -303,7 +303,10 @@ tests:
             let deadlines = shape("ClusterDeadlines", json!({}));
             let node_tls = shape("ClusterTls", json!({ "certificate": "a", "key": "b", "ca": "c" }));
             let peer = shape("ClusterPeer", json!({ "name": "n", "address": "a:1" }));
-            let cluster = json!({ "listen": "127.0.0.1:6", "tls": node_tls, "peers": [peer], "deadlines": deadlines, "redis": redis });
+            let names = shape("Dns", json!({}));
+            let cluster = json!({
+                "dns": names, "listen": "127.0.0.1:6", "tls": node_tls, "peers": [peer], "deadlines": deadlines, "redis": redis,
+            });
             let disk = shape("CacheDisk", json!({ "folders": [{ "path": "d", "size": "4GiB" }] }));
             let config = json!({
                 "version": 1,

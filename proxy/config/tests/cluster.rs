@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use selvedge_config::{Cluster, ClusterDeadlines, EndpointAddr, Fault, Loader, Peers};
+use selvedge_config::{Cluster, ClusterDeadlines, Dns, EndpointAddr, Fault, Loader, Peers};
 
 const TLS: &str = "tls: { certificate: n.pem, key: n.key, ca: ca.pem }";
 
@@ -44,13 +44,13 @@ fn a_short_one_has_the_defaults() {
             budget: Duration::from_secs(4)
         }
     );
-    assert_eq!(cluster.hot, Duration::from_secs(60));
+    assert_eq!((cluster.hot, cluster.dns), (Duration::from_secs(60), Dns::default()));
 }
 
 #[test]
 fn everything_that_is_written_is_read() {
     let cluster = load(&format!(
-        "  name: edge-1\n  listen: 10.0.0.1:7443\n  {}, server_name: Nodes.test }}\n  peers:\n  - {{ name: edge-1, address: 10.0.0.1:7443 }}\n  - {{ name: edge-2, address: edge-2.test:7443, weight: 3 }}\n  region: {{ peers: region.test:7443 }}\n  deadlines: {{ connect: 20ms, first_byte: 5s }}\n  hot: 5s\n",
+        "  name: edge-1\n  listen: 10.0.0.1:7443\n  {}, server_name: Nodes.test }}\n  peers:\n  - {{ name: edge-1, address: 10.0.0.1:7443 }}\n  - {{ name: edge-2, address: edge-2.test:7443, weight: 3 }}\n  region: {{ peers: region.test:7443 }}\n  deadlines: {{ connect: 20ms, first_byte: 5s }}\n  hot: 5s\n  dns: {{ ttl_min: 1s }}\n",
         TLS.trim_end_matches(" }")
     ));
     assert_eq!(cluster.name.as_deref(), Some("edge-1"));
@@ -65,7 +65,7 @@ fn everything_that_is_written_is_read() {
         (cluster.deadlines.first_byte, cluster.deadlines.budget),
         (Duration::from_secs(5), Duration::from_secs(5))
     );
-    assert_eq!(cluster.hot, Duration::from_secs(5));
+    assert_eq!((cluster.hot, cluster.dns.ttl_min), (Duration::from_secs(5), Duration::from_secs(1)));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn every_fault_is_at_its_place() {
         (
             format!("  {listen}\n  {TLS}\n  zebra: 1\n"),
             vec![
-                "3:3 cluster.zebra: unknown key `zebra` | known keys: `redis`, `name`, `listen`, `tls`, `peers`, `region`, `deadlines`, `hot`",
+                "3:3 cluster.zebra: unknown key `zebra` | known keys: `redis`, `name`, `listen`, `tls`, `peers`, `region`, `dns`, `deadlines`, `hot`",
             ],
         ),
     ];

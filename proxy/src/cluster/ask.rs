@@ -23,6 +23,9 @@ use crate::upstream::Failure;
 /// How many nodes of a circle are asked for one request.
 const ATTEMPTS: u32 = 2;
 
+/// How many kept connections to nodes may turn out to be closed, for one request. Each attempt takes one out of the pool.
+const STALE_CONNECTIONS_MAX: u32 = 4;
+
 /// A node that is alive says itself that an answer comes too late ([`super::serve::in_time`]). One that has not done so for this long after
 /// its time has nothing to say any more, and neither has the connection to it, which others may wait on.
 const GRACE: Duration = Duration::from_secs(1);
@@ -35,8 +38,8 @@ const CONNECTION_WINDOW: u32 = 64 << 20;
 const REFUSED: ErrorType = ErrorType::Custom("NodeRefused");
 
 /// Finds out where a request goes if it finds nothing here, and marks its key by that; see [`selvedge_cache::Towards`].
-pub(crate) fn find_way(cluster: &Cluster, key: &mut CacheKey, ctx: &mut RequestCtx) {
-    let Some(primary) = ctx.cache.key() else { return };
+pub(crate) fn find_way(key: &mut CacheKey, ctx: &mut RequestCtx) {
+    let Some((cluster, primary)) = ctx.plan.cluster.as_ref().zip(ctx.cache.key()) else { return };
     let mut first = [0; 8];
     first.copy_from_slice(&primary[..8]);
     let hash = u64::from_le_bytes(first);
@@ -78,9 +81,12 @@ pub(crate) fn peer(session: &Session, ctx: &mut RequestCtx) -> Option<Box<HttpPe
         return None;
     }
     let since = *travel.since.get_or_insert_with(Instant::now);
+    // Who waits for this node is to have an answer, from the origin at last, before its own time is over.
+    let waiting = travel.visitor.as_ref().and_then(|visitor| visitor.wait).map(|wait| wait / 2);
+    let budget = waiting.map_or(cluster.deadlines.budget, |wait| wait.min(cluster.deadlines.budget));
     let peer = loop {
         let Some(circle) = cluster.circle(travel.way) else { break None };
-        let left = cluster.deadlines.budget.saturating_sub(since.elapsed());
+        let left = budget.saturating_sub(since.elapsed());
         if left.is_zero() {
             travel.way = Way::Origin;
             break None;
@@ -219,18 +225,27 @@ pub(crate) fn broken(session: &Session, ctx: &mut RequestCtx, mut error: Box<Err
     let unseen = session.response_written().is_none_or(|written| written.status.is_informational());
     let Some(asking) = &travel.asking else { return error };
     let silent = asking.deadline.as_ref().is_some_and(Deadline::has_passed);
+    // A kept connection that the node closed as we sent on it, perhaps because it has started anew: that is no attempt.
+    if reused && unseen && !asking.begun && !silent && travel.stale < STALE_CONNECTIONS_MAX {
+        let asked_just_now = asking.since.elapsed() < asking.first_byte / 2;
+        if asked_just_now {
+            travel.stale += 1;
+            travel.tried.pop();
+            travel.attempts -= 1;
+            error.set_retry(true);
+            return error;
+        }
+    }
     let late = !silent && !asking.begun && asking.since.elapsed() >= asking.first_byte;
     if late {
         // The node is well; it is the origin that takes its time, and another node would wait for it just so.
         travel.way = Way::Origin;
         note(ctx, None, Met::Late);
     } else {
-        // Nothing is known of the node when a kept connection turns out to be closed.
-        let of_node = !(reused && !asking.begun && !silent);
         if silent {
             travel.way = Way::Origin;
         }
-        note(ctx, of_node.then_some(Failure::of(&error)), Met::Failed);
+        note(ctx, Some(Failure::of(&error)), Met::Failed);
     }
     error.set_retry(unseen);
     error

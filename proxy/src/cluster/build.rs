@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use selvedge_config::{
-    Balance, ByteSize, CertificateFiles, Certificates, ClientCertificates, ClientMode, Config, ConsistentHash, Dns,
+    Balance, ByteSize, CertificateFiles, Certificates, ClientCertificates, ClientMode, Config, ConsistentHash,
     Endpoint, HashAlgorithm, HashBy, Listener, ListenerLimits, Outlier, Peers, Percent, Place, Protocol, Retries,
     Servers, Timeouts, Tls, TlsVersion, UnknownNames, Upstream, UpstreamProtocol, UpstreamTls,
 };
@@ -76,7 +76,7 @@ fn draft(name: &'static str, peers: &Peers, cluster: &selvedge_config::Cluster) 
         balance: Balance::ConsistentHash(ConsistentHash { by: HashBy::Path, algorithm: HashAlgorithm::Ketama }),
         sticky: None,
         prefer: None,
-        dns: Dns::default(),
+        dns: cluster.dns.clone(),
         health_check: None,
         outlier: Some(Outlier {
             consecutive_5xx: 0,
@@ -171,7 +171,7 @@ impl Cluster {
         let circle = |name: &str, peers: Option<&Peers>| {
             let resolved = match peers? {
                 Peers::Listed(_) => None,
-                Peers::Resolved(..) => Some(written.listen.port()),
+                Peers::Resolved(..) => Some(written.listen),
             };
             Some(Circle { upstream: Arc::clone(upstreams.circle(name)?), resolved, own: RwLock::default() })
         };

@@ -67,8 +67,8 @@ pub(crate) struct Cluster {
 /// Nodes that keys are shared out to.
 pub(crate) struct Circle {
     upstream: Arc<Upstream>,
-    /// Set where the nodes are all addresses of a name: the port of this one.
-    resolved: Option<u16>,
+    /// Set where the nodes are all addresses of a name: the address this one listens at.
+    resolved: Option<SocketAddr>,
     /// Which of those addresses are this node.
     own: RwLock<HashMap<SocketAddr, bool>>,
 }
@@ -76,12 +76,15 @@ pub(crate) struct Circle {
 impl Circle {
     /// Whether an endpoint is this node itself.
     fn is_own(&self, endpoint: &Endpoint, name: &str) -> bool {
-        let Some(port) = self.resolved else { return endpoint.node().is_some_and(|node| **node == *name) };
-        let Some(address) = endpoint.address().as_inet().filter(|address| address.port() == port) else { return false };
+        let Some(listen) = self.resolved else { return endpoint.node().is_some_and(|node| **node == *name) };
+        let Some(address) = endpoint.address().as_inet() else { return false };
+        if address.port() != listen.port() || !listen.ip().is_unspecified() {
+            return address == listen;
+        }
         if let Some(own) = self.own.read().get(&address) {
             return *own;
         }
-        // Only an address of this machine can be bound.
+        // It listens at all addresses of this machine, and only those can be bound.
         let own = UdpSocket::bind((address.ip(), 0)).is_ok();
         let mut known = self.own.write();
         if known.len() >= ADDRESSES_KNOWN {
@@ -147,6 +150,8 @@ pub(crate) struct Travel {
     tried: SmallVec<[EndpointId; 3]>,
     /// How many of them on this way.
     attempts: u32,
+    /// How many kept connections turned out to be closed.
+    stale: u32,
     /// When the first was asked.
     since: Option<Instant>,
     /// Where it is.
@@ -172,6 +177,8 @@ struct Visitor {
     /// Whether it comes from a circle farther out, or else from this one.
     from_outside: bool,
     route: RouteIdentity,
+    /// How long that node waits for the response to begin, if it says so.
+    wait: Option<Duration>,
 }
 
 /// A request at another node.

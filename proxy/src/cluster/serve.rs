@@ -59,6 +59,7 @@ pub(crate) fn admit(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
         _ => return Err(bad("no circle")),
     };
     let upstream = wire::one(headers, &wire::UPSTREAM).and_then(|name| name.to_str().ok()).map(str::to_owned);
+    let wait = wire::number(headers, &wire::WAIT).map(Duration::from_millis);
     let lifetime = wire::number(headers, &wire::LIFETIME).map(Duration::from_millis);
 
     let slice = wire::one(headers, &wire::SLICE).map(|slice| Slice::of_text(slice.to_str().unwrap_or_default()));
@@ -70,7 +71,7 @@ pub(crate) fn admit(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     ctx.cache.wish(Wishes { lifetime, ..Wishes::default() });
     ctx.cache.use_key(key);
     ctx.upstream = upstream;
-    ctx.travel.get_or_insert_default().visitor = Some(Visitor { hops, from_outside, route });
+    ctx.travel.get_or_insert_default().visitor = Some(Visitor { hops, from_outside, route, wait });
     if own {
         if let Some(cluster) = &ctx.plan.cluster {
             cluster.counts.served(Served::Loop);
@@ -139,8 +140,8 @@ pub(crate) fn wait(session: &HttpSession) -> Option<Duration> {
     wait.filter(|wait| *wait <= WAIT_MAX)
 }
 
-/// Serves a stream of another node, for as long as that waits: an answer that has not begun by then is given up, and the stream reset. What
-/// it was to be made of goes on where others wait for it.
+/// Serves a stream of another node, for as long as that waits: an answer that has not begun by then is given up, and the stream reset. If
+/// others wait here for the same fetch, one of them fetches anew.
 pub(crate) async fn in_time<R>(wait: Option<Duration>, serve: impl Future<Output = R>) -> Option<R> {
     let begun = Arc::new(AtomicBool::new(false));
     let served = BEGUN.scope(Arc::clone(&begun), serve);

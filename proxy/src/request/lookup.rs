@@ -67,9 +67,8 @@ pub(crate) fn key(session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {
         return Error::e_explain(ErrorType::InternalError, "the cache is on without being configured");
     };
     let mut key = cache.key(session.req_header(), &mut ctx.cache)?;
-    let plan = Arc::clone(&ctx.plan);
-    if let Some(cluster) = &plan.cluster {
-        cluster::ask::find_way(cluster, &mut key, ctx);
+    if ctx.plan.cluster.is_some() {
+        cluster::ask::find_way(&mut key, ctx);
     }
     Ok(key)
 }

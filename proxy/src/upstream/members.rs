@@ -352,6 +352,21 @@ mod tests {
         assert_eq!(upstream(rules(Balance::Ewma), &[]).choose(&Ask::default()).err(), Some(NoEndpoint::NoneResolved));
     }
 
+    #[test]
+    fn a_key_goes_on_when_its_owner_has_a_quarter_more_than_its_share() {
+        use selvedge_config::{ConsistentHash, HashAlgorithm, HashBy};
+        let hash = ConsistentHash { by: HashBy::Path, algorithm: HashAlgorithm::Ketama };
+        let upstream = upstream(rules(Balance::ConsistentHash(hash)), &[1, 1, 1, 1]);
+        let lease = || upstream.choose(&upstream.ask_of_key(7)).ok().unwrap();
+        let first = index(&lease());
+        let leases: Vec<Lease> = (0..400).map(|_| lease()).collect();
+        assert!(leases[..64].iter().all(|lease| index(lease) == first), "few requests are no load");
+        let under_way: Vec<u32> = upstream.endpoints().iter().map(|endpoint| endpoint.in_flight).collect();
+        assert!(under_way.iter().all(|count| *count <= 126), "a quarter more than 100: {under_way:?}");
+        drop(leases);
+        assert_eq!(index(&lease()), first);
+    }
+
     fn with_outlier() -> Rules {
         let outlier = Outlier { eject: Duration::from_secs(30), ..Outlier::default() };
         Rules { outlier: Some(outlier), ..rules(Balance::RoundRobin) }

@@ -402,8 +402,7 @@ impl Upstream {
     /// # Errors
     /// There is none; see [`NoEndpoint`].
     pub(crate) fn look(&self, ask: &Ask<'_>) -> Result<Arc<Endpoint>, NoEndpoint> {
-        self.refresh_if_due();
-        self.members.load().pick(&self.rules, || 0, ask, clock::now).cloned()
+        self.members().pick(&self.rules, || 0, ask, clock::now).cloned()
     }
 
     /// All of them.
@@ -440,8 +439,7 @@ impl Upstream {
     /// # Errors
     /// There is none; see [`NoEndpoint`].
     pub(crate) fn choose(&self, ask: &Ask<'_>) -> Result<Lease, NoEndpoint> {
-        self.refresh_if_due();
-        let members = self.members.load();
+        let members = self.members();
         let turn = || match ask.avoid {
             [] => self.next.fetch_add(1, Ordering::Relaxed),
             // A request that has been elsewhere has had its turn: taking another would let every second request of two endpoints meet the
@@ -460,17 +458,18 @@ impl Upstream {
         Err(NoEndpoint::Full)
     }
 
-    fn refresh_if_due(&self) {
+    /// The snapshot to choose from, a new one if time alone has changed something.
+    fn members(&self) -> arc_swap::Guard<Arc<Members>> {
         let members = self.members.load();
-        if let Some(due) = members.due()
-            && due <= clock::now()
-        {
-            // One of those who notice looks again; the others go by what is known.
-            if let Some(replacing) = self.replacing.try_lock() {
-                self.members.store(Arc::new(members.again(&self.rules, clock::now())));
-                drop(replacing);
-            }
+        if members.due().is_none_or(|due| due > clock::now()) {
+            return members;
         }
+        // One of those who notice looks again; the others go by what is known.
+        if let Some(replacing) = self.replacing.try_lock() {
+            self.members.store(Arc::new(members.again(&self.rules, clock::now())));
+            drop(replacing);
+        }
+        self.members.load()
     }
 
     /// Every endpoint and how it is.

@@ -43,7 +43,7 @@ impl Default for Dns {
 }
 
 impl Dns {
-    pub(super) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
+    pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Self> {
         let default = Self::default();
         let mut fields = Fields::open(cx, at, "Dns")?;
         let ttl_min = fields.read(cx, "ttl_min", duration).unwrap_or(default.ttl_min);
