@@ -46,6 +46,8 @@ struct Setting<'s> {
     route: &'s str,
     /// How many nodes are in the region; these come last.
     region: usize,
+    /// Whether each node has a disk, to which everything is written.
+    disk: bool,
 }
 
 /// Addresses that nobody has at the moment.
@@ -109,13 +111,18 @@ impl Fleet {
         } else {
             setting.cluster
         };
+        let disk = if setting.disk {
+            format!(", disk: {{ folders: [{{ path: disk-{index}, size: 1GiB }}], admit: all }}")
+        } else {
+            String::new()
+        };
         format!(
             "version: 1
 node: {{ name: {name}, workers: 1, shutdown_grace: 1s, module_cache: \"{MODULES}\" }}
 telemetry: {{ access_log: {{ output: off }} }}
 admin: {{ bind: \"{admin}\" }}
 listeners: {{ web: {{ bind: \"{web}\" }} }}
-cache: {{ memory: {{ size: 64MiB }}, collapse: {{ wait: 20s }} }}
+cache: {{ memory: {{ size: 64MiB }}, collapse: {{ wait: 20s }}{disk} }}
 cluster:
   listen: {listen}
   tls: {{ certificate: {name}.pem, key: {name}.key, ca: ca.pem }}
@@ -682,7 +689,36 @@ async fn what_clients_write_for_nodes_is_not_believed_and_variants_and_parts_are
         let purged = Client::connect(fleet.nodes[0].admin).await.request(&head).await;
         assert_eq!(purged.status, 200, "{}", purged.text());
         let again = Client::get_with(fleet.nodes[0].web, &path, "x-color: red\r\n").await;
-        let own = again.headers.iter().filter(|(name, _)| name == "cache-status").next_back().unwrap().1.clone();
+        let own = again.headers.iter().rfind(|(name, _)| name == "cache-status").unwrap().1.clone();
         assert!(own.contains("fwd=uri-miss"), "{own}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_owner_writes_to_its_disk() {
+    let origin = storable("hello").await;
+    let fleet = Fleet::start(2, origin.address(), &Setting { disk: true, ..Setting::default() }).await;
+    let disk = async |index, what: &str| fleet.sum(index, &format!("selvedge_cache_disk_{what}"), "").await;
+    for index in 0..2 {
+        soon("the disk is in use", async { while disk(index, "up").await == 0 {} }).await;
+    }
+    let mut owned = 0;
+    for page in 0..12 {
+        // Once to fetch, and once more as a hit, which makes up for what is not on disk yet.
+        for index in [0, 1, 0, 1] {
+            let response = fleet.get(index, &format!("/{page}")).await;
+            assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+            owned += u64::from(way(&response)[0] == "node-0");
+        }
+    }
+    let owned = [owned / 4, 12 - owned / 4];
+    assert!(!owned.contains(&0), "{owned:?}");
+    for (index, owned) in owned.into_iter().enumerate() {
+        soon("what it owns is written", async { while disk(index, "objects").await < owned {} }).await;
+    }
+    for (index, page) in (0..24).map(|request| (request % 2, request / 2)) {
+        assert_eq!(fleet.get(index, &format!("/{page}")).await.status, 200);
+    }
+    assert_eq!(disk(0, "objects").await + disk(1, "objects").await, 12, "each response is on one disk");
+    assert_eq!(origin.started(), 12);
 }

@@ -488,7 +488,7 @@ impl Cache {
             header,
         );
         meta.set_epoch_override(lifetime.born);
-        meta.extensions_mut().insert(FillNotes::new(marks, ctx.generation, withheld));
+        meta.extensions_mut().insert(FillNotes::new(marks, ctx.generation, withheld).copied(short.is_some()));
         RespCacheable::Cacheable(meta)
     }
 

@@ -57,13 +57,19 @@ pub struct FillNotes {
     pub(crate) validates: Option<u64>,
     withheld: Vec<HeaderName>,
     is_shared_failure: bool,
+    is_copy: bool,
 }
 
 impl FillNotes {
     /// Notes for a response that purges reach by `marks`, that validates the object of generation `validates` (if it is a validation),
     /// and whose `withheld` fields are for the first client only.
     pub(crate) fn new(marks: Marks, validates: Option<u64>, withheld: Vec<HeaderName>) -> Self {
-        Self { marks: Some(marks), validates, withheld, is_shared_failure: false }
+        Self { marks: Some(marks), validates, withheld, ..Self::default() }
+    }
+
+    /// The same for a response that another node owns, if it is one.
+    pub(crate) fn copied(self, is_copy: bool) -> Self {
+        Self { is_copy, ..self }
     }
 
     /// Notes for an error answer that those who wait for it share.
@@ -365,8 +371,10 @@ impl MemoryTier {
     pub(crate) fn stored_meta(&self, meta: &CacheMeta, notes: Option<&FillNotes>) -> StoredMeta {
         let marks = notes.and_then(|notes| notes.marks.clone());
         let marks = marks.unwrap_or_else(|| Marks { epoch: self.purges.clock().fetch(), marks: Arc::new([]) });
-        let is_shared_failure = notes.is_some_and(|notes| notes.is_shared_failure);
-        StoredMeta::of(meta, notes.map_or(&[][..], |notes| &notes.withheld), marks, is_shared_failure)
+        let withheld = notes.map_or(&[][..], |notes| &notes.withheld);
+        let mut stored = StoredMeta::of(meta, withheld, marks, notes.is_some_and(|notes| notes.is_shared_failure));
+        stored.is_copy = notes.is_some_and(|notes| notes.is_copy);
+        stored
     }
 
     fn forget_fill(&self, fill: &Fill) {

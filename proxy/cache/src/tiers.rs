@@ -113,9 +113,10 @@ impl Tiers {
         Some(Loaded { meta, stale_since, generation: found.generation, body: found.body })
     }
 
-    /// Whether an object is of use for so long that it may be written. Failures never are: they are for those who wait for them.
+    /// Whether an object is of use for so long that it may be written. Failures never are: they are for those who wait for them; nor is
+    /// what another node owns, and has on its disks.
     fn is_worth_it(&self, meta: &StoredMeta) -> bool {
-        if meta.is_shared_failure {
+        if meta.is_shared_failure || meta.is_copy {
             return false;
         }
         let soon = disk::seconds_now().saturating_add(u32::try_from(WORTH_WRITING.as_secs()).unwrap_or(u32::MAX));

@@ -173,7 +173,7 @@ impl Cluster {
         let is_alone = matches!(&at.node.data, Data::Map(entries) if entries.iter().all(|entry| entry.key == "redis" || entry.key == "name"));
         if redis_at.is_some() && is_alone {
             // What else there could be is known to the test of the schema, and to whoever misspells it.
-            for key in ["listen", "tls", "peers", "region", "deadlines", "hot"] {
+            for key in ["listen", "tls", "peers", "region", "dns", "deadlines", "hot"] {
                 fields.get(key);
             }
             let name = fields.read(cx, "name", name);

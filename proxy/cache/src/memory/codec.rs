@@ -119,6 +119,7 @@ impl StoredMeta {
             variance,
             always_stale: flags & ALWAYS_STALE != 0,
             is_shared_failure: false,
+            is_copy: false,
             marks: Marks { epoch, marks: marks? },
             header,
         })

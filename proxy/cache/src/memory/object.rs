@@ -72,6 +72,8 @@ pub(crate) struct StoredMeta {
     pub(crate) always_stale: bool,
     /// The origin's failure, as the answer to those who waited for it; nobody else gets it, and it is not worth keeping.
     pub(crate) is_shared_failure: bool,
+    /// Another node owns it: it is kept briefly, in memory.
+    pub(crate) is_copy: bool,
     /// What purges reach it by.
     pub(crate) marks: Marks,
     pub(super) header: ResponseHeader,
@@ -93,6 +95,7 @@ impl StoredMeta {
             variance: meta.variance(),
             always_stale: meta.fresh_until() < meta.updated(),
             is_shared_failure,
+            is_copy: false,
             marks,
             header,
         }
