@@ -52,7 +52,7 @@ use pingora_cache::lock::CacheKeyLockImpl;
 use pingora_cache::predictor::CacheablePredictor;
 use pingora_cache::{
     CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler, HttpCache, NoCacheReason,
-    RespCacheable,
+    RespCacheable, Storage,
 };
 use pingora_error::{Error, ErrorSource, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -774,7 +774,16 @@ impl Cache {
         self.memory.usage()
     }
 
-    /// The storage behind this cache, for tools that drive it directly.
+    /// The storage of all tiers, for tools that drive it directly.
+    #[must_use]
+    pub fn storage(&'static self) -> &'static (dyn Storage + Sync) {
+        match self.tiers.get() {
+            None => self.memory,
+            Some(tiers) => *tiers,
+        }
+    }
+
+    /// The memory tier, for tools that drive it directly.
     #[must_use]
     pub fn memory(&'static self) -> &'static MemoryTier {
         self.memory

@@ -276,7 +276,7 @@ impl MemoryTier {
             changed = true;
             let generation = self.next_generation();
             self.remember_variant(old.primary, slot, generation);
-            let body = Arc::clone(&old.body);
+            let body = old.body.clone();
             Op::Put(Arc::new(Object::new(meta, body, old.primary, generation, old.on_disk.load(Ordering::Relaxed))))
         });
         changed
@@ -306,7 +306,7 @@ impl MemoryTier {
             return 0;
         }
         let generation = self.next_generation();
-        let body = Arc::new(Body::new(chunks));
+        let body = Body::new(chunks);
         let object = Object::new(fill.meta.clone(), body, fill.primary, generation, on_disk);
         let weight = object.weight();
         self.remember_variant(fill.primary, fill.slot, generation);
@@ -326,7 +326,7 @@ impl MemoryTier {
             return;
         }
         let generation = self.next_generation();
-        let object = Arc::new(Object::new(meta, Arc::new(Body::new(chunks.into())), primary, generation, on_disk));
+        let object = Arc::new(Object::new(meta, Body::new(chunks.into()), primary, generation, on_disk));
         self.remember_variant(primary, slot, generation);
         let mut put = false;
         self.objects.entry(slot).and_compute_with(|entry| match entry {

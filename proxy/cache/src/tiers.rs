@@ -139,7 +139,7 @@ impl Tiers {
             return;
         }
         let Some(meta) = object.meta.encode() else { return };
-        if object.body.chunks().iter().all(|chunk| writing.push(chunk.clone())) {
+        if object.body.chunks().all(|chunk| writing.push(chunk.clone())) {
             writing.commit(meta, object.meta.of_use_until());
         }
     }

@@ -382,7 +382,8 @@ impl Log {
     fn seal(&mut self) -> Result<(), Failed> {
         self.flush()?;
         let Some(active) = &self.active else { return Ok(()) };
-        match seal(&active.segment, active.flushed, &active.listed) {
+        let sealed = seal(&active.segment, active.flushed, &active.listed).and_then(|()| active.segment.file.sync());
+        match sealed {
             Ok(()) => {
                 self.active = None;
                 Ok(())
@@ -572,7 +573,8 @@ fn fits(active: &Active, more: u64, segment_size: u64) -> bool {
     active.at() + more + end_room(active.listed.len() + 1) <= segment_size
 }
 
-/// Writes the footer of a segment whose records end at `end`, cuts the file off there, and makes it durable.
+/// Writes the footer of a segment whose records end at `end`, and cuts the file off there. It need not be durable: without it the segment
+/// is scanned.
 pub(crate) fn seal(segment: &Segment, end: u64, listed: &[Listed]) -> io::Result<()> {
     let payload = record::encode_footer(listed);
     let footer = Header {
@@ -588,7 +590,6 @@ pub(crate) fn seal(segment: &Segment, end: u64, listed: &[Listed]) -> io::Result
     let size = end + bytes.len() as u64;
     segment.file.write_at(&bytes, end)?;
     segment.file.set_len(size)?;
-    segment.file.sync()?;
     segment.size.store(size, Ordering::Relaxed);
     Ok(())
 }

@@ -137,6 +137,11 @@ impl Segment {
         let mut damaged = false;
         let mut ahead = at + HEADER as u64;
         while !damaged && ahead + (HEADER as u64) <= window.length {
+            // Mostly what follows was never written.
+            if let Some(zeros) = window.zeros(ahead)? {
+                ahead += zeros;
+                continue;
+            }
             // A trailer whose footer alone is bad says that every record was read.
             damaged = window.header(ahead)?.is_some_and(|header| match header.kind {
                 Kind::Synced => u64::from(header.number) * HEADER as u64 > at,
@@ -170,18 +175,35 @@ struct Window<'s> {
 }
 
 impl Window<'_> {
+    /// How many zeros there are from `at` on within the window, by the page; `None` when the first page has something else.
+    fn zeros(&mut self, at: u64) -> io::Result<Option<u64>> {
+        self.load(at)?;
+        let from = usize::try_from(at - self.start).unwrap_or_default();
+        let rest = &self.bytes[from..];
+        let zero = [0; 4096];
+        let pages = rest.chunks(zero.len()).take_while(|page| **page == zero[..page.len()]);
+        let zeros = pages.map(<[u8]>::len).sum::<usize>() / HEADER * HEADER;
+        Ok(Some(zeros as u64).filter(|zeros| *zeros > 0))
+    }
+
     /// The header at `at`, if there is one.
     fn header(&mut self, at: u64) -> io::Result<Option<Header>> {
         if at + HEADER as u64 > self.length {
             return Ok(None);
         }
+        self.load(at)?;
+        let from = usize::try_from(at - self.start).unwrap_or_default();
+        Ok(self.bytes.get(from..from + HEADER).and_then(|bytes| Header::decode(bytes, self.segment.salt)))
+    }
+
+    /// Has the header's bytes at `at`, which are within the file, in the window.
+    fn load(&mut self, at: u64) -> io::Result<()> {
         if at < self.start || at + HEADER as u64 > self.start + self.bytes.len() as u64 {
             let count = usize::try_from(self.length - at).unwrap_or(WINDOW).min(WINDOW);
             self.bytes.resize(count, 0);
             self.segment.file.read_at(&mut self.bytes, at)?;
             self.start = at;
         }
-        let from = usize::try_from(at - self.start).unwrap_or_default();
-        Ok(self.bytes.get(from..from + HEADER).and_then(|bytes| Header::decode(bytes, self.segment.salt)))
+        Ok(())
     }
 }
