@@ -450,7 +450,8 @@ async fn nodes_that_take_each_other_for_the_owner_do_not_wait_for_each_other() {
         while let Some(response) = clients.join_next().await {
             let response = response.unwrap();
             assert_eq!((response.status, response.text().as_str()), (200, "hello"));
-            assert_eq!(way(&response).len(), 2, "{:?}", response.headers);
+            // From the other node, or from what this one has fetched for the other meanwhile.
+            assert!(way(&response).len() <= 2, "{:?}", response.headers);
         }
         // `collapse.wait` and `first_byte` are 20 s.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
