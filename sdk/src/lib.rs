@@ -124,6 +124,8 @@
 
 mod body;
 
+pub mod cache;
+
 pub mod clock;
 
 #[doc(hidden)]

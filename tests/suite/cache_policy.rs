@@ -345,3 +345,57 @@ async fn an_error_of_a_cached_route_has_a_cache_status() {
     assert_eq!(failed.status, 502);
     assert_eq!(failed.header("cache-status"), Some("edge; fwd=uri-miss; detail=upstream-error"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_say_what_they_want_of_the_cache_and_see_what_came_of_it() {
+    let origin = fresh().await;
+    let yaml = "
+version: 1
+node: { name: edge, workers: 1, shutdown_grace: 1s }
+telemetry: { access_log: { output: off } }
+admin: { bind: \"127.0.0.1:0\" }
+listeners: { web: { bind: \"127.0.0.1:0\" } }
+cache: {}
+upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
+filters: { cached: { wasm: \"file:${GUESTS}/cached.wasm\", limits: { deadline: 10s } } }
+sites:
+- hosts: [\"*\"]
+  routes:
+  - { name: \"wishes-${ID}\", filters: [cached], cache: {}, to: app }
+  - { name: plain, match: { path: /plain }, filters: [cached], to: app }";
+    let edge = Edge::start(yaml, &[("app", origin.address())]);
+    let (red, blue) = (format!("red-{}", edge.id()), format!("blue-{}", edge.id()));
+    let verdict = |response: &Response| response.header("x-verdict").expect("one").to_owned();
+
+    let first = ask(&edge, "GET", "/a", &[("x-part", "one"), ("x-tag", &red), ("x-tag", "more")]).await;
+    assert_eq!(
+        (first.text().as_str(), verdict(&first).as_str()),
+        ("answer 1", "uri-miss hit=false key=true fresh=true")
+    );
+    let again = ask(&edge, "GET", "/a", &[("x-part", "one")]).await;
+    assert_eq!((again.text().as_str(), verdict(&again).as_str()), ("answer 1", "hit hit=true key=true fresh=true"));
+    let other = ask(&edge, "GET", "/a", &[("x-part", "two"), ("x-tag", &blue)]).await;
+    assert_eq!(other.text(), "answer 2", "another part");
+    let bypass = ask(&edge, "GET", "/a", &[("x-part", "one"), ("x-bypass", "1")]).await;
+    assert_eq!(
+        (bypass.text().as_str(), verdict(&bypass).as_str()),
+        ("answer 3", "bypass hit=false key=false fresh=false")
+    );
+    assert_eq!(ask(&edge, "GET", "/b", &[("x-ttl", "600")]).await.text(), "answer 4");
+    let longer = ask(&edge, "GET", "/b", &[]).await;
+    let left = longer.header("cache-status").and_then(|status| status.split("ttl=").nth(1)?.parse::<u64>().ok());
+    assert!(left.is_some_and(|left| left > 60), "{:?}", longer.headers);
+    assert_eq!(verdict(&ask(&edge, "GET", "/plain", &[("x-tag", "a")]).await), "none");
+    assert!(origin.received().iter().all(|request| request.header("x-refused").is_none()));
+    ask(&edge, "GET", "/c", &[("x-tag", &"t".repeat(2000))]).await;
+    assert_eq!(origin.last().header("x-refused"), Some("yes"), "too long");
+
+    let order = format!("{{\"tags\":[\"{red}\"]}}");
+    let head = "POST /v1/cache/purge HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let mut client = Client::connect(edge.admin()).await;
+    client.send(format!("{head}content-length: {}\r\n\r\n{order}", order.len()).as_bytes()).await;
+    let purged = client.response("POST").await;
+    assert_eq!(purged.status, 200, "{}", purged.text());
+    assert_eq!(ask(&edge, "GET", "/a", &[("x-part", "one")]).await.text(), "answer 7", "its tag was purged");
+    assert_eq!(ask(&edge, "GET", "/a", &[("x-part", "two")]).await.text(), "answer 2", "another tag");
+}

@@ -316,7 +316,7 @@ async fn what_a_filter_sets_later_ones_read() {
     let origin = hello().await;
     let setter = "request_headers set one a/b value\nrequest_headers set two wasm/plain 0x00ff\n\
         request_headers set three source/address 192.0.2.1\nrequest_headers set four response/code 200\n\
-        request_headers set five cache/tags news\nrequest_headers call six set_envoy_filter_state 0x0a016b120176\n\
+        request_headers set five cache/colour news\nrequest_headers call six set_envoy_filter_state 0x0a016b120176\n\
         request_headers call seven declare_property 0x0a046f6e63651001\nrequest_headers set eight once first\n\
         request_headers set nine once second\n";
     let reader = gets(

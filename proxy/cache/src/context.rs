@@ -147,6 +147,8 @@ pub struct Wishes {
     pub key_parts: Vec<Bytes>,
     /// See [`RoutePolicy::lifetime`].
     pub lifetime: Option<Duration>,
+    /// Further tags of the response, for purges.
+    pub tags: Vec<String>,
     /// Leave the cache alone: neither answer from it nor store.
     pub bypass: bool,
 }
@@ -155,7 +157,7 @@ impl Wishes {
     /// Whether everything is left to the route.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.key_parts.is_empty() && self.lifetime.is_none() && !self.bypass
+        self.key_parts.is_empty() && self.tags.is_empty() && self.lifetime.is_none() && !self.bypass
     }
 }
 

@@ -37,6 +37,7 @@ pub mod rules;
 pub mod status;
 pub mod tiers;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -460,7 +461,9 @@ impl Cache {
         }
 
         let (authority, target) = (key::authority(request), key::target(request));
-        let tags = Tags::of(&header.headers, &route.policy.tags);
+        let mut tags = Tags::of(&header.headers, &route.policy.tags);
+        let wished = ctx.wishes.iter().flat_map(|wishes| &wishes.tags);
+        wished.for_each(|tag| tags.add(Cow::Borrowed(tag), false));
         let marks = Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags);
         if tags.dropped() > 0 {
             tracing::debug!(dropped = tags.dropped(), "a response has more or longer tags than are kept");

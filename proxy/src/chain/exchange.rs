@@ -21,6 +21,7 @@ use http::{HeaderMap as Headers, HeaderName, HeaderValue, Method, Uri, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use selvedge_cache::Wishes;
+use selvedge_cache::purge::TAG_MAX;
 use selvedge_config::HeaderEncoding;
 use selvedge_geoip::{Geo, Location};
 use selvedge_wasm::{
@@ -604,6 +605,18 @@ impl View<'_> {
                 parts.push(Bytes::copy_from_slice(value));
                 Ok(())
             }
+            ["cache", "tags"] => {
+                let tag = std::str::from_utf8(value).map_err(|_| ExchangeError::Invalid)?;
+                if tag.is_empty() || tag.len() > TAG_MAX {
+                    return Err(ExchangeError::Invalid);
+                }
+                let tags = &mut self.state.wishes.tags;
+                if tags.len() >= TAGS_MAX {
+                    return Err(ExchangeError::Unavailable);
+                }
+                tags.push(tag.to_owned());
+                Ok(())
+            }
             ["cache", "ttl"] => {
                 self.state.wishes.lifetime = Some(lifetime(value).ok_or(ExchangeError::Invalid)?);
                 Ok(())
@@ -633,6 +646,8 @@ impl View<'_> {
 const KEY_PARTS_MAX: usize = 16;
 /// Bytes of one of them.
 const KEY_PART_BYTES_MAX: usize = 1024;
+/// Tags that filters may add to one response.
+const TAGS_MAX: usize = 64;
 /// The longest lifetime a filter may ask for: a year, as RFC 2616 had it and many caches still do.
 const LIFETIME_MAX: Duration = Duration::from_hours(365 * 24);
 

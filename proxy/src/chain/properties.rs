@@ -211,6 +211,7 @@ fn cache(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
     let cached = view.state.cached.as_ref();
     match (path, cached) {
         (["key_parts"], _) => Some(encode_visited(|visit| wishes.key_parts.iter().for_each(|part| visit(part, &[])))),
+        (["tags"], _) => Some(encode_visited(|visit| wishes.tags.iter().for_each(|tag| visit(tag.as_bytes(), &[])))),
         (["bypass"], _) => Some(vec![u8::from(wishes.bypass)]),
         (["ttl"], None) => nanos(wishes.lifetime?),
         (["ttl"], Some(cached)) => {

@@ -124,7 +124,7 @@ impl<'h> Tags<'h> {
         }
     }
 
-    fn add(&mut self, text: Cow<'h, str>, is_group: bool) {
+    pub(crate) fn add(&mut self, text: Cow<'h, str>, is_group: bool) {
         if self.kept.len() == TAGS_MAX || text.len() > TAG_MAX {
             self.dropped += 1;
         } else if !self.kept.iter().any(|tag| tag.text == text && tag.is_group == is_group) {
