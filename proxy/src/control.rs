@@ -133,6 +133,7 @@ impl Control {
         let current = Arc::new(Current::new(plan));
         cluster::hello::answer_others(resources.messages(), &current);
         hear_of_purges(&config, &current).map_err(|fault| report(vec![*fault]))?;
+        tell_peers_of_purges(&current, &resources);
         let listening = Arc::new(listening);
         let page = MetricsPage::new(&resources, &current, &listening);
         let metrics = metrics_server(&config, page, resources.inherited()).map_err(|fault| report(vec![*fault]))?;
@@ -318,6 +319,7 @@ impl Inner {
         self.grace.store(millis(config.node.shutdown_grace), Ordering::Relaxed);
         // The plan first: a new listener must not meet one that does not know it.
         self.current.replace(built.plan);
+        tell_peers_of_purges(&self.current, &self.resources);
         self.listening.put_in_force(prepared);
         match metrics {
             Metrics::AsBefore => {}
@@ -403,6 +405,17 @@ fn hear_of_purges(config: &Config, current: &Arc<Current>) -> Result<(), Box<Fau
     Ok(())
 }
 
+/// The same without Redis, once there are other nodes.
+fn tell_peers_of_purges(current: &Arc<Current>, resources: &Resources) {
+    if current.plan().cluster.is_none() || current.stream().is_some() || current.peers().is_some() {
+        return;
+    }
+    match purge::Peers::start(current, resources.messages()) {
+        Ok(peers) => current.set_peers(Some(peers)),
+        Err(error) => error!(%error, "purges are not told to other nodes"),
+    }
+}
+
 enum Metrics {
     AsBefore,
     Elsewhere(Option<(SocketAddr, MetricsServer)>),
@@ -421,7 +434,8 @@ impl MetricsPage {
     }
 
     fn write(&self) -> String {
-        let stream = self.current.stream().map(|stream| stream.usage());
+        let redis = self.current.stream().map(|stream| (stream.usage(), true));
+        let stream = redis.or_else(|| self.current.peers().map(|peers| (peers.usage(), false)));
         telemetry::page(&self.observed, &self.current.plan(), stream, &self.listening.certificates())
     }
 }

@@ -33,17 +33,29 @@ pub struct Current {
     replaced: Notify,
     /// Where the purges of all nodes are, if there are others.
     stream: ArcSwapOption<purge::Stream>,
+    /// The same without Redis: the other nodes themselves.
+    peers: ArcSwapOption<purge::Peers>,
 }
 
 impl Current {
     pub(crate) fn new(plan: Plan) -> Self {
         plan.enact();
-        Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new(), stream: ArcSwapOption::empty() }
+        Self {
+            plan: ArcSwap::from_pointee(plan),
+            replaced: Notify::new(),
+            stream: ArcSwapOption::empty(),
+            peers: ArcSwapOption::empty(),
+        }
     }
 
     /// A plan that is only asked about: nobody looks after its upstreams.
     pub(crate) fn offline(plan: Plan) -> Self {
-        Self { plan: ArcSwap::from_pointee(plan), replaced: Notify::new(), stream: ArcSwapOption::empty() }
+        Self {
+            plan: ArcSwap::from_pointee(plan),
+            replaced: Notify::new(),
+            stream: ArcSwapOption::empty(),
+            peers: ArcSwapOption::empty(),
+        }
     }
 
     /// The plan in force now.
@@ -60,6 +72,16 @@ impl Current {
     /// From now on, or not any more.
     pub(crate) fn set_stream(&self, stream: Option<purge::Stream>) {
         self.stream.store(stream.map(Arc::new));
+    }
+
+    /// The other nodes, as far as they are told what is purged.
+    pub(crate) fn peers(&self) -> Option<Arc<purge::Peers>> {
+        self.peers.load_full()
+    }
+
+    /// From now on, or not any more.
+    pub(crate) fn set_peers(&self, peers: Option<purge::Peers>) {
+        self.peers.store(peers.map(Arc::new));
     }
 
     /// Puts another plan in force; requests under way keep theirs. Filters that both plans have look at the new one a moment earlier than
@@ -234,6 +256,7 @@ impl Node {
             }
         }
         self.control.current().set_stream(None);
+        self.control.current().set_peers(None);
         self.control.resources().keeper().stop();
         self.control.resources().retire();
         self.access_log.finish();

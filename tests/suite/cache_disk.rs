@@ -119,7 +119,7 @@ async fn what_was_invalidated_or_purged_does_not_come_back() {
     Client::post(edge.web(), "/1", "", b"x").await;
     let cache = edge.plan().cache.expect("a cache");
     let target = selvedge_cache::Scope::url(&selvedge_cache::QueryPolicy::All, "test", "/2");
-    let purged = cache.purge_for_good(&[target], selvedge_cache::Purge::Hard, None).await.expect("durable");
+    let purged = cache.purge_for_good(&[target], selvedge_cache::Purge::Hard, Vec::new()).await.expect("durable");
     assert!(purged.durable, "with a disk there is a log");
     drop(edge);
 

@@ -723,3 +723,36 @@ async fn only_the_owner_writes_to_its_disk() {
     assert_eq!(disk(0, "objects").await + disk(1, "objects").await, 12, "each response is on one disk");
     assert_eq!(origin.started(), 12);
 }
+
+/// Without Redis: the nodes tell each other, and one that was away gets what it has missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_reaches_the_other_nodes_and_those_that_were_away() {
+    let count = AtomicUsize::new(0);
+    let fields = [("cache-control", "max-age=600"), ("cache-tag", "one")];
+    let origin =
+        Origin::start(move |_| Origin::reply(200, &fields, (count.fetch_add(1, Ordering::SeqCst) + 1).to_string()))
+            .await;
+    let mut fleet = Fleet::start(2, origin.address(), &Setting::default()).await;
+    let purge = async |node: &Node, order: &str| {
+        let head = "POST /v1/cache/purge HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+        let mut client = Client::connect(node.admin).await;
+        client.send(format!("{head}content-length: {}\r\n\r\n{order}", order.len()).as_bytes()).await;
+        client.response("POST").await
+    };
+    let before = [fleet.get(0, "/a").await.text(), fleet.get(1, "/a").await.text()];
+    assert_eq!(before[0], before[1]);
+    let done = purge(&fleet.nodes[0], "{\"tags\": [\"one\"], \"wait\": \"cluster\"}").await;
+    assert_eq!(done.status, 200, "{}", done.text());
+    let nodes = done.json()["nodes"].as_array().unwrap().iter().filter(|node| node["done"] == true).count();
+    assert_eq!(nodes, 2, "{}", done.text());
+    let after = [fleet.get(1, "/a").await.text(), fleet.get(0, "/a").await.text()];
+    assert!(after[0] != before[0] && after[0] == after[1], "{before:?} {after:?}");
+
+    // One is stopped in its tracks while the other purges, and goes on later.
+    fleet.nodes[1].process.as_ref().unwrap().signal("STOP");
+    let done = purge(&fleet.nodes[0], "{\"tags\": [\"one\"], \"wait\": \"cluster\"}").await;
+    assert_eq!(done.status, 504, "{}", done.text());
+    fleet.nodes[1].process.as_ref().unwrap().signal("CONT");
+    soon("what it has missed", async { while fleet.get(1, "/a").await.text() == after[0] {} }).await;
+    fleet.nodes[1].process = None;
+}

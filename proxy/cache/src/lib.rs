@@ -62,7 +62,7 @@ use crate::collapse::{Authorised, FIRST_FAILURE, FillLocks, HitForMiss, Shared};
 use crate::context::{Bypass, CachedRoute, Found};
 use crate::disk::{DiskUsage, Removal};
 use crate::memory::{FillNotes, MemoryTier, Reader};
-use crate::purge::{LogError, Marks, OpenError, Position, PurgeLog, Record, Tags};
+use crate::purge::{LogError, Marks, OpenError, PurgeLog, Record, Tags};
 use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
 use crate::status::{CACHE_STATUS, Fwd};
@@ -672,7 +672,7 @@ impl Cache {
         epoch
     }
 
-    /// The same, and on disk when this returns, if there is a [log](Self::open_log). With it goes `position`, if it is news.
+    /// The same, and on disk when this returns, if there is a [log](Self::open_log). With it go the records in `also`.
     ///
     /// # Errors
     /// It is not on disk. It is in force all the same.
@@ -680,12 +680,12 @@ impl Cache {
         &'static self,
         scopes: &[Scope],
         purge: Purge,
-        position: Option<Position>,
+        also: Vec<Record>,
     ) -> Result<Purged, LogError> {
         let epoch = self.purge(scopes, purge);
         let Some((_, log)) = self.log.get() else { return Ok(Purged { epoch, durable: false }) };
         let records = scopes.iter().map(|scope| Record::Purge { scope: *scope, epoch, purge });
-        log.append(records.chain(position.map(Record::Position)).collect()).await?;
+        log.append(records.chain(also).collect()).await?;
         Ok(Purged { epoch, durable: true })
     }
 

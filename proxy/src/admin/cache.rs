@@ -37,7 +37,7 @@ pub(crate) struct CacheStats {
     memory: MemoryStats,
     /// Purges.
     purges: PurgeStats,
-    /// How nodes hear of each other's purges: with `cluster.redis`.
+    /// How nodes hear of each other's purges: with `cluster`.
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<StreamStats>,
 }
@@ -79,7 +79,7 @@ struct PurgeStats {
 /// How nodes hear of each other's purges.
 #[derive(Serialize, JsonSchema)]
 struct StreamStats {
-    /// Whether Redis is there.
+    /// Whether Redis is there, or without it, whether all other nodes have answered lately.
     connected: bool,
     /// Purges of this node that were published.
     published: u64,
@@ -159,7 +159,7 @@ impl CacheStats {
                 durable: cache.log().is_some(),
                 tags_dropped: cache.tags_dropped(),
             },
-            stream: state.control.current().stream().map(|stream| stream.usage().into()),
+            stream: usage_of_others(state).map(Into::into),
         })
     }
 }
@@ -277,6 +277,12 @@ fn not_on_disk(error: &LogError) -> Problem {
 
 fn cache(state: &State) -> Result<&'static Cache, Problem> {
     state.control.current().plan().cache.ok_or_else(no_cache)
+}
+
+fn usage_of_others(state: &State) -> Option<StreamUsage> {
+    let current = state.control.current();
+    let over_redis = current.stream().map(|stream| stream.usage());
+    over_redis.or_else(|| current.peers().map(|peers| peers.usage()))
 }
 
 fn no_cache() -> Problem {

@@ -1,14 +1,18 @@
 //! Purges as operators order them: read, resolved against the plan in force, carried out on this node, told to the others.
 
 mod order;
+mod peers;
 pub(crate) mod related;
 mod stream;
 
-use selvedge_cache::Cache;
 use selvedge_cache::purge::LogError;
-use tracing::info;
+use std::sync::Arc;
+
+use selvedge_cache::{Cache, Purge, Scope};
+use tracing::{info, warn};
 
 pub(crate) use self::order::{BadOrder, Group, Order, Url, Wait};
+pub(crate) use self::peers::Peers;
 pub(crate) use self::stream::{Confirmation, Settings, Stream, StreamError, StreamUsage};
 use crate::node::Current;
 use crate::plan::Plan;
@@ -20,7 +24,7 @@ pub(crate) enum PurgeError {
     NoCache,
     #[error(transparent)]
     Order(#[from] BadOrder),
-    #[error("nodes of a cluster are waited for, and `cluster.redis` is not configured")]
+    #[error("nodes of a cluster are waited for, and `cluster` is not configured")]
     Alone,
     #[error(transparent)]
     Log(#[from] LogError),
@@ -41,18 +45,25 @@ pub(crate) async fn carry_out(current: &Current, plan: &Plan, order: &Order) -> 
     let cache: &'static Cache = plan.cache.ok_or(PurgeError::NoCache)?;
     let scopes = order.scopes(plan)?;
     let stream = current.stream();
-    if order.wait == Wait::Cluster && stream.is_none() {
+    let peers = current.peers().zip(plan.cluster.as_ref());
+    if order.wait == Wait::Cluster && stream.is_none() && peers.is_none() {
         return Err(PurgeError::Alone);
     }
     // Told whatever the disk says: it is in force here.
-    let purged = cache.purge_for_good(&scopes, order.kind(), None).await;
+    let purged = cache.purge_for_good(&scopes, order.kind(), Vec::new()).await;
     let nodes = match &stream {
         Some(stream) if order.wait == Wait::Cluster => Some(stream.publish_and_wait(order).await),
         Some(stream) => {
             stream.publish(order);
             None
         }
-        None => None,
+        None => match peers {
+            Some((peers, cluster)) => {
+                let nodes = peers.tell(cluster, order).await;
+                (order.wait == Wait::Cluster).then_some(Ok(nodes))
+            }
+            None => None,
+        },
     };
     let purged = purged?;
     info!(%order, epoch = purged.epoch, durable = purged.durable, "purged");
@@ -63,11 +74,30 @@ pub(crate) async fn carry_out(current: &Current, plan: &Plan, order: &Order) -> 
 ///
 /// # Errors
 /// The order is wrong, or there is no cache.
-pub(crate) fn carry_out_at_once(current: &Current, plan: &Plan, order: &Order) -> Result<(), PurgeError> {
+pub(crate) fn carry_out_at_once(current: &Current, plan: &Arc<Plan>, order: &Order) -> Result<(), PurgeError> {
     let cache: &'static Cache = plan.cache.ok_or(PurgeError::NoCache)?;
     cache.purge_soon_durable(&order.scopes(plan)?, order.kind());
     if let Some(stream) = current.stream() {
         stream.publish(order);
+    } else if let Some(peers) = current.peers() {
+        peers.tell_soon(Arc::clone(plan), order);
     }
     Ok(())
+}
+
+/// What orders of other nodes reach under this plan: the hard ones, and the soft ones. What is not understood is everything: somebody
+/// newer may mean something that is not known here.
+fn scopes_of<'o>(plan: &Plan, orders: impl Iterator<Item = Option<&'o Order>>) -> (Vec<Scope>, Vec<Scope>) {
+    let (mut hard, mut soft) = (Vec::new(), Vec::new());
+    for order in orders {
+        match order.map(|order| (order.scopes(plan), order.kind())) {
+            Some((Ok(scopes), Purge::Hard)) => hard.extend(scopes),
+            Some((Ok(scopes), Purge::Soft)) => soft.extend(scopes),
+            Some((Err(_), _)) | None => {
+                warn!("a purge of another node is not understood: everything is purged");
+                hard.push(Scope::everything());
+            }
+        }
+    }
+    (hard, soft)
 }

@@ -60,7 +60,7 @@ pub(crate) enum Wait {
     /// The node that is asked. The others hear of it at once, and are not waited for.
     #[default]
     Node,
-    /// All nodes of the cluster, for up to 5 seconds. Needs `cluster.redis`.
+    /// All nodes of the cluster, for up to 5 seconds. Needs `cluster`.
     Cluster,
 }
 

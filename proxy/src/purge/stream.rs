@@ -23,13 +23,13 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError};
 use schemars::JsonSchema;
-use selvedge_cache::purge::Position;
+use selvedge_cache::purge::{Position, Record};
 use selvedge_cache::{Purge, Scope};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{info, warn};
 
-use super::{Order, Wait};
+use super::{Order, Wait, scopes_of};
 use crate::node::Current;
 
 /// Entries that the stream keeps, about: for how many purges a node may be away.
@@ -398,7 +398,7 @@ impl Shared {
         self.gaps.fetch_add(1, Ordering::Relaxed);
         warn!(key, "purges of other nodes were missed and are not there any more: everything is purged");
         if let Some(cache) = self.current.upgrade().and_then(|current| current.plan().cache)
-            && let Err(error) = cache.purge_for_good(&[Scope::everything()], Purge::Hard, None).await
+            && let Err(error) = cache.purge_for_good(&[Scope::everything()], Purge::Hard, Vec::new()).await
         {
             warn!(%error, "the purge of everything is in force, but not on disk");
         }
@@ -410,29 +410,22 @@ impl Shared {
     /// Carries out what these entries say, all of the hard ones at once, then the soft ones.
     async fn carry_out(&self, entries: &[StreamId]) {
         let Some(plan) = self.current.upgrade().map(|current| current.plan()) else { return };
-        let (mut hard, mut soft, mut count) = (Vec::new(), Vec::new(), 0);
-        for entry in entries {
-            let field = |name: &str| entry.get::<String>(name);
-            if field("node").as_deref() == Some(&self.instance) || field("hello").is_some() {
-                continue;
-            }
-            count += 1;
-            let order = field("purge").and_then(|text| serde_json::from_str::<Order>(&text).ok());
-            match order.map(|order| (order.scopes(&plan), order.kind())) {
-                Some((Ok(scopes), Purge::Hard)) => hard.extend(scopes),
-                Some((Ok(scopes), Purge::Soft)) => soft.extend(scopes),
-                // Somebody newer may mean something that is not understood here.
-                Some((Err(_), _)) | None => {
-                    warn!(id = entry.id, "a purge of another node is not understood: everything is purged");
-                    hard.push(Scope::everything());
-                }
-            }
-        }
+        let field = |entry: &StreamId, name: &str| entry.get::<String>(name);
+        let theirs = |entry: &&StreamId| {
+            field(entry, "node").as_deref() != Some(&self.instance) && field(entry, "hello").is_none()
+        };
+        let orders: Vec<Option<Order>> = entries
+            .iter()
+            .filter(theirs)
+            .map(|entry| field(entry, "purge").and_then(|text| serde_json::from_str(&text).ok()))
+            .collect();
+        let count = orders.len() as u64;
+        let (hard, soft) = scopes_of(&plan, orders.iter().map(Option::as_ref));
         let known = entries.iter().filter_map(|entry| position(&entry.id)).max();
         if let Some(cache) = plan.cache {
             for (scopes, purge, last) in [(hard, Purge::Hard, false), (soft, Purge::Soft, true)] {
-                let position = known.filter(|_| last);
-                if scopes.is_empty() && position.is_none() {
+                let position: Vec<Record> = known.filter(|_| last).map(Record::Position).into_iter().collect();
+                if scopes.is_empty() && position.is_empty() {
                     continue;
                 }
                 if let Err(error) = cache.purge_for_good(&scopes, purge, position).await {

@@ -25,7 +25,7 @@ use crate::tls::CertificateStore;
 pub(crate) fn page(
     observed: &Observed,
     plan: &Plan,
-    stream: Option<StreamUsage>,
+    stream: Option<(StreamUsage, bool)>,
     certificates: &[(String, Arc<CertificateStore>)],
 ) -> String {
     let mut page = Page::default();
@@ -36,8 +36,8 @@ pub(crate) fn page(
         disks::write(&mut page, &cache.disks());
         purges::write(&mut page, cache);
     }
-    if let Some(usage) = stream {
-        purges::stream(&mut page, &usage);
+    if let Some((usage, over_redis)) = stream {
+        purges::stream(&mut page, &usage, over_redis);
     }
     cluster::write(&mut page, plan);
     filters(&mut page, observed);

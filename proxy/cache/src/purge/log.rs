@@ -5,7 +5,8 @@
 //! kind(1) zero(7) epoch(8) a(8) b(8) check(8)         each record, 40 bytes, little endian
 //!   hard, soft    epoch, mark, mark of its host       a purge; mark 0 is everything
 //!   lifetime      0, seconds, 0                       the longest time that anything stored could be used
-//!   position      0, milliseconds, number             how far the purges of other nodes are known here
+//!   position      0, milliseconds, number             how far the purges of other nodes are known here, over a stream
+//!   heard         0, origin, number                   the same, from one node
 //! ```
 //!
 //! Records are appended by one thread: what comes while it waits for the disk goes with the next write, so that many purges at once
@@ -17,6 +18,7 @@
 //! **Several processes** (a new one that takes over from an old one) append to one file at a time: it is only written anew by who has it
 //! alone, which `flock` tells.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -39,6 +41,8 @@ const GROWTH: u64 = 4;
 const WAITING_MAX: usize = 4096;
 /// How long one waits for it.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
+/// Of so many other nodes it is kept how far their purges are known; the numbers of those that were started longest ago go first.
+const ORIGINS_MAX: usize = 256;
 /// So many records go with one write.
 const BATCH_MAX: usize = 65_536;
 
@@ -67,6 +71,36 @@ pub enum Record {
     Lifetime(Duration),
     /// The purges of others up to here are known.
     Position(Position),
+    /// The purges of one other node up to this number are known.
+    Heard {
+        /// The node.
+        origin: u64,
+        /// The number.
+        number: u64,
+    },
+}
+
+/// What is known of other nodes' purges.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Known {
+    position: Position,
+    heard: BTreeMap<u64, u64>,
+}
+
+impl Known {
+    fn note(&mut self, record: &Record) {
+        match record {
+            Record::Position(position) => self.position = self.position.max(*position),
+            Record::Heard { origin, number } => {
+                let known = self.heard.entry(*origin).or_default();
+                *known = (*known).max(*number);
+                while self.heard.len() > ORIGINS_MAX {
+                    self.heard.pop_first();
+                }
+            }
+            Record::Purge { .. } | Record::Lifetime(_) => {}
+        }
+    }
 }
 
 /// Why a purge does not survive the process. It is in force all the same.
@@ -101,7 +135,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct PurgeLog {
     jobs: mpsc::Sender<Job>,
-    position: Arc<Mutex<Position>>,
+    known: Arc<Mutex<Known>>,
 }
 
 struct Job {
@@ -118,11 +152,11 @@ impl PurgeLog {
         let mut file = LogFile::open(path)?;
         let read = file.replay(purges)?;
         info!(path = %path.display(), purges = read.purges, "purge log");
-        let position = Arc::new(Mutex::new(read.position));
+        let known = Arc::new(Mutex::new(read.known));
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
-        let mut writer = Writer { file, purges, position: Arc::clone(&position), failed: false };
+        let mut writer = Writer { file, purges, known: Arc::clone(&known), failed: false };
         std::thread::Builder::new().name("purge-log".into()).spawn(move || writer.run(waiting))?;
-        Ok(Self { jobs, position })
+        Ok(Self { jobs, known })
     }
 
     /// Writes these records; when it returns well, they are on disk.
@@ -146,14 +180,20 @@ impl PurgeLog {
     /// How far the purges of other nodes are known.
     #[must_use]
     pub fn position(&self) -> Position {
-        *self.position.lock()
+        self.known.lock().position
+    }
+
+    /// Up to which number the purges of other nodes are known, by node.
+    #[must_use]
+    pub fn heard(&self) -> BTreeMap<u64, u64> {
+        self.known.lock().heard.clone()
     }
 }
 
 struct Writer {
     file: LogFile,
     purges: &'static Purges,
-    position: Arc<Mutex<Position>>,
+    known: Arc<Mutex<Known>>,
     /// What was written last may or may not be on disk: only a new file says again what is.
     failed: bool,
 }
@@ -181,15 +221,14 @@ impl Writer {
     }
 
     fn write(&mut self, records: &[Record]) -> io::Result<()> {
-        for record in records {
-            if let Record::Position(position) = record {
-                let mut known = self.position.lock();
-                *known = (*known).max(*position);
-            }
-        }
+        let known = {
+            let mut known = self.known.lock();
+            records.iter().for_each(|record| known.note(record));
+            known.clone()
+        };
         if self.failed {
             // The table holds all purges, these included.
-            self.file.rewrite(self.purges, *self.position.lock())?;
+            self.file.rewrite(self.purges, &known)?;
             self.failed = false;
             return Ok(());
         }
@@ -199,7 +238,7 @@ impl Writer {
         }
         if self.file.is_overgrown() {
             // These records are on disk already: a failure to tidy up is none of theirs.
-            if let Err(error) = self.file.tidy(self.purges, *self.position.lock()) {
+            if let Err(error) = self.file.tidy(self.purges, &known) {
                 warn!(path = %self.file.path.display(), %error, "the purge log cannot be written anew");
                 self.file.base = self.file.length;
             }
@@ -220,7 +259,7 @@ struct LogFile {
 #[derive(Default)]
 struct Replayed {
     purges: u64,
-    position: Position,
+    known: Known,
 }
 
 impl LogFile {
@@ -267,7 +306,7 @@ impl LogFile {
                     read.purges += 1;
                 }
                 Some(Record::Lifetime(lifetime)) => drop(purges.note_lifetime(*lifetime)),
-                Some(Record::Position(position)) => read.position = read.position.max(*position),
+                Some(other) => read.known.note(other),
                 None => unreadable += 1,
             }
         }
@@ -298,16 +337,16 @@ impl LogFile {
     }
 
     /// Written anew, unless another process has it too.
-    fn tidy(&mut self, purges: &Purges, position: Position) -> io::Result<()> {
-        let done = self.alone(|log| log.replace(purges, position).map(Some))?;
+    fn tidy(&mut self, purges: &Purges, known: &Known) -> io::Result<()> {
+        let done = self.alone(|log| log.replace(purges, known).map(Some))?;
         if done.is_none() {
             self.base = self.length;
         }
         Ok(())
     }
 
-    fn rewrite(&mut self, purges: &Purges, position: Position) -> io::Result<()> {
-        let done = self.alone(|log| log.replace(purges, position).map(Some))?;
+    fn rewrite(&mut self, purges: &Purges, known: &Known) -> io::Result<()> {
+        let done = self.alone(|log| log.replace(purges, known).map(Some))?;
         done.ok_or_else(|| io::Error::other("another process has the purge log too"))
     }
 
@@ -327,14 +366,16 @@ impl LogFile {
         done
     }
 
-    fn replace(&mut self, purges: &Purges, position: Position) -> io::Result<()> {
+    fn replace(&mut self, purges: &Purges, known: &Known) -> io::Result<()> {
         let new_path = self.path.with_extension("new");
         let mut new = OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(&new_path)?;
         new.set_len(0)?;
         new.lock_shared()?;
         let mut bytes = header().to_vec();
         bytes.extend(Record::Lifetime(purges.remembered_for()).to_bytes());
-        bytes.extend(Record::Position(position).to_bytes());
+        bytes.extend(Record::Position(known.position).to_bytes());
+        let heard = known.heard.iter().map(|(origin, number)| Record::Heard { origin: *origin, number: *number });
+        heard.for_each(|record| bytes.extend(record.to_bytes()));
         purges.each(|scope, epoch, purge| bytes.extend(Record::Purge { scope, epoch, purge }.to_bytes()));
         new.write_all(&bytes)?;
         new.sync_all()?;
@@ -355,6 +396,7 @@ impl Record {
             }
             Self::Lifetime(lifetime) => (b'l', 0, lifetime.as_secs(), 0),
             Self::Position(position) => (b'p', 0, position.millis, position.number),
+            Self::Heard { origin, number } => (b'o', 0, origin, number),
         };
         let mut bytes = [0; RECORD];
         bytes[0] = kind;
@@ -376,6 +418,7 @@ impl Record {
             b'h' => Some(Self::Purge { scope: Scope::from_parts(a, b), epoch, purge: Purge::Hard }),
             b's' => Some(Self::Purge { scope: Scope::from_parts(a, b), epoch, purge: Purge::Soft }),
             b'l' => Some(Self::Lifetime(Duration::from_secs(a))),
+            b'o' => Some(Self::Heard { origin: a, number: b }),
             b'p' => Some(Self::Position(Position { millis: a, number: b })),
             _ => None,
         }
@@ -439,6 +482,7 @@ mod tests {
             Record::Purge { scope: Scope::everything(), epoch: u64::MAX, purge: Purge::Soft },
             Record::Lifetime(Duration::from_secs(9)),
             Record::Position(Position { millis: 1, number: 2 }),
+            Record::Heard { origin: 3, number: 4 },
         ] {
             let bytes = record.to_bytes();
             assert_eq!(Record::read(&bytes), Some(record));
@@ -459,12 +503,18 @@ mod tests {
         purge(purges, &log, "/a").await.expect("on disk");
         let position = Position { millis: 5, number: 1 };
         let lifetime = Duration::from_hours(24 * 365);
-        log.append(vec![Record::Position(position), Record::Lifetime(lifetime)]).await.expect("on disk");
+        log.append(vec![
+            Record::Position(position),
+            Record::Heard { origin: 9, number: 3 },
+            Record::Lifetime(lifetime),
+        ])
+        .await
+        .expect("on disk");
         // Not dropped: a crash does not close anything either.
         let (restarted, log) = again(&path);
         assert!(is_gone(restarted, before, "/a/b") && !is_gone(restarted, before, "/b"));
         assert!(!is_gone(restarted, restarted.clock().fetch(), "/a"));
-        assert_eq!(log.position(), position);
+        assert_eq!((log.position(), log.heard()), (position, [(9, 3)].into()));
         assert!(restarted.remembered_for() >= lifetime);
     }
 

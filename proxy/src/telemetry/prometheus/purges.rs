@@ -6,10 +6,12 @@ use super::Page;
 use crate::purge::StreamUsage;
 
 /// Of a node that hears of the purges of others.
-pub(super) fn stream(page: &mut Page, usage: &StreamUsage) {
-    let help = "Whether Redis is there, over which nodes tell each other what is purged.";
-    page.family("selvedge_cluster_redis_connected", "gauge", help);
-    page.sample("selvedge_cluster_redis_connected", &[], u8::from(usage.connected));
+pub(super) fn stream(page: &mut Page, usage: &StreamUsage, over_redis: bool) {
+    if over_redis {
+        let help = "Whether Redis is there, over which nodes tell each other what is purged.";
+        page.family("selvedge_cluster_redis_connected", "gauge", help);
+        page.sample("selvedge_cluster_redis_connected", &[], u8::from(usage.connected));
+    }
     page.family("selvedge_cluster_purges_total", "counter", "Purges told to other nodes, and heard from them.");
     page.sample("selvedge_cluster_purges_total", &[("direction", "sent")], usage.published);
     page.sample("selvedge_cluster_purges_total", &[("direction", "received")], usage.received);
