@@ -209,3 +209,39 @@ sites:
         assert_eq!(request.header("x-trace-key"), None);
     }
 }
+
+/// What the cache had to do with requests is counted by the words of the access log, and what it holds is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_cache_does_is_counted() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/page" => Origin::reply(200, &[("cache-control", "max-age=60")], "page"),
+        _ => Origin::reply(200, &[("cache-control", "no-store")], "private"),
+    })
+    .await;
+    let edge = Edge::start(
+        "version: 1
+node: { name: edge, workers: 1, shutdown_grace: 1s, module_cache: off }
+telemetry: { access_log: { output: off }, metrics: { bind: \"127.0.0.1:0\" } }
+listeners:
+  web: { bind: \"127.0.0.1:0\" }
+cache: { memory: { size: 8MiB } }
+upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
+sites: [{ hosts: [\"*\"], routes: [{ cache: {}, to: app }] }]
+",
+        &[("app", origin.address())],
+    );
+    for path in ["/page", "/page", "/page", "/private"] {
+        assert_eq!(Client::get(edge.web(), path).await.status, 200);
+    }
+    // Counted when a request is over, which may be after its client has the answer.
+    let soon = Instant::now() + Duration::from_secs(10);
+    loop {
+        let samples = scrape(&edge).await;
+        let count = |result: &str| samples[&format!("selvedge_cache_requests_total{{result=\"{result}\"}}")];
+        let found = (count("hit"), count("uri-miss"), count("bypass"), samples["selvedge_cache_memory_capacity_bytes"]);
+        if found == (2.0, 2.0, 0.0, f64::from(8 << 20)) && samples["selvedge_cache_waiting"] == 0.0 {
+            break;
+        }
+        assert!(Instant::now() < soon, "{found:?}");
+    }
+}

@@ -4,7 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
-use super::{Edge, RequestCtx, leader, witness};
+use super::{Edge, RequestCtx, leader, lookup, witness};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
 use crate::cluster;
@@ -59,6 +59,9 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
         return; // The node that the client is connected to tells of it.
     }
     ctx.plan.counters.request(session.response_written().map_or(0, |response| response.status.as_u16()));
+    if let Some(result) = lookup::word(session, ctx) {
+        ctx.plan.counters.cached(result);
+    }
     if edge.access_log.is_on() {
         edge.access_log.write(&AccessLine::of(session, error, ctx));
     }

@@ -17,6 +17,8 @@ use crate::tls::HandshakeCounts;
 pub(crate) struct Counters {
     /// Requests by the first digit of their status; 0 = none was sent.
     requests: [AtomicU64; 6],
+    /// Requests of routes that cache, by what the cache had to do with them, in the order of [`CACHE_RESULTS`].
+    cached: [AtomicU64; CACHE_RESULTS.len()],
     /// Connections there was no room for.
     refused_connections: AtomicU64,
     /// Copies of requests: sent, and not made.
@@ -36,6 +38,10 @@ pub(crate) struct Counters {
     /// Counters of each filter, by name.
     filters: Mutex<BTreeMap<String, Arc<PluginStats>>>,
 }
+
+/// What the cache may have to do with a request; the words of the access log, the most frequent ones first.
+pub(crate) const CACHE_RESULTS: [&str; 10] =
+    ["hit", "uri-miss", "collapsed", "stale", "vary-miss", "bypass", "request", "method", "sliced", "none"];
 
 /// Why a connection was closed instead of being told for whom it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +92,18 @@ impl Counters {
         if let Some(class) = self.requests.get(usize::from(status / 100)) {
             class.fetch_add(1, Relaxed);
         }
+    }
+
+    /// A request of a route that caches has ended, with this word for it.
+    pub(crate) fn cached(&self, result: &str) {
+        if let Some(place) = CACHE_RESULTS.iter().position(|known| *known == result) {
+            self.cached[place].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Requests of routes that cache, by result.
+    pub(crate) fn all_cached(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        CACHE_RESULTS.into_iter().zip(self.cached.iter().map(|count| count.load(Relaxed)))
     }
 
     /// A copy of a request was sent, or was not made because it would be too long or too many are under way.

@@ -3,6 +3,7 @@
 //! What filters define themselves comes as `selvedge_filter_custom_NAME`; letters that Prometheus does not allow in a name become `_`, and
 //! then the label `metric` holds the name as the filter wrote it. (Envoy puts `wasmcustom.` before it.)
 
+mod cache;
 mod certificates;
 mod cluster;
 mod disks;
@@ -33,6 +34,7 @@ pub(crate) fn page(
     certificates::write(&mut page, &observed.counters.handshakes, certificates);
     upstreams::write(&mut page, plan);
     if let Some(cache) = plan.cache {
+        cache::write(&mut page, cache, &plan.counters);
         disks::write(&mut page, &cache.disks());
         purges::write(&mut page, cache);
     }
