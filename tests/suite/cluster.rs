@@ -143,6 +143,9 @@ sites: [{{ hosts: [\"*\"], routes: [{{ name: all, to: app, cache: {{ {} }} }}] }
         let path = self.folder.path().join(format!("{index}.yaml"));
         std::fs::write(&path, text).unwrap();
         let process = Process::run(PROGRAM, self.folder.path(), &path, 2).await;
+        // It is not among the listeners that are waited for.
+        let admin = self.nodes[index].admin;
+        soon("the admin API", async { while tokio::net::TcpStream::connect(admin).await.is_err() {} }).await;
         self.nodes[index].process = Some(process);
     }
 
