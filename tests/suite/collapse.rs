@@ -189,19 +189,23 @@ async fn an_origin_that_fails_is_asked_twice() {
     }
 }
 
-/// What says that it is for one client only is not shared, error or not.
+/// What says that it is for one client only, or a field of it, is not shared, error or not.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_with_a_cookie_is_not_shared() {
-    let (origin, gate) = gated(500, &[("set-cookie", "id=1")]).await;
-    let edge = node("[]", origin.address());
-    let mut clients = burst(&edge, 5).await;
-    until("the others wait", || waiting(&edge) == 4).await;
-    gate.add_permits(5);
-    let mut bodies = std::collections::BTreeSet::new();
-    while let Some(answer) = soon("an answer", clients.join_next()).await {
-        bodies.insert(answer.unwrap().1);
+async fn an_error_that_is_somebodys_own_is_not_shared() {
+    const COOKIE: &[(&str, &str)] = &[("set-cookie", "id=1")];
+    const FIELD: &[(&str, &str)] = &[("cache-control", "private=\"x-user\""), ("x-user", "anna")];
+    for headers in [COOKIE, FIELD] {
+        let (origin, gate) = gated(500, headers).await;
+        let edge = node("[]", origin.address());
+        let mut clients = burst(&edge, 5).await;
+        until("the others wait", || waiting(&edge) == 4).await;
+        gate.add_permits(5);
+        let mut bodies = std::collections::BTreeSet::new();
+        while let Some(answer) = soon("an answer", clients.join_next()).await {
+            bodies.insert(answer.unwrap().1);
+        }
+        assert_eq!(bodies.len(), 5, "{headers:?}: {bodies:?}");
     }
-    assert_eq!(bodies.len(), 5, "{bodies:?}");
 }
 
 /// An origin that breaks the connection, twice: nobody else tries it.

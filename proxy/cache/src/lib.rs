@@ -446,6 +446,11 @@ impl Cache {
             Storable::Yes(lifetime) => lifetime,
             Storable::No(reason) => {
                 ctx.refused = Some(reason);
+                if reason != Reason::ServerError
+                    && let Some(key) = cache.maybe_cache_key()
+                {
+                    self.fill_locks.succeeded(key);
+                }
                 return match self.shared_with_waiters(cache, &header, reason, ctx) {
                     None => RespCacheable::Uncacheable(no_cache_reason(reason)),
                     Some(Shared::NotYet) => RespCacheable::Uncacheable(NoCacheReason::Custom(FIRST_FAILURE)),
@@ -460,16 +465,7 @@ impl Cache {
             return RespCacheable::Uncacheable(NoCacheReason::ResponseTooLarge);
         }
 
-        let (authority, target) = (key::authority(request), key::target(request));
-        let mut tags = Tags::of(&header.headers, &route.policy.tags);
-        let wished = ctx.wishes.iter().flat_map(|wishes| &wishes.tags);
-        wished.for_each(|tag| tags.add(Cow::Borrowed(tag), false));
-        let marks = Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags);
-        if tags.dropped() > 0 {
-            tracing::debug!(dropped = tags.dropped(), "a response has more or longer tags than are kept");
-            self.tags_dropped.fetch_add(tags.dropped() as u64, Ordering::Relaxed);
-        }
-        drop(tags);
+        let marks = self.marks(request, &header, route, ctx);
         let withheld = headers::withheld_from_reuse(&header.headers, &route.policy);
         for name in headers::before_storing(&header.headers) {
             header.remove_header(&name);
@@ -495,7 +491,21 @@ impl Cache {
         RespCacheable::Cacheable(meta)
     }
 
-    /// Whether an answer that is not stored is one to those who wait for it: only a server's error, that is nobody's own.
+    /// What purges reach a response by.
+    fn marks(&self, request: &RequestHeader, header: &ResponseHeader, route: &CachedRoute, ctx: &CacheCtx) -> Marks {
+        let (authority, target) = (key::authority(request), key::target(request));
+        let mut tags = Tags::of(&header.headers, &route.policy.tags);
+        let wished = ctx.wishes.iter().flat_map(|wishes| &wishes.tags);
+        wished.for_each(|tag| tags.add(Cow::Borrowed(tag), false));
+        if tags.dropped() > 0 {
+            tracing::debug!(dropped = tags.dropped(), "a response has more or longer tags than are kept");
+            self.tags_dropped.fetch_add(tags.dropped() as u64, Ordering::Relaxed);
+        }
+        Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags)
+    }
+
+    /// Whether an answer that is not stored is one to those who wait for it: only a server's error of which nothing is anybody's own.
+    /// Not where variants are stored: without their `Vary`, it would take the place of one of them.
     fn shared_with_waiters(
         &self,
         cache: &HttpCache,
@@ -503,8 +513,10 @@ impl Cache {
         reason: Reason,
         ctx: &CacheCtx,
     ) -> Option<Shared> {
-        let nothing_stored = matches!(ctx.found, Found::Nothing | Found::OtherVariant);
-        if reason != Reason::ServerError || !nothing_stored || header.headers.contains_key(SET_COOKIE) {
+        let route = ctx.route.as_ref()?;
+        let is_own = header.headers.contains_key(SET_COOKIE)
+            || !headers::withheld_from_reuse(&header.headers, &route.policy).is_empty();
+        if reason != Reason::ServerError || ctx.found != Found::Nothing || is_own {
             return None;
         }
         (cache.enabled() && cache.is_cache_lock_writer())
@@ -523,10 +535,7 @@ impl Cache {
         let Some(route) = &ctx.route else {
             return RespCacheable::Uncacheable(NoCacheReason::Custom("no-route"));
         };
-        let (authority, target) = (key::authority(request), key::target(request));
-        let tags = Tags::of(&header.headers, &route.policy.tags);
-        let marks = Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags);
-        drop(tags);
+        let marks = self.marks(request, &header, route, ctx);
         for name in headers::before_storing(&header.headers) {
             header.remove_header(&name);
         }
