@@ -8,6 +8,9 @@ use crate::host::{self, Status};
 /// key that is written far too often for compare-and-set.
 const ATTEMPTS: usize = 64;
 
+/// A version that no value has: hosts number from 1 upwards, and ours leaves this one out.
+const NO_VERSION: u32 = u32::MAX;
+
 /// The version of a value, for compare-and-set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cas(u32);
@@ -33,16 +36,24 @@ pub fn get(key: &str) -> Option<(Vec<u8>, Cas)> {
 /// # Errors
 /// [`KvError::CasMismatch`] when the version is no longer the one stored; [`KvError::Refused`] when the host does not take it.
 pub fn set(key: &str, value: &[u8], cas: Option<Cas>) -> Result<(), KvError> {
-    host::current().set_shared(key, value, cas.map(|cas| cas.0)).map_err(|status| match status {
-        Status::CasMismatch => KvError::CasMismatch,
-        _ => KvError::Refused,
-    })
+    write(key, value, cas.map(|cas| cas.0))
+}
+
+/// Writes a value only if there is none: of several workers that create a key at once, one succeeds.
+///
+/// # Errors
+/// [`KvError::CasMismatch`] when there is a value already; [`KvError::Refused`] when the host does not take it.
+pub fn create(key: &str, value: &[u8]) -> Result<(), KvError> {
+    // The ABI has no word for it. With a version, hosts compare only what is there, and store where nothing is.
+    match write(key, value, Some(NO_VERSION)) {
+        // … except ngx_wasm_module: there the version of what is not there is 0, and 0 is compared too.
+        Err(KvError::CasMismatch) if get(key).is_none() => write(key, value, None),
+        result => result,
+    }
 }
 
 /// Reads, changes and writes, again until nobody else wrote in between; returns what was written. `change` gets `None` for a
 /// key without a value and may be called several times.
-///
-/// The ABI has no "only if absent": when two workers write a key for the first time at once, the last one wins.
 ///
 /// # Errors
 /// [`KvError::CasMismatch`] after 64 attempts; [`KvError::Refused`] when the host does not take the value.
@@ -50,11 +61,22 @@ pub fn update(key: &str, mut change: impl FnMut(Option<&[u8]>) -> Vec<u8>) -> Re
     for _ in 0..ATTEMPTS {
         let current = get(key);
         let value = change(current.as_ref().map(|(value, _)| value.as_slice()));
-        match set(key, &value, current.map(|(_, cas)| cas)) {
+        let written = match current {
+            Some((_, cas)) => set(key, &value, Some(cas)),
+            None => create(key, &value),
+        };
+        match written {
             Ok(()) => return Ok(value),
             Err(KvError::CasMismatch) => {}
             Err(KvError::Refused) => return Err(KvError::Refused),
         }
     }
     Err(KvError::CasMismatch)
+}
+
+fn write(key: &str, value: &[u8], cas: Option<u32>) -> Result<(), KvError> {
+    host::current().set_shared(key, value, cas).map_err(|status| match status {
+        Status::CasMismatch => KvError::CasMismatch,
+        _ => KvError::Refused,
+    })
 }

@@ -152,7 +152,11 @@ impl Store for SharedData {
     }
 
     fn set(&self, key: &str, value: &[u8], version: Option<kv::Cas>) -> Result<(), StoreError> {
-        kv::set(key, value, version).map_err(|error| match error {
+        let written = match version {
+            Some(version) => kv::set(key, value, Some(version)),
+            None => kv::create(key, value),
+        };
+        written.map_err(|error| match error {
             kv::KvError::CasMismatch => StoreError::Changed,
             kv::KvError::Refused => StoreError::Full,
         })

@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 pub(crate) const MAX_KEY: usize = 4 << 10;
 /// Bytes of one value: state, not content.
 pub(crate) const MAX_VALUE: usize = 64 << 10;
+/// The last number of a compare-and-swap before they begin again at 1. 0 means "do not compare"; the one after this is of no value
+/// ever, so a guest that passes it writes only where nothing is.
+const LAST_CAS: u32 = u32::MAX - 1;
 
 /// What one key space may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,7 +304,7 @@ impl Space {
 
     fn put(&mut self, key: &[u8], value: Bytes, expires: Option<Instant>, limits: SharedDataLimits, now: Now<'_>) {
         self.uses += 1;
-        self.last_cas = self.last_cas.checked_add(1).unwrap_or(1); // 0 means "no compare"
+        self.last_cas = if self.last_cas >= LAST_CAS { 1 } else { self.last_cas + 1 };
         self.expiring |= expires.is_some();
 
         let size = value.len();
@@ -395,6 +398,20 @@ mod tests {
         assert_eq!(data.set("vm", b"k", b"3", cas), Err(SharedDataError::CasMismatch));
         data.set("vm", b"k", b"", 0).unwrap(); // no number: always; an empty value is a value
         assert_eq!(data.get("vm", b"k").unwrap().0, "");
+    }
+
+    #[test]
+    fn no_value_ever_has_the_highest_number() {
+        let data = SharedData::new();
+        data.set("vm", b"k", b"created", u32::MAX).unwrap();
+        data.spaces.get("vm").unwrap().lock().last_cas = u32::MAX - 2;
+        let mut numbers = Vec::new();
+        for _ in 0..3 {
+            data.set("vm", b"k", b"", 0).unwrap();
+            assert_eq!(data.set("vm", b"k", b"again", u32::MAX), Err(SharedDataError::CasMismatch));
+            numbers.push(data.get("vm", b"k").unwrap().1);
+        }
+        assert_eq!(numbers, [u32::MAX - 1, 1, 2]);
     }
 
     #[test]

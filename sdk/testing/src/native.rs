@@ -211,7 +211,8 @@ impl Host for FakeHost {
     fn set_shared(&self, key: &str, value: &[u8], cas: Option<u32>) -> Result<(), Status> {
         let mut state = self.state.borrow_mut();
         let current = state.shared.get(key).map(|(_, cas)| *cas);
-        if cas.is_some() && cas != current {
+        // As the ABI has it: a version is compared with what is there; where nothing is, any version will do.
+        if cas.is_some() && current.is_some() && cas != current {
             return Err(Status::CasMismatch);
         }
         state.shared.insert(key.to_owned(), (value.to_vec(), current.unwrap_or(0) + 1));

@@ -121,6 +121,10 @@ impl Filter for Counts {
         let (_, stale) = kv::get("total").unwrap();
         kv::set("total", b"\x09", Some(stale)).unwrap();
         assert_eq!(kv::set("total", b"\x01", Some(stale)), Err(kv::KvError::CasMismatch));
+        let first = if total == [1] { Ok(()) } else { Err(kv::KvError::CasMismatch) };
+        assert_eq!(kv::create("first", b"1"), first);
+        assert_eq!(kv::create("first", b"2"), Err(kv::KvError::CasMismatch));
+        assert_eq!(kv::get("first").unwrap().0, b"1");
         assert_eq!(selvedge_sdk::foreign::call("none", b""), Err(selvedge_sdk::foreign::ForeignError::Unknown));
     }
 }
