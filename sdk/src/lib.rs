@@ -71,12 +71,15 @@
 //! # Testing
 //!
 //! Filters are plain Rust on every other target: the host is then a fake one. Crate `selvedge-sdk-testing` takes requests through a
-//! filter in microseconds, and with feature `wasm` runs the same test on the compiled module in the shipped host:
+//! filter in microseconds, and with its feature `wasm` runs the same test on the compiled module in the shipped host:
 //!
 //! ```ignore
-//! let tester = Tester::<Office>::native().config(json!({"prefix": "/admin"})).client("203.0.113.9");
-//! assert_eq!(tester.get("/admin/users").send().status(), 403);
-//! assert_eq!(tester.metric("office_denied"), 1);
+//! #[selvedge_sdk::test]
+//! fn strangers_are_sent_away(tester: Tester<Office>) {
+//!     let tester = tester.config(json!({"prefix": "/admin"})).client("203.0.113.9");
+//!     assert_eq!(tester.get("/admin/users").send().status(), 403);
+//!     assert_eq!(tester.metric("office_denied"), 1);
+//! }
 //! ```
 //!
 //! # Hooks
@@ -166,7 +169,7 @@ pub use message::{HeaderValue, Message};
 pub use reply::Reply;
 pub use request::{Client, Method, Request};
 pub use response::Response;
-pub use selvedge_sdk_macros::filter;
+pub use selvedge_sdk_macros::{filter, test};
 pub use serde;
 pub use serde_json;
 pub use upstream::{CallError, CallResponse};

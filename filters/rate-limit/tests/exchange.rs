@@ -6,18 +6,14 @@ use selvedge_filter_rate_limit::RateLimit;
 use selvedge_sdk_testing::{Outcome, Tester};
 use serde_json::{Value, json};
 
-fn tester(config: Value) -> Tester<RateLimit> {
-    Tester::<RateLimit>::native().config(config)
-}
-
 fn values<'a>(outcome: &'a Outcome, name: &str) -> Vec<&'a str> {
     let values = outcome.headers().iter().filter(|(other, _)| other == name);
     values.map(|(_, value)| std::str::from_utf8(value).unwrap_or_default()).collect()
 }
 
-#[test]
-fn after_the_burst_comes_429_and_after_the_wait_a_request_passes() {
-    let tester = tester(json!({ "rate": "100/min", "burst": 20, "legacy_headers": true }));
+#[selvedge_sdk::test]
+fn after_the_burst_comes_429_and_after_the_wait_a_request_passes(tester: Tester<RateLimit>) {
+    let tester = tester.config(json!({ "rate": "100/min", "burst": 20, "legacy_headers": true }));
     for left in (0..20).rev() {
         let outcome = tester.get("/").send();
         assert_eq!(outcome.status(), 200);
@@ -41,9 +37,9 @@ fn after_the_burst_comes_429_and_after_the_wait_a_request_passes() {
     assert_eq!(tester.get("/").send().status(), 429);
 }
 
-#[test]
-fn each_key_has_its_own_bucket_and_those_without_share_one() {
-    let tester = tester(json!({ "rate": "1/h", "key": { "header": "x-api-key" } }));
+#[selvedge_sdk::test]
+fn each_key_has_its_own_bucket_and_those_without_share_one(tester: Tester<RateLimit>) {
+    let tester = tester.config(json!({ "rate": "1/h", "key": { "header": "x-api-key" } }));
     for (key, status) in
         [(Some("a"), 200), (Some("b"), 200), (Some("a"), 429), (None, 200), (None, 429), (Some("c"), 200)]
     {
@@ -53,10 +49,11 @@ fn each_key_has_its_own_bucket_and_those_without_share_one() {
     }
 }
 
-#[test]
-fn a_missing_key_is_handled_as_configured() {
+#[selvedge_sdk::test]
+fn a_missing_key_is_handled_as_configured(fresh: Tester<RateLimit>) {
     for (missing, statuses) in [("allow", [200, 200]), ("share", [200, 429]), ("deny", [403, 403])] {
-        let tester = tester(json!({ "rate": "1/h", "key": { "header": "x-api-key" }, "missing": missing }));
+        let config = json!({ "rate": "1/h", "key": { "header": "x-api-key" }, "missing": missing });
+        let tester = fresh.another().config(config);
         let seen = [tester.get("/").send(), tester.get("/").send()];
         assert_eq!(seen.each_ref().map(Outcome::status), statuses, "{missing}");
         if missing == "allow" {
@@ -65,22 +62,23 @@ fn a_missing_key_is_handled_as_configured() {
     }
 }
 
-#[test]
-fn limits_of_an_origin_are_kept_beside_ours() {
-    let tester = tester(json!({ "rate": "5/s", "name": "edge" }))
+#[selvedge_sdk::test]
+fn limits_of_an_origin_are_kept_beside_ours(tester: Tester<RateLimit>) {
+    let tester = tester
+        .config(json!({ "rate": "5/s", "name": "edge" }))
         .origin(|_| selvedge_sdk::Reply::new(200).header("ratelimit", "\"app\";r=3;t=9"));
     assert_eq!(values(&tester.get("/").send(), "ratelimit"), ["\"app\";r=3;t=9", "\"edge\";r=4;t=1"]);
 }
 
-#[test]
-fn a_faulty_configuration_does_not_start() {
+#[selvedge_sdk::test]
+fn a_faulty_configuration_does_not_start(fresh: Tester<RateLimit>) {
     for (config, part) in [
         (json!({}), "rate"),
         (json!({ "rate": "often" }), "rate"),
         (json!({ "rate": "1/s", "burst": 0 }), "burst"),
         (json!({ "rate": "1/s", "brust": 1 }), "brust"),
     ] {
-        let error = tester(config.clone()).start().unwrap_err();
+        let error = fresh.another().config(config.clone()).start().unwrap_err();
         assert!(error.contains(part), "{config}: {error}");
     }
 }

@@ -4,6 +4,8 @@ mod filter;
 
 mod hooks;
 
+mod test;
+
 use proc_macro::TokenStream;
 
 /// Makes an `impl Filter for …` the filter of this crate: on wasm it adds the entry points, elsewhere nothing is exported.
@@ -24,4 +26,27 @@ use proc_macro::TokenStream;
 #[proc_macro_attribute]
 pub fn filter(attribute: TokenStream, item: TokenStream) -> TokenStream {
     filter::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Makes a function that takes a `Tester` a test on each host: `name::native` runs the filter in the test's own process, on a fake host;
+/// `name::wasm` builds the crate to wasm and runs the very same body on the module, in the shipped host, in process. The manual is the
+/// documentation of crate `selvedge-sdk-testing`, which a crate that uses this needs among its `[dev-dependencies]`.
+///
+/// ```ignore
+/// #[selvedge_sdk::test]
+/// fn strangers_are_sent_away(tester: Tester<Office>) {
+///     let tester = tester.config(json!({ "prefix": "/admin" })).client("203.0.113.9");
+///     assert_eq!(tester.get("/admin/users").send().status(), 403);
+/// }
+/// ```
+///
+/// - `name::wasm` needs feature `wasm` of selvedge-sdk-testing, which brings the host; without it, the test is listed as ignored.
+/// - `#[selvedge_sdk::test(hosts(native))]`, `hosts(wasm)`: on that host only.
+/// - `profile = "…"`: the cargo profile that the module is built with. Default: `wasm` where the workspace has such a profile, else
+///   `release`.
+/// - `example = "…"`: the module is this example of the crate (`crate-type = ["cdylib"]`) in place of its library.
+/// - `#[ignore]` and `#[should_panic]` hold for both tests, and the body may return a `Result`.
+#[proc_macro_attribute]
+pub fn test(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    test::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }

@@ -1,10 +1,21 @@
-//! Tests filters: natively on a fake host, in milliseconds, or as the compiled module on the shipped host, in process.
+//! Tests filters: natively on a fake host, in milliseconds, and as the compiled module on the shipped host, in process.
+//!
+//! ```toml
+//! [lib]
+//! crate-type = ["cdylib", "rlib"]
+//!
+//! [features]
+//! wasm = ["selvedge-sdk-testing/wasm"]
+//!
+//! [dev-dependencies]
+//! selvedge-sdk-testing = "0.1"
+//! ```
 //!
 //! ```
 //! use selvedge_sdk::prelude::*;
 //! use selvedge_sdk_testing::Tester;
 //!
-//! struct NoTrace;
+//! pub struct NoTrace;
 //!
 //! #[filter]
 //! impl Filter for NoTrace {
@@ -19,10 +30,21 @@
 //!     }
 //! }
 //!
-//! let tester = Tester::<NoTrace>::native();
-//! assert_eq!(tester.request("TRACE", "/").send().status(), 405);
-//! assert_eq!(tester.get("/").send().status(), 200);
+//! #[selvedge_sdk::test]
+//! fn traces_are_refused(tester: Tester<NoTrace>) {
+//!     assert_eq!(tester.request("TRACE", "/").send().status(), 405);
+//!     assert_eq!(tester.get("/").send().status(), 200);
+//! }
+//! # traces_are_refused(Tester::native());
+//! # fn traces_are_refused(tester: Tester<NoTrace>) {
+//! #     assert_eq!(tester.request("TRACE", "/").send().status(), 405);
+//! # }
 //! ```
+//!
+//! `cargo test` runs `traces_are_refused::native`, plain Rust in the test's own process: a debugger stops in the hook. `cargo test
+//! --features wasm` also runs `traces_are_refused::wasm`, the same body on the module that the crate compiles to, in the host of the
+//! shipped proxy: what passes there passes in a node. The module is built once for each test binary, with cargo, into
+//! `target/guests`; that needs `rustup target add wasm32-wasip1`, and says so. See [`selvedge_sdk::test`] for what the attribute takes.
 //!
 //! A request goes through the filter's request hook, to an origin (a closure; without one it answers 200 with an empty body), and
 //! back through the response hook. The fake host keeps the promises of the real one: a held message holds its headers too, a body
@@ -31,9 +53,15 @@
 //! fails the test, where in production the request would hang until its timeout.
 #![allow(clippy::panic, reason = "a failed expectation of a test harness is a panic")]
 
+#[cfg(feature = "wasm")]
+mod build;
+
 mod driver;
 
 mod exchange;
+
+#[doc(hidden)]
+pub mod harness;
 
 mod native;
 
@@ -151,6 +179,12 @@ impl<F: Filter> Tester<F> {
         })
     }
 
+    /// Runs the filter's compiled module on the shipped host. `#[selvedge_sdk::test]` builds it and does this.
+    #[cfg(feature = "wasm")]
+    pub fn compiled(module: impl Into<Vec<u8>>) -> Self {
+        Self::of_module(module.into())
+    }
+
     /// Runs the filter's tick once, whatever its period.
     pub fn tick(&self) {
         self.guest().tick();
@@ -170,16 +204,21 @@ impl Tester<Wasm> {
 
     /// The same for a module that is in memory.
     pub fn module(bytes: impl Into<Vec<u8>>) -> Self {
-        let mut tester = Self::new(|tester| {
-            let guest = wasm::WasmGuest::start(&tester.module, &tester.config, &tester.shared)?;
-            Ok(Box::new(guest))
-        });
-        tester.module = bytes.into();
-        tester
+        Self::of_module(bytes.into())
     }
 }
 
 impl<F> Tester<F> {
+    #[cfg(feature = "wasm")]
+    fn of_module(bytes: Vec<u8>) -> Self {
+        let mut tester = Self::new(|tester| {
+            let guest = wasm::WasmGuest::start(&tester.module, &tester.config, &tester.shared)?;
+            Ok(Box::new(guest))
+        });
+        tester.module = bytes;
+        tester
+    }
+
     fn new(make: fn(&Self) -> Result<Box<dyn Guest>, String>) -> Self {
         let properties = BTreeMap::from([(vec!["source".into(), "address".into()], b"192.0.2.1:40000".to_vec())]);
         let shared = World {
@@ -202,6 +241,16 @@ impl<F> Tester<F> {
             guest: OnceCell::new(),
             started: Cell::new(false),
             filter: PhantomData,
+        }
+    }
+
+    /// Another tester of the same filter on the same host, with nothing set: for tables of cases.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self {
+            #[cfg(feature = "wasm")]
+            module: self.module.clone(),
+            ..Self::new(self.make)
         }
     }
 
