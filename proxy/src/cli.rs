@@ -2,6 +2,7 @@
 
 mod cache;
 mod config;
+mod filter;
 mod route;
 mod test;
 
@@ -50,6 +51,9 @@ enum Command {
     Cache(cache::CacheCommand),
     /// Run the `tests` of a configuration, on its routes and filters, without sockets; exit code 1 if one fails.
     Test(test::TestArgs),
+    /// Write filters: make a crate, build, check, run and measure it.
+    #[command(subcommand)]
+    Filter(filter::FilterCommand),
     /// Print the JSON Schema of the configuration, for editors.
     Schema {
         /// The schema of included files instead: the same keys, none required.
@@ -98,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Route(command) => route::run(command),
         Command::Cache(command) => cache::run(command),
         Command::Test(args) => test::run(&args),
+        Command::Filter(command) => filter::run(command),
         Command::Schema { include } => {
             let schema = if include { selvedge_config::include_schema() } else { selvedge_config::schema() };
             print(format_args!("{schema:#}\n"))

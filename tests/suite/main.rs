@@ -78,6 +78,7 @@ mod slices;
 mod story;
 
 mod cli;
+mod filter_tools;
 
 mod tls;
 

@@ -53,7 +53,11 @@ mod trace;
 pub mod abi;
 mod hostcalls;
 
+mod anatomy;
+
+pub use abi::hosts::{Elsewhere, OtherHost};
 pub use abi::version::AbiVersion;
+pub use anatomy::{Anatomy, CrateSize, Export, Function, Import, Memory, NotAModule, Section};
 pub use body::Body;
 pub use calls::Calls;
 pub use compat::{Compat, PropertyKind};

@@ -141,7 +141,7 @@ impl Module {
             Some(names) => String::from_utf8_lossy(names)
                 .parse()
                 .map_err(|source| LoadError::Phases { module: name.to_owned(), source })?,
-            None => exported_phases(&code),
+            None => Phases::of_exports(|export| code.get_export(export).is_some()),
         };
         let config_schema =
             custom_section(wasm, "selvedge.config-schema").map(|json| String::from_utf8_lossy(json).into_owned());
@@ -280,6 +280,17 @@ impl Phases {
         ("upstream_close", "proxy_on_upstream_connection_close", Self::UPSTREAM_CLOSE),
     ];
 
+    /// Those of a module that exports these callbacks.
+    pub(crate) fn of_exports(exports: impl Fn(&str) -> bool) -> Self {
+        let exported = Self::NAMES.into_iter().filter(|(_, export, _)| exports(export));
+        exported.fold(Self::NONE, |phases, (.., phase)| phases | phase)
+    }
+
+    /// Their names, in the order of an exchange.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(.., phase)| self.contains(*phase)).map(|(name, ..)| name)
+    }
+
     /// Whether all of `other` are in this set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
@@ -327,16 +338,6 @@ impl FromStr for Phases {
         }
         Ok(phases)
     }
-}
-
-fn exported_phases(code: &wasmtime::Module) -> Phases {
-    let mut phases = Phases::NONE;
-    for (_, export, phase) in Phases::NAMES {
-        if code.get_export(export).is_some() {
-            phases |= phase;
-        }
-    }
-    phases
 }
 
 /// The version the module was written for.

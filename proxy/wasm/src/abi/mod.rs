@@ -2,6 +2,7 @@
 
 pub mod serialize;
 
+pub(crate) mod hosts;
 pub(crate) mod memory;
 pub(crate) mod status;
 pub(crate) mod version;

@@ -103,6 +103,12 @@ serve! {
     "proxy_done" => control::done, ();
 }
 
+/// The calls of the ABI.
+#[cfg(test)]
+pub(crate) fn abi_calls() -> impl Iterator<Item = &'static str> {
+    SERVED.iter().copied()
+}
+
 /// Whether a module may import this function.
 pub(crate) fn knows(module: &str, name: &str) -> bool {
     match module {
