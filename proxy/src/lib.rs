@@ -37,6 +37,8 @@ mod purge;
 
 mod chain;
 
+mod compress;
+
 mod cluster;
 
 mod files;

@@ -11,6 +11,8 @@ mod hygiene;
 mod client_limits;
 mod collapse;
 
+mod compress;
+
 mod listeners;
 
 mod actions;

@@ -72,7 +72,7 @@ pub use crate::collapse::Towards;
 pub use crate::context::{CacheCtx, Wishes};
 pub use crate::inspect::Stored;
 pub use crate::key::{KeyScope, Scheme};
-pub use crate::memory::Usage;
+pub use crate::memory::{Encoded, EncodedBody, StoredBody, Usage};
 pub use crate::purge::{Purge, Purges, Scope};
 pub use crate::rules::{QueryPolicy, RoutePolicy, SetCookies};
 pub use crate::status::CacheStatus;
@@ -346,6 +346,11 @@ impl Cache {
             }
         }
         None
+    }
+
+    /// What `handler` reads, for those who compress it on its way out; `None` while it is on its way in, or on disk.
+    pub fn stored_body(&'static self, handler: &HitHandler) -> Option<StoredBody> {
+        StoredBody::of(self.memory, handler.as_any().downcast_ref::<Reader>()?)
     }
 
     /// `proxy_upstream_filter`: the request is about to go forward, unless `only-if-cached` forbids it (504: RFC 9111, 5.2.1.7) where the

@@ -14,6 +14,7 @@
 //! A hit clones the decoded header, which Pingora wants to own, and hands out the stored chunks of the body by reference count.
 
 mod codec;
+mod encoded;
 mod fill;
 mod object;
 
@@ -37,6 +38,8 @@ use pingora_error::{Error, ErrorType, Result};
 
 use crate::collapse::HitForMiss;
 use crate::key::{self, Slot, SlotHash};
+use crate::memory::encoded::Encodings;
+pub use crate::memory::encoded::{Encoded, EncodedBody, StoredBody};
 use crate::memory::fill::{Fill, FillReader, Outcome};
 use crate::memory::object::Body;
 pub(crate) use crate::memory::object::{NOT_ON_DISK, Object, StoredMeta};
@@ -263,21 +266,30 @@ impl MemoryTier {
         self.replace(slot, |object| {
             let mut meta = object.meta.clone();
             meta.fresh_until = meta.fresh_until.min(now);
-            Some(meta)
+            Some((meta, object.encodings.clone()))
         })
     }
 
-    /// Give the object at `slot` the metadata `change` makes, in one step; `None` leaves it. Says whether it was changed.
-    fn replace(&self, slot: Slot, change: impl FnOnce(&Object) -> Option<StoredMeta>) -> bool {
+    /// Keep an encoding of the body of the object of this generation, if it still is at its slot.
+    fn add_encoding(&self, slot: Slot, generation: u64, encoding: (&'static str, Encoded)) {
+        self.replace(slot, |object| {
+            let encodings = encoded::with(object.encodings.as_ref(), encoding);
+            (object.generation == generation && encodings.is_some()).then(|| (object.meta.clone(), encodings))
+        });
+    }
+
+    /// Give the object at `slot` the metadata and encodings `change` makes, in one step; `None` leaves it. Says whether it was changed.
+    fn replace(&self, slot: Slot, change: impl FnOnce(&Object) -> Option<(StoredMeta, Option<Encodings>)>) -> bool {
         let mut changed = false;
         self.objects.entry(slot).and_compute_with(|entry| {
             let Some(old) = entry.map(moka::Entry::into_value) else { return Op::Nop };
-            let Some(meta) = change(&old) else { return Op::Nop };
+            let Some((meta, encodings)) = change(&old) else { return Op::Nop };
             changed = true;
             let generation = self.next_generation();
             self.remember_variant(old.primary, slot, generation);
             let body = old.body.clone();
-            Op::Put(Arc::new(Object::new(meta, body, old.primary, generation, old.on_disk.load(Ordering::Relaxed))))
+            let object = Object::new(meta, body, old.primary, generation, old.on_disk.load(Ordering::Relaxed));
+            Op::Put(Arc::new(Object { encodings, ..object }))
         });
         changed
     }
@@ -414,7 +426,7 @@ impl Storage for MemoryTier {
                 return Ok(None);
             }
         }
-        Ok(Some((meta, Box::new(Reader::Complete(ObjectReader::new(object))))))
+        Ok(Some((meta, Box::new(Reader::Complete(ObjectReader::new(slot, object))))))
     }
 
     async fn lookup_streaming_write(
@@ -468,7 +480,7 @@ impl Storage for MemoryTier {
             // meanwhile, no answer about it brings it back.
             let same = validated
                 .is_none_or(|generation| generation == object.generation || Some(generation) == object.on_disk());
-            (same && self.purges.verdict(&object.meta.marks) != Verdict::Gone).then_some(new)
+            (same && self.purges.verdict(&object.meta.marks) != Verdict::Gone).then(|| (new, object.encodings.clone()))
         }))
     }
 
@@ -606,15 +618,16 @@ impl Reader {
 /// Reads a complete object, in the chunks it is stored in.
 #[derive(Debug)]
 pub struct ObjectReader {
+    slot: Slot,
     object: Arc<Object>,
     position: u64,
     end: u64,
 }
 
 impl ObjectReader {
-    fn new(object: Arc<Object>) -> Self {
+    fn new(slot: Slot, object: Arc<Object>) -> Self {
         let end = object.body.len();
-        Self { object, position: 0, end }
+        Self { slot, object, position: 0, end }
     }
 
     fn read(&mut self) -> Option<Bytes> {

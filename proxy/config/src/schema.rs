@@ -162,8 +162,8 @@ sites:
   routes:
   - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {}, key: { query: { only: [a] } } }, invalidates: [{ urls: [/b] }], to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
-  - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, mirror: { to: a }, limits: {}, timeouts: {}, cors: { origins: ["*"] } }
-  - { match: { path: /e }, files: { root: e } }
+  - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, mirror: { to: a }, limits: {}, timeouts: {}, cors: { origins: ["*"] }, compress: [gzip] }
+  - { match: { path: /e }, files: { root: e }, compress: { encodings: [br], levels: {} } }
   - { respond: { status: 200 } }
 tests:
 - { name: t, request: { url: / }, origins: { a: {} }, expect: { status: 200 } }
@@ -221,6 +221,7 @@ tests:
             ("ClientCertificates", json!(["mode", "ca"])),
             ("ClusterPeer", json!(["name", "address"])),
             ("ClusterTls", json!(["certificate", "key", "ca"])),
+            ("Compression", json!(["encodings"])),
             ("ConsistentHash", json!(["by"])),
             ("DiskFolder", json!(["path", "size"])),
             ("FailureRate", json!(["above"])),
@@ -296,7 +297,7 @@ tests:
             let redirect = shape("Redirect", json!({ "to": "/" }));
             let access_log = shape("AccessLog", json!({}));
             let (tags, purge) = (shape("CacheTags", json!({})), shape("CachePurge", json!({})));
-            let key = shape("CacheKey", json!({}));
+            let (key, levels) = (shape("CacheKey", json!({})), shape("CompressLevels", json!({})));
             let (memory, collapse) = (shape("CacheMemory", json!({})), shape("Collapse", json!({})));
             let redis = shape("Redis", json!({ "url": "redis://a:1" }));
             let invalidate = shape("Invalidate", json!({ "urls": ["/b"] }));
@@ -329,6 +330,7 @@ tests:
                     {
                         "match": { "path": "/f" }, "files": shape("Files", json!({ "root": "f" })),
                         "cors": shape("Cors", json!({ "origins": ["*"] })),
+                        "compress": shape("Compression", json!({ "encodings": ["br"], "levels": levels })),
                     },
                     shape("Route", json!({ "match": { "path": "/r" }, "redirect": redirect })),
                 ] }],

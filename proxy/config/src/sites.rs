@@ -1,6 +1,7 @@
 //! `sites`: which hosts are served, and by which routes.
 
 mod cache;
+mod compress;
 mod cors;
 mod files;
 mod invalidates;
@@ -18,6 +19,7 @@ use std::{
 use schemars::JsonSchema;
 
 pub use self::cache::{CacheKey, CachePolicy, GeoKey, QueryKey, Ranges, SetCookie, Ttl};
+pub use self::compress::{Compress, CompressLevels, MediaType};
 pub use self::cors::{Cors, Origin};
 pub use self::files::{Encoding, Files};
 pub use self::invalidates::{Invalidate, with_captures};
@@ -57,6 +59,10 @@ pub struct Site {
     /// Header fields that every route of the site sets, adds and removes, before its own. Already in each [`Route::headers`].
     #[schemars(with = "Option<HeaderRules>")]
     pub headers: HeaderRules,
+
+    /// How responses of its routes are compressed, where a route does not say so itself: a list of encodings, the one to prefer first
+    /// (`[zstd, br, gzip]`), or settings. Absent: not at all. Already in each [`Route::compress`].
+    pub compress: Option<Compress>,
 
     /// The routes; the most specific match wins, whatever the order. At least one. Required.
     #[schemars(length(min = 1))]
@@ -147,6 +153,11 @@ pub struct Route {
 
     /// Which pages of other origins may use it (CORS). Absent: what the upstream says.
     pub cors: Option<Cors>,
+
+    /// How responses are compressed for clients that accept it: a list of encodings, the one to prefer first (`[zstd, br, gzip]`), or
+    /// settings; `false` for not at all where the site says otherwise. What is cached is compressed once for each encoding. Absent: as
+    /// the site says. Here resolved.
+    pub compress: Option<Compress>,
 
     /// Limits in place of the listener's.
     #[schemars(with = "Option<RouteLimits>")]
@@ -271,7 +282,9 @@ impl Site {
         });
         let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
         let headers = fields.read(cx, "headers", HeaderRules::read).unwrap_or_default();
-        let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, &filters, &headers));
+        let compress = fields.read(cx, "compress", Compress::read).flatten();
+        let site = (&filters[..], &headers, compress.as_ref());
+        let routes = fields.need(cx, "routes", |cx, at| read_routes(cx, at, names, site));
         fields.close(cx);
         let serves = |name: &&&str| !names.tcp_listeners.contains(**name) && !names.redirecting.contains(**name);
         let http: Vec<&str> = names.listeners.iter().filter(serves).copied().collect();
@@ -285,6 +298,7 @@ impl Site {
             listeners: listeners.unwrap_or_else(|| http.into_iter().map(String::from).collect()),
             filters,
             headers,
+            compress,
             routes: routes?,
             position: at.node.position.clone(),
         })
@@ -332,8 +346,7 @@ fn read_routes(
     cx: &mut Cx<'_>,
     at: &At<'_>,
     names: &Names<'_>,
-    site_filters: &[FilterUse],
-    site_headers: &HeaderRules,
+    (site_filters, site_headers, site_compress): (&[FilterUse], &HeaderRules, Option<&Compress>),
 ) -> Option<Vec<Route>> {
     let mut index = 0;
     let mut seen_names: BTreeMap<String, Position> = BTreeMap::new();
@@ -367,6 +380,7 @@ fn read_routes(
             invalidates: draft.invalidates,
             mirror: draft.mirror,
             cors: draft.cors,
+            compress: draft.compress.unwrap_or_else(|| site_compress.cloned()),
             limits: draft.limits,
             timeouts: draft.timeouts,
             target: draft.target?,
@@ -386,6 +400,8 @@ struct RouteDraft {
     invalidates: Vec<Invalidate>,
     mirror: Option<Mirror>,
     cors: Option<Cors>,
+    /// `None` = as the site says.
+    compress: Option<Option<Compress>>,
     limits: RouteLimits,
     timeouts: Option<RouteTimeouts>,
     target: Option<Target>,
@@ -417,6 +433,7 @@ impl RouteDraft {
         let cache_at = fields.get("cache");
         let invalidates_at = fields.get("invalidates");
         let cors = fields.read(cx, "cors", Cors::read);
+        let compress = fields.read(cx, "compress", Compress::read);
         let limits = fields.read(cx, "limits", RouteLimits::read).unwrap_or_default();
         let timeouts_at = fields.get("timeouts");
         let mirror_at = fields.get("mirror");
@@ -502,7 +519,21 @@ impl RouteDraft {
         });
         let invalidates = invalidates.unwrap_or_default();
         fields.close(cx);
-        Some(Self { name, when, filters, headers, rewrite, cache, invalidates, mirror, cors, limits, timeouts, target })
+        Some(Self {
+            name,
+            when,
+            filters,
+            headers,
+            rewrite,
+            cache,
+            invalidates,
+            mirror,
+            cors,
+            compress,
+            limits,
+            timeouts,
+            target,
+        })
     }
 }
 

@@ -827,6 +827,36 @@ fn routes() {
             "{ to: demo, cors: { origins: [https://a.test, \"*\"] } }",
             "12:34 sites[0].routes[0].cors.origins: `\"*\"` stands for all: it stands alone",
         ),
+        (
+            "{ to: demo, compress: [gzip, lz4] }",
+            "12:34 sites[0].routes[0].compress[1]: `lz4` is not one of `zstd`, `br`, `gzip`",
+        ),
+        (
+            "{ to: demo, compress: [gzip, gzip] }",
+            "12:34 sites[0].routes[0].compress[1]: this encoding is written twice",
+        ),
+        ("{ to: demo, compress: [] }", "12:27 sites[0].routes[0].compress: the list is empty"),
+        (
+            "{ to: demo, compress: true }",
+            "12:27 sites[0].routes[0].compress: how is not said | name the encodings: `[zstd, br, gzip]`",
+        ),
+        (
+            "{ to: demo, compress: { encodings: [br], how: 3 } }",
+            "12:46 sites[0].routes[0].compress.how: unknown key `how` | known keys: `encodings`, `types`, `min_size`, `levels`",
+        ),
+        ("{ to: demo, compress: {} }", "12:17 sites[0].routes[0].compress.encodings: `encodings` is missing"),
+        (
+            "{ to: demo, compress: { encodings: [br], levels: { br: 11 } } }",
+            "12:60 sites[0].routes[0].compress.levels.br: `11` is not a number from 0 to 9",
+        ),
+        (
+            "{ to: demo, compress: { encodings: [br], types: [html] } }",
+            "12:54 sites[0].routes[0].compress.types[0]: `html` is no media type | expected a media type: `text/html`, `text/*` or `*+json`",
+        ),
+        (
+            "{ to: demo, compress: { encodings: [br], types: [\"*/json\"] } }",
+            "12:54 sites[0].routes[0].compress.types[0]: `*/json` is no media type | expected a media type: `text/html`, `text/*` or `*+json`",
+        ),
         ("{ to: demo, mirror: { share: 5% } }", "12:17 sites[0].routes[0].mirror.to: `to` is missing"),
         (
             "{ respond: { status: 200 }, mirror: { to: demo } }",

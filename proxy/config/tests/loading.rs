@@ -13,11 +13,11 @@ use std::{
 use proptest::prelude::*;
 use selvedge_config::{
     AccessLog, Admit, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheDisk, CacheKey, CacheMemory, CacheTags,
-    Certificates, ClientMode, Collapse, Compat, Config, DiskFolder, EndpointAddr, FilterLimits, GeoDatabase,
-    HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput, Match, ModuleCache, Node,
-    OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey, Ranges, Rate, Reload, Report, Retries, RetryOn,
-    Servers, SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion, Ttl, UnknownNames, UpstreamLimits,
-    UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
+    Certificates, ClientMode, Collapse, Compat, CompressLevels, Config, DiskFolder, Encoding, EndpointAddr,
+    FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
+    Match, MediaType, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey, Ranges, Rate,
+    Reload, Report, Retries, RetryOn, Servers, SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion, Ttl,
+    UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -959,4 +959,45 @@ fn tests_are_read_with_the_places_of_what_they_expect() {
     let demo = &two.origins["demo"];
     assert_eq!((demo.down, demo.status, demo.body.as_str()), (true, 503, "z"));
     assert_eq!((two.expect.route.as_deref(), two.expect.path.as_deref()), (Some("none"), Some("/p")));
+}
+
+#[test]
+fn a_route_compresses_as_its_site_does_unless_it_says_otherwise() {
+    let yaml = "
+version: 1
+listeners: { web: { bind: 127.0.0.1:1 } }
+sites:
+- hosts: [a.test]
+  compress: [br, gzip]
+  routes:
+  - { match: { path: /site }, respond: { status: 200 } }
+  - { match: { path: /off }, compress: false, respond: { status: 200 } }
+  - match: { path: /own }
+    compress: { encodings: [zstd], types: [Text/*, \"*+JSON\", image/bmp], min_size: 2KiB, levels: { zstd: 9 } }
+    respond: { status: 200 }
+- hosts: [b.test]
+  routes: [{ respond: { status: 200 } }]";
+    let loaded = Loader::new().load_str("a.yaml", yaml).unwrap_or_else(|report| panic!("{report}"));
+    let [site, other] = &loaded.config.sites[..] else { panic!("two sites") };
+    let [as_site, off, own] = &site.routes[..] else { panic!("three routes") };
+    let usual = as_site.compress.as_ref().unwrap();
+    assert_eq!(usual.encodings, [Encoding::Br, Encoding::Gzip]);
+    assert_eq!((usual.min_size, usual.levels), (ByteSize::kib(1), CompressLevels { zstd: 3, br: 4, gzip: 6 }));
+    for (media_type, is_usual) in [
+        ("text/html", true),
+        ("text/event-stream", false),
+        ("image/svg+xml", true),
+        ("application/geo+json", true),
+        ("application/javascript", true),
+        ("image/png", false),
+        ("application/octet-stream", false),
+    ] {
+        assert_eq!(usual.types.iter().any(|known| known.matches(media_type)), is_usual, "{media_type}");
+    }
+    assert_eq!((&off.compress, &other.routes[0].compress), (&None, &None));
+    let own = own.compress.as_ref().unwrap();
+    assert_eq!((own.min_size, own.levels), (ByteSize::kib(2), CompressLevels { zstd: 9, br: 4, gzip: 6 }));
+    let types = ["text/", "+json", "image/bmp"].map(str::to_owned);
+    let [a, b, c] = types;
+    assert_eq!(own.types, [MediaType::Prefix(a), MediaType::Suffix(b), MediaType::Exact(c)]);
 }

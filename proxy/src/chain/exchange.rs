@@ -22,7 +22,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use selvedge_cache::Wishes;
 use selvedge_cache::purge::TAG_MAX;
-use selvedge_config::HeaderEncoding;
+use selvedge_config::{Encoding, HeaderEncoding};
 use selvedge_geoip::{Geo, Location};
 use selvedge_wasm::{
     Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases, PropertyKind, Trace,
@@ -59,6 +59,8 @@ pub(crate) struct ExchangeState {
     pub(crate) connection: Connection,
     /// What kind of answer the client expects.
     pub(crate) asked: Asked,
+    /// How the client would like responses compressed, on routes that do that.
+    pub(crate) encoding: Option<Encoding>,
     geo: Option<Arc<Geo>>,
     location: OnceCell<Option<Location>>,
     /// When the request header had been read.
@@ -146,6 +148,7 @@ impl ExchangeState {
             server: session.server_addr().and_then(|address| address.as_inet()).copied(),
             connection: Connection::of(session.digest()),
             asked: Asked::by(session.req_header()),
+            encoding: route.compress.as_ref().and_then(|compress| compress.wanted(session.req_header())),
             geo: ctx.plan.geo.clone(),
             location: OnceCell::new(),
             started: ctx.started,

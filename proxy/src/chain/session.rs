@@ -23,10 +23,12 @@ use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use selvedge_cache::StoredBody;
 use selvedge_wasm::LocalReply;
 
 use super::exchange::Asked;
 use super::{Chain, ChainError, Event, Passage};
+use crate::compress::outlet::Outlet;
 use crate::grpc;
 use crate::plan::Route;
 use crate::request::step;
@@ -43,6 +45,8 @@ pub(crate) struct Slot {
     reply: Mutex<Option<LocalReply>>,
     /// Set when the session answered an error of the chain itself: the RFC 9209 error token, for the access log.
     failure: Mutex<Option<&'static str>>,
+    /// The stored body that answers, on routes that compress.
+    pub(crate) stored: Mutex<Option<StoredBody>>,
     /// An error answer was made: the connection must not be kept alive.
     pub(crate) close: AtomicBool,
 }
@@ -139,6 +143,8 @@ pub(crate) struct FilteredSession {
     early_informational: bool,
     /// The route, where it says which pages of other origins may use it: that is in every response, whoever made it.
     cors: Option<Arc<Route>>,
+    /// Where responses leave compressed, on routes that do that.
+    outlet: Option<Box<Outlet>>,
 }
 
 impl FilteredSession {
@@ -147,6 +153,8 @@ impl FilteredSession {
         let slot = Arc::new(Slot::default());
         let route = &chain.state.route;
         let cors = route.cors.is_some().then(|| Arc::clone(route));
+        let wanted = chain.state.encoding;
+        let outlet = route.compress.is_some().then(|| Box::new(Outlet::new(Arc::clone(route), wanted)));
         *slot.chain.lock() = Some(chain);
         let real = std::mem::replace(session, Box::new(HttpSession::new_custom(Box::new(()))));
         let filtered = Self {
@@ -161,6 +169,7 @@ impl FilteredSession {
             unfiltered: false,
             early_informational: false,
             cors,
+            outlet,
         };
         **session = HttpSession::new_custom(Box::new(filtered));
         slot
@@ -230,7 +239,7 @@ impl FilteredSession {
                 HttpTask::Header(header, end) if chain.response_started() => {
                     // An error answer, made after the chain has seen a response that is not out yet: it takes that one's place, unfiltered.
                     self.unfiltered = true;
-                    self.write_header(&mut out, header, end);
+                    self.write_header(&mut out, header, end)?;
                 }
                 HttpTask::Header(header, end) => {
                     // A 101 has no body: what follows is another protocol. Of others without one (RFC 9110, 6.4.1) Pingora does not
@@ -290,7 +299,7 @@ impl FilteredSession {
                     if let (false, Some(Event::Body { data, end: true })) = (end, events.peek()) {
                         fix_length(&mut header, data.len(), self.real().req_header());
                     }
-                    self.write_header(out, header, end);
+                    self.write_header(out, header, end)?;
                 }
                 Event::Body { data, end } => {
                     self.ended(end);
@@ -309,12 +318,16 @@ impl FilteredSession {
         Ok(())
     }
 
-    fn write_header(&mut self, out: &mut Vec<HttpTask>, mut header: Box<ResponseHeader>, end: bool) {
+    fn write_header(&mut self, out: &mut Vec<HttpTask>, mut header: Box<ResponseHeader>, end: bool) -> Result<()> {
         if let Some(cors) = self.cors.as_ref().and_then(|route| route.cors.as_ref()) {
             // Valid names and values: nothing can be refused.
             let _ = cors.mark(&self.real().req_header().headers, &mut header);
         }
         let bodiless = is_bodiless(&header, self.real().req_header());
+        if let Some(outlet) = &mut self.outlet {
+            let request = self.real.as_deref().expect("held until drop").req_header();
+            outlet.header(request, &mut header, end || bodiless, self.slot.stored.lock().take())?;
+        }
         let mut until_close = false;
         if !end && !bodiless {
             until_close = frame(&mut header, self.real().req_header().version) == Framing::UntilClose;
@@ -325,6 +338,7 @@ impl FilteredSession {
         let end = (end || bodiless) && header.status != StatusCode::SWITCHING_PROTOCOLS;
         self.response = if end { Response::Ended } else { Response::Sent };
         out.push(HttpTask::Header(header, end));
+        Ok(())
     }
 
     fn ended(&mut self, end: bool) {
@@ -349,7 +363,7 @@ impl FilteredSession {
         self.slot.close.store(true, Ordering::Relaxed);
         self.abandon_body = true;
         let mut out = Vec::with_capacity(2);
-        self.write_header(&mut out, header, body.is_empty());
+        self.write_header(&mut out, header, body.is_empty())?;
         if self.response != Response::Ended {
             out.push(HttpTask::Body(Some(body), true));
         }
@@ -370,7 +384,13 @@ impl FilteredSession {
 
     async fn forward(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let ended = self.response == Response::Ended;
-        let result = self.real_mut().response_duplex_vec(tasks).await;
+        let result = match &mut self.outlet {
+            Some(outlet) if !outlet.is_idle() => {
+                let real = self.real.as_deref_mut().expect("held until drop");
+                Box::pin(outlet.write(real, tasks)).await
+            }
+            _ => self.real_mut().response_duplex_vec(tasks).await,
+        };
         // That the client has all of an announced length does not mean that the filters have seen the end: `finish` shows it to them.
         if result.is_err() {
             self.broken = true;

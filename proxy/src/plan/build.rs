@@ -37,6 +37,7 @@ use crate::bundled;
 use crate::cluster::counts::Counts;
 use crate::cluster::messages::Handlers;
 use crate::cluster::{self, Cluster};
+use crate::compress::Compress;
 use crate::error_chain;
 use crate::files::Files;
 use crate::purge;
@@ -341,6 +342,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 invalidates: related,
                 mirror: mirror.map(Box::new),
                 cors,
+                compress: route.compress.as_ref().map(|written| Box::new(Compress::of(written, &resources.counters))),
                 body_limit: route.limits.body.map(|limit| limit.bytes()),
                 timeouts: route.timeouts.map(Box::new),
                 request_fields,

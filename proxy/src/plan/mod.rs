@@ -31,6 +31,7 @@ pub use self::router::{Asker, Router, Selected};
 pub(crate) use self::router::{FieldValue, HostRule, cookies, without_port};
 pub use self::trouble::Trouble;
 use crate::cluster::{Cluster, RouteIdentity};
+use crate::compress::Compress;
 use crate::files::Files;
 use crate::purge;
 use crate::request::actions::{Fields, Redirect, Rewrite};
@@ -102,6 +103,8 @@ pub struct Route {
     pub(crate) mirror: Option<Box<Mirror>>,
     /// Which pages of other origins may use it.
     pub(crate) cors: Option<Box<Cors>>,
+    /// How its responses are compressed.
+    pub(crate) compress: Option<Box<Compress>>,
     /// The longest request body, in bytes, in place of the listener's.
     pub(crate) body_limit: Option<u64>,
     /// Time limits in place of the upstream's.

@@ -97,8 +97,12 @@ pub(crate) fn hit(
     ctx: &mut RequestCtx,
 ) -> Option<ForcedFreshness> {
     step!(ctx, "hit", fresh = is_fresh);
+    let cache = ctx.plan.cache?;
+    if let Some(slot) = ctx.slot.as_ref().filter(|_| ctx.route.as_ref().is_some_and(|route| route.compress.is_some())) {
+        *slot.stored.lock() = cache.stored_body(hit);
+    }
     let request = session.downstream_session.req_header();
-    ctx.plan.cache?.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache)
+    cache.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache)
 }
 
 /// A stale response, and an error or (`None`) the wish to fetch it anew in the background: serve it?

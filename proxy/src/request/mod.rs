@@ -251,7 +251,7 @@ impl ProxyHttp for Edge {
         {
             return Ok(true);
         }
-        if !inside && !route.filters.is_empty() {
+        if !inside && (!route.filters.is_empty() || route.compress.is_some()) {
             step!(ctx, "filter", direction = "request");
             if filter::request(self, session, ctx).await? == filter::Answered::Yes {
                 return Ok(true);

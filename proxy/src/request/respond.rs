@@ -33,7 +33,7 @@ pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: 
 
 /// Tells the filters where the response comes from, and what the cache had to do with it.
 pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
-    if ctx.slot.is_none() {
+    if ctx.slot.is_none() || ctx.route.as_ref().is_none_or(|route| route.filters.is_empty()) {
         return;
     }
     let cached = lookup::facts(session, ctx);

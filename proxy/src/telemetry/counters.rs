@@ -19,6 +19,8 @@ pub(crate) struct Counters {
     requests: [AtomicU64; 6],
     /// Requests of routes that cache, by what the cache had to do with them, in the order of [`CACHE_RESULTS`].
     cached: [AtomicU64; CACHE_RESULTS.len()],
+    /// What is compressed on its way out.
+    pub(crate) compressed: Compressed,
     /// Connections there was no room for.
     refused_connections: AtomicU64,
     /// Copies of requests: sent, and not made.
@@ -37,6 +39,17 @@ pub(crate) struct Counters {
     since: AtomicU64,
     /// Counters of each filter, by name.
     filters: Mutex<BTreeMap<String, Arc<PluginStats>>>,
+}
+
+/// Responses that left compressed.
+#[derive(Debug, Default)]
+pub(crate) struct Compressed {
+    /// Compressed on their way, and as they were stored.
+    pub(crate) encoded: AtomicU64,
+    pub(crate) stored: AtomicU64,
+    /// The bytes of bodies that were compressed on their way, and what was made of them.
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
 }
 
 /// What the cache may have to do with a request; the words of the access log, the most frequent ones first.

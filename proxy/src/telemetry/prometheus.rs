@@ -6,6 +6,7 @@
 mod cache;
 mod certificates;
 mod cluster;
+mod compress;
 mod disks;
 mod purges;
 mod upstreams;
@@ -38,6 +39,7 @@ pub(crate) fn page(
         disks::write(&mut page, &cache.disks());
         purges::write(&mut page, cache);
     }
+    compress::write(&mut page, &plan.counters);
     if let Some((usage, over_redis)) = stream {
         purges::stream(&mut page, &usage, over_redis);
     }

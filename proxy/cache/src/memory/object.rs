@@ -10,6 +10,7 @@ use pingora_cache::CacheMeta;
 use pingora_cache::key::HashBinary;
 use pingora_http::ResponseHeader;
 
+use super::encoded::{self, Encodings};
 use super::fill::Chunks;
 use crate::purge::Marks;
 
@@ -31,6 +32,8 @@ pub(crate) const NOT_ON_DISK: u64 = u64::MAX;
 pub(crate) struct Object {
     pub(crate) meta: StoredMeta,
     pub(crate) body: Body,
+    /// The body in content codings, as far as somebody has asked for it so.
+    pub(super) encodings: Option<Encodings>,
     pub(crate) primary: u128,
     /// Tells this object from others at the same slot before and after.
     pub(crate) generation: u64,
@@ -41,7 +44,7 @@ pub(crate) struct Object {
 impl Object {
     /// An object, with its copy on disk if it has one.
     pub(crate) fn new(meta: StoredMeta, body: Body, primary: u128, generation: u64, on_disk: u64) -> Self {
-        Self { meta, body, primary, generation, on_disk: AtomicU64::new(on_disk) }
+        Self { meta, body, encodings: None, primary, generation, on_disk: AtomicU64::new(on_disk) }
     }
 
     /// The generation of its copy on disk.
@@ -55,7 +58,7 @@ impl Object {
         let each = if self.meta.header.has_case() { 2 * FIELD_OVERHEAD } else { FIELD_OVERHEAD };
         let header: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + each).sum();
         let marks = size_of_val(&*self.meta.marks.marks);
-        let total = (OVERHEAD + header + marks) as u64 + self.body.len();
+        let total = (OVERHEAD + header + marks) as u64 + self.body.len() + encoded::weight(self.encodings.as_ref());
         u32::try_from(total).unwrap_or(u32::MAX)
     }
 }
