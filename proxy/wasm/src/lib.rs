@@ -31,6 +31,7 @@ mod vm;
 
 mod turn;
 
+mod by_hand;
 mod root_loop;
 
 mod calls;

@@ -410,6 +410,11 @@ impl Plugin {
         vm
     }
 
+    /// What is known of this worker's ticks.
+    pub(crate) fn ticks(&self, worker: usize) -> &Ticks {
+        &self.workers[worker].ticks
+    }
+
     /// The VMs of a worker whose contexts may have asked for queues.
     pub(crate) fn vms(&self, worker: usize) -> Vec<Arc<VmCell>> {
         self.workers[worker].all()

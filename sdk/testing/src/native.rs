@@ -1,9 +1,10 @@
 //! The native guest: the SDK's runtime on a fake host.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
 use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
+use std::sync::{Once, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use log::Level;
@@ -12,84 +13,143 @@ use selvedge_sdk::runtime::{self, Action, Root};
 use selvedge_sdk::{Filter, Reply};
 
 use crate::exchange::{Exchange, Refused, Side};
-use crate::{Callout, Guest, Seen, Step, Stream, World};
+use crate::guest::{Callout, Guest, Step, Stream};
+use crate::seen::Seen;
+use crate::store::{self, FakeStore, Store};
+use crate::tester::{Foreign, answer_fields};
+use crate::world::World;
 
 pub(crate) struct Native<F: Filter> {
-    root: Root<F>,
+    config: Vec<u8>,
+    /// `None`: it has panicked, and is made anew when it is needed, as the shipped host makes a new VM.
+    root: RefCell<Option<Root<F>>>,
     host: Rc<FakeHost>,
 }
 
 impl<F: Filter> Native<F> {
-    pub(crate) fn start(config: &[u8], world: &World) -> Result<Self, String> {
-        let host = Rc::new(FakeHost { world: world.clone(), state: RefCell::default() });
+    pub(crate) fn start(config: &[u8], world: &World, foreign: Foreign) -> Result<Self, String> {
+        let host = Rc::new(FakeHost {
+            world: world.clone(),
+            foreign,
+            state: RefCell::default(),
+            store: RefCell::default(),
+            life: Cell::new(0),
+        });
+        let native = Self { config: config.to_vec(), root: RefCell::default(), host };
+        native.configure()?;
+        Ok(native)
+    }
+
+    fn configure(&self) -> Result<(), String> {
         let mut root = Root::default();
-        let installed = host::install(host.clone());
-        let valid = root.configure(config);
-        drop(installed);
-        if valid { Ok(Self { root, host }) } else { Err(world.lines().join("\n")) }
+        let valid = self.host.enter(|| root.configure(&self.config))?;
+        if !valid {
+            return Err(self.host.world.lines().join("\n"));
+        }
+        *self.root.borrow_mut() = Some(root);
+        Ok(())
+    }
+
+    /// The filter, made anew when it was lost.
+    fn with<T>(&self, work: impl FnOnce(&Root<F>) -> T) -> Result<T, String> {
+        if self.host.is_lost() || self.root.borrow().is_none() {
+            *self.root.borrow_mut() = None;
+            self.host.life.set(self.host.life.get() + 1);
+            self.host.state.borrow_mut().lost = false;
+            self.configure()?;
+        }
+        let root = self.root.borrow();
+        let Some(root) = &*root else { return Err("the filter is not configured".into()) };
+        self.host.enter(|| work(root))
     }
 }
 
 impl<F: Filter> Guest for Native<F> {
-    fn open(&self) -> Box<dyn Stream> {
-        match self.root.open() {
-            Some(stream) => Box::new(NativeStream { stream, host: self.host.clone() }),
-            None => panic!("the filter is not configured"),
-        }
+    fn open(&self) -> Result<Box<dyn Stream>, String> {
+        let stream = self.with(Root::open)?.ok_or("the filter is not configured")?;
+        Ok(Box::new(NativeStream { stream, life: self.host.life.get(), host: self.host.clone() }))
     }
 
-    fn tick(&self) {
-        let _installed = host::install(self.host.clone());
-        self.root.tick();
+    fn tick(&self) -> Result<(), String> {
+        self.with(Root::tick)
     }
 
-    fn metric(&self, name: &str) -> Option<u64> {
-        self.host.state.borrow().metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
+    fn tick_period(&self) -> Option<Duration> {
+        self.host.state.borrow().tick_period.filter(|period| !period.is_zero())
+    }
+
+    fn root_callouts(&self) -> Vec<Callout> {
+        mem::take(&mut self.host.state.borrow_mut().step.callouts)
+    }
+
+    fn root_answered(&self, _token: u32, _answer: Option<&Reply>) -> Result<(), String> {
+        // Hooks outside of streams do not wait.
+        Ok(())
+    }
+
+    fn metrics(&self) -> Vec<(String, u64)> {
+        let state = self.host.state.borrow();
+        let mut metrics: Vec<_> = state.metrics.iter().map(|metric| (metric.name.clone(), metric.value)).collect();
+        metrics.sort();
+        metrics
+    }
+
+    fn store(&self) -> &dyn Store {
+        &*self.host
     }
 }
 
 struct NativeStream<F: Filter> {
     stream: runtime::Stream<F>,
+    /// Which life of the filter it belongs to.
+    life: u32,
     host: Rc<FakeHost>,
 }
 
 impl<F: Filter> NativeStream<F> {
-    fn run(&mut self, exchange: &mut Exchange, callback: impl FnOnce(&mut runtime::Stream<F>) -> Action) -> Step {
-        let _installed = host::install(self.host.clone());
+    fn run(
+        &mut self,
+        exchange: &mut Exchange,
+        callback: impl FnOnce(&mut runtime::Stream<F>) -> Action,
+    ) -> Result<Step, String> {
+        if self.host.is_lost() || self.life != self.host.life.get() {
+            return Err("its VM was lost in another exchange".into());
+        }
         self.host.state.borrow_mut().exchange = mem::take(exchange);
-        let action = callback(&mut self.stream);
+        let action = self.host.enter(|| callback(&mut self.stream));
         let mut state = self.host.state.borrow_mut();
         *exchange = mem::take(&mut state.exchange);
-        Step { pause: action == Action::Pause, ..mem::take(&mut state.step) }
+        let step = mem::take(&mut state.step);
+        Ok(Step { pause: action? == Action::Pause, ..step })
     }
 }
 
 impl<F: Filter> Stream for NativeStream<F> {
-    fn request_headers(&mut self, exchange: &mut Exchange, end: bool) -> Step {
+    fn request_headers(&mut self, exchange: &mut Exchange, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream| stream.on_request_headers(end))
     }
 
-    fn request_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Step {
+    fn request_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream| stream.on_request_body(held, end))
     }
 
-    fn response_headers(&mut self, exchange: &mut Exchange, end: bool) -> Step {
+    fn response_headers(&mut self, exchange: &mut Exchange, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream| stream.on_response_headers(end))
     }
 
-    fn response_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Step {
+    fn response_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream| stream.on_response_body(held, end))
     }
 
-    fn request_trailers(&mut self, exchange: &mut Exchange) -> Step {
+    fn request_trailers(&mut self, exchange: &mut Exchange) -> Result<Step, String> {
         self.run(exchange, runtime::Stream::on_request_trailers)
     }
 
-    fn response_trailers(&mut self, exchange: &mut Exchange) -> Step {
+    fn response_trailers(&mut self, exchange: &mut Exchange) -> Result<Step, String> {
         self.run(exchange, runtime::Stream::on_response_trailers)
     }
 
-    fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Step {
+    fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Result<Step, String> {
         let (headers, body) = answer.map_or((0, 0), |answer| (answer.headers().len() + 1, answer.bytes().len()));
         self.host.state.borrow_mut().answer = answer.cloned();
         let step = self.run(exchange, |stream| {
@@ -100,11 +160,12 @@ impl<F: Filter> Stream for NativeStream<F> {
         step
     }
 
-    fn finish(&mut self, exchange: &mut Exchange) {
-        self.run(exchange, |stream| {
+    fn finish(&mut self, exchange: &mut Exchange) -> Result<(), String> {
+        let step = self.run(exchange, |stream| {
             stream.on_log();
             Action::Continue
         });
+        step.map(drop)
     }
 
     fn bodies(&self) -> (bool, bool) {
@@ -114,7 +175,11 @@ impl<F: Filter> Stream for NativeStream<F> {
 
 struct FakeHost {
     world: World,
+    foreign: Foreign,
     state: RefCell<State>,
+    store: RefCell<FakeStore>,
+    /// Counts how often the filter was made anew.
+    life: Cell<u32>,
 }
 
 #[derive(Default)]
@@ -123,14 +188,61 @@ struct State {
     step: Step,
     answer: Option<Reply>,
     next_token: u32,
-    shared: BTreeMap<String, (Vec<u8>, u32)>,
     metrics: Vec<Metric>,
+    tick_period: Option<Duration>,
+    /// The filter has panicked.
+    lost: bool,
 }
 
 struct Metric {
     kind: MetricKind,
     name: String,
     value: u64,
+}
+
+thread_local! {
+    /// What a panic of the filter that runs on this thread said; `None` outside of filters.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Panics of filters are caught and reported; all others go to whoever was told of them before.
+fn catch_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let caught = PANIC.with_borrow_mut(|caught| match caught {
+                Some(message) => {
+                    *message = panic.to_string();
+                    true
+                }
+                None => false,
+            });
+            if !caught {
+                before(panic);
+            }
+        }));
+    });
+}
+
+impl FakeHost {
+    /// Runs code of the filter. It panics as a module traps: the filter is lost, and the log says why.
+    fn enter<T>(self: &Rc<Self>, code: impl FnOnce() -> T) -> Result<T, String> {
+        catch_panics();
+        let _installed = host::install(self.clone());
+        PANIC.set(Some(String::new()));
+        let result = panic::catch_unwind(AssertUnwindSafe(code));
+        let message = PANIC.take().unwrap_or_default();
+        result.map_err(|_| {
+            self.world.log("CRITICAL", &message);
+            self.state.borrow_mut().lost = true;
+            message
+        })
+    }
+
+    fn is_lost(&self) -> bool {
+        self.state.borrow().lost
+    }
 }
 
 impl Host for FakeHost {
@@ -146,11 +258,10 @@ impl Host for FakeHost {
         let state = self.state.borrow();
         match side(map) {
             Some(side) => state.exchange.half(side).header(name).map(<[u8]>::to_vec),
-            None => state
-                .answer_headers()
-                .into_iter()
-                .find(|(other, _)| other.eq_ignore_ascii_case(name))
-                .map(|(_, value)| value),
+            None => {
+                let fields = state.answer.as_ref().map(answer_fields).unwrap_or_default();
+                fields.into_iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+            }
         }
     }
 
@@ -158,20 +269,20 @@ impl Host for FakeHost {
         let state = self.state.borrow();
         match side(map) {
             Some(side) => state.exchange.half(side).headers.clone().unwrap_or_default(),
-            None => state.answer_headers(),
+            None => state.answer.as_ref().map(answer_fields).unwrap_or_default(),
         }
     }
 
     fn set_header(&self, map: Map, name: &str, value: &[u8]) -> Result<(), Status> {
-        self.change(map, |half| half.set_header(name, value))
+        self.change(map, |exchange, side| exchange.set_header(side, name, value))
     }
 
     fn add_header(&self, map: Map, name: &str, value: &[u8]) -> Result<(), Status> {
-        self.change(map, |half| half.add_header(name, value))
+        self.change(map, |exchange, side| exchange.add_header(side, name, value))
     }
 
     fn remove_header(&self, map: Map, name: &str) -> Result<(), Status> {
-        self.change(map, |half| half.remove_header(name))
+        self.change(map, |exchange, side| exchange.remove_header(side, name))
     }
 
     fn buffer(&self, buffer: Buffer, start: usize, max: usize) -> Option<Vec<u8>> {
@@ -192,31 +303,27 @@ impl Host for FakeHost {
             Buffer::Response => Map::Response,
             Buffer::CallResponse => Map::CallResponse,
         };
-        self.change(map, |half| half.splice(start, size, bytes))
+        self.change(map, |exchange, side| exchange.half_mut(side).splice(start, size, bytes))
     }
 
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
-        self.state.borrow().exchange.property(path).map(<[u8]>::to_vec)
+        self.state.borrow().exchange.property(path)
     }
 
     fn set_property(&self, path: &[&str], value: &[u8]) -> Result<(), Status> {
-        self.state.borrow_mut().exchange.set_property(path, value);
-        Ok(())
+        self.state.borrow_mut().exchange.set_property(path, value).map_err(|Refused| Status::BadArgument)
     }
 
     fn shared(&self, key: &str) -> Option<(Vec<u8>, u32)> {
-        self.state.borrow().shared.get(key).cloned()
+        self.get(key)
     }
 
     fn set_shared(&self, key: &str, value: &[u8], cas: Option<u32>) -> Result<(), Status> {
-        let mut state = self.state.borrow_mut();
-        let current = state.shared.get(key).map(|(_, cas)| *cas);
-        // As the ABI has it: a version is compared with what is there; where nothing is, any version will do.
-        if cas.is_some() && current.is_some() && cas != current {
-            return Err(Status::CasMismatch);
+        match self.set(key, value, cas.unwrap_or(0), None) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Status::CasMismatch),
+            Err(store::Refused) => Err(Status::BadArgument),
         }
-        state.shared.insert(key.to_owned(), (value.to_vec(), current.unwrap_or(0) + 1));
-        Ok(())
     }
 
     fn define_metric(&self, kind: MetricKind, name: &str) -> Result<u32, Status> {
@@ -243,16 +350,21 @@ impl Host for FakeHost {
         });
     }
 
-    fn call(&self, upstream: &str, headers: &[(&str, &[u8])], body: &[u8], _timeout: Duration) -> Result<u32, Status> {
+    fn call(&self, upstream: &str, headers: &[(&str, &[u8])], body: &[u8], timeout: Duration) -> Result<u32, Status> {
         if !self.world.has_upstream(upstream) {
             return Err(Status::BadArgument);
         }
         let mut state = self.state.borrow_mut();
         state.next_token += 1;
         let token = state.next_token;
-        let headers = headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec())).collect();
-        let seen = Seen { upstream: upstream.to_owned(), headers, body: body.to_vec() };
-        state.step.callouts.push(Callout { token, seen });
+        let seen = Seen {
+            upstream: upstream.to_owned(),
+            headers: headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec())).collect(),
+            body: body.to_vec(),
+            trailers: Vec::new(),
+            timeout: Some(timeout),
+        };
+        state.step.callouts.push(Callout { token, timeout, seen });
         Ok(token)
     }
 
@@ -269,27 +381,53 @@ impl Host for FakeHost {
         let reply = headers.iter().fold(reply, |reply, (name, value)| reply.header(name, value));
         self.state.borrow_mut().step.reply.get_or_insert(reply);
     }
+
+    fn foreign(&self, name: &str, argument: &[u8]) -> Result<Vec<u8>, Status> {
+        let functions = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        match functions.get(name) {
+            Some(function) => function(argument).ok_or(Status::BadArgument),
+            None => match store::foreign(self, name, argument) {
+                Some(answer) => answer.map_err(|store::Refused| Status::BadArgument),
+                None => Err(Status::NotFound),
+            },
+        }
+    }
+
+    fn set_tick_period(&self, period: Duration) {
+        self.state.borrow_mut().tick_period = Some(period);
+    }
+}
+
+impl Store for FakeHost {
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+        self.store.borrow().get(key, self.world.now())
+    }
+
+    fn set(&self, key: &str, value: &[u8], cas: u32, ttl: Option<Duration>) -> Result<bool, store::Refused> {
+        self.store.borrow_mut().set(key, value, cas, ttl, self.world.now())
+    }
+
+    fn delete(&self, key: &str) -> bool {
+        self.store.borrow_mut().delete(key, self.world.now())
+    }
+
+    fn increment(&self, key: &str, delta: i64, initial: i64, ttl: Option<Duration>) -> Result<i64, store::Refused> {
+        self.store.borrow_mut().increment(key, delta, initial, ttl, self.world.now())
+    }
+
+    fn keys(&self, prefix: &str) -> Vec<String> {
+        self.store.borrow().keys(prefix, self.world.now())
+    }
 }
 
 impl FakeHost {
-    fn change(
-        &self,
-        map: Map,
-        change: impl FnOnce(&mut crate::exchange::Half) -> Result<(), Refused>,
-    ) -> Result<(), Status> {
-        let mut state = self.state.borrow_mut();
-        let half = state.exchange.half_mut(side(map).ok_or(Status::BadArgument)?);
-        change(half).map_err(|Refused| Status::BadArgument)
+    fn change(&self, map: Map, change: impl FnOnce(&mut Exchange, Side) -> Result<(), Refused>) -> Result<(), Status> {
+        let side = side(map).ok_or(Status::BadArgument)?;
+        change(&mut self.state.borrow_mut().exchange, side).map_err(|Refused| Status::BadArgument)
     }
 }
 
 impl State {
-    fn answer_headers(&self) -> Vec<(String, Vec<u8>)> {
-        let Some(answer) = &self.answer else { return Vec::new() };
-        let status = (":status".to_owned(), answer.status().to_string().into_bytes());
-        [status].into_iter().chain(answer.headers().iter().cloned()).collect()
-    }
-
     fn metric(&mut self, id: u32, change: impl FnOnce(&mut Metric)) {
         if let Some(metric) = usize::try_from(id).ok().and_then(|id| self.metrics.get_mut(id)) {
             change(metric);

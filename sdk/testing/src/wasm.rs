@@ -3,19 +3,29 @@
 use std::borrow::Cow;
 use std::mem;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use selvedge_sdk::Reply;
 use selvedge_wasm::{
-    Action, Arrival, Body, Buffer, CallError, CalloutFailure, CalloutId, CalloutResponse, Engine, EngineOptions,
-    ExchangeError, HeaderMap, Host, Limits, LogLevel, MetricValue, Metrics, Module, Outgoing, Phases, Plugin,
-    PluginOptions, SharedData, SharedQueues,
+    Action, Arrival, Body, Buffer, CallError, Caller, CalloutFailure, CalloutId, CalloutResponse, Engine,
+    EngineOptions, ExchangeError, ForeignError, HeaderMap, Host, Limits, LogLevel, MetricValue, Metrics, Module,
+    Outgoing, Phases, Plugin, PluginOptions, SharedData, SharedDataError, SharedDataLimits, SharedQueues,
 };
 
-use crate::exchange::{Exchange, Half, Refused, Side};
-use crate::{Callout, Guest, Seen, Step, Stream, World};
+use crate::exchange::{self, Exchange, Fields, Half, Refused, Side};
+use crate::guest::{Callout, Guest, Step, Stream};
+use crate::seen::Seen;
+use crate::store::{self, Store};
+use crate::tester::{Foreign, answer_fields};
+use crate::world::World;
+
+/// The key space of the filter's shared data.
+const VM_ID: &str = "";
+
+/// A tester runs a filter on one thread.
+const WORKER: usize = 0;
 
 pub(crate) struct WasmGuest {
     plugin: Arc<Plugin>,
@@ -23,21 +33,19 @@ pub(crate) struct WasmGuest {
 }
 
 impl WasmGuest {
-    pub(crate) fn start(module: &[u8], config: &[u8], world: &World) -> Result<Self, String> {
+    pub(crate) fn start(module: &[u8], config: &[u8], world: &World, foreign: Foreign) -> Result<Self, String> {
         let host = Arc::new(TestHost {
             world: world.clone(),
-            shared: SharedData::new(),
+            foreign,
+            shared: SharedData::with(SharedDataLimits::default(), clock(world.clone())),
             metrics: Metrics::new(),
             queues: SharedQueues::new(),
         });
         let module = compiled(module)?;
         let options = PluginOptions {
             name: "filter".into(),
-            root_id: String::new(),
-            vm_id: String::new(),
-            vm_config: Bytes::new(),
+            vm_id: VM_ID.into(),
             config: Bytes::copy_from_slice(config),
-            environment: Vec::new(),
             limits: Limits::default(),
             workers: 1,
             ..PluginOptions::default()
@@ -46,6 +54,12 @@ impl WasmGuest {
             .map_err(|error| format!("{error}\n{}", world.lines().join("\n")))?;
         Ok(Self { plugin, host })
     }
+}
+
+/// The tester's clock for what expires: as far from its beginning. A clock that a test sets back stands still meanwhile.
+fn clock(world: World) -> impl Fn() -> Instant + Send + Sync {
+    let (began, zero) = (world.now(), Instant::now());
+    move || zero + world.now().duration_since(began).unwrap_or_default()
 }
 
 /// Compiles a module once per process, as a node does: it takes longer than most tests.
@@ -65,33 +79,51 @@ fn compiled(bytes: &[u8]) -> Result<Arc<Module>, String> {
 }
 
 impl Guest for WasmGuest {
-    fn open(&self) -> Box<dyn Stream> {
-        match self.plugin.open_stream(0) {
-            Ok(stream) => {
-                Box::new(WasmStream { phases: self.plugin.module().phases(), stream, host: self.host.clone() })
-            }
-            Err(error) => panic!("no stream could be opened: {error}"),
-        }
+    fn open(&self) -> Result<Box<dyn Stream>, String> {
+        let stream = self.plugin.open_stream(WORKER).map_err(|error| error.to_string())?;
+        Ok(Box::new(WasmStream { phases: self.plugin.module().phases(), stream }))
     }
 
-    fn tick(&self) {
-        unreachable!("`Tester::tick` exists for native filters only");
+    fn tick(&self) -> Result<(), String> {
+        self.plugin.tick_now(WORKER).map_err(|error| error.to_string())
     }
 
-    fn metric(&self, name: &str) -> Option<u64> {
-        let metric = self.host.metrics.snapshot().into_iter().find(|metric| metric.name == name)?;
-        Some(match metric.value {
-            MetricValue::Counter(value) => value,
-            MetricValue::Gauge(value) => u64::try_from(value).unwrap_or(0),
-            MetricValue::Histogram { count, .. } => count,
-        })
+    fn tick_period(&self) -> Option<Duration> {
+        self.plugin.tick_period(WORKER)
+    }
+
+    fn root_callouts(&self) -> Vec<Callout> {
+        self.plugin.take_outgoing(WORKER).into_iter().map(asked).collect()
+    }
+
+    fn root_answered(&self, token: u32, answer: Option<&Reply>) -> Result<(), String> {
+        self.plugin.arrive(WORKER, arrival(token, answer)).map_err(|error| error.to_string())
+    }
+
+    fn metrics(&self) -> Vec<(String, u64)> {
+        let snapshot = self.host.metrics.snapshot().into_iter();
+        let mut metrics: Vec<_> = snapshot
+            .map(|metric| {
+                let value = match metric.value {
+                    MetricValue::Counter(value) => value,
+                    MetricValue::Gauge(value) => u64::try_from(value).unwrap_or(0),
+                    MetricValue::Histogram { count, .. } => count,
+                };
+                (metric.name, value)
+            })
+            .collect();
+        metrics.sort();
+        metrics
+    }
+
+    fn store(&self) -> &dyn Store {
+        &self.host.shared
     }
 }
 
 struct WasmStream {
     stream: selvedge_wasm::Stream,
     phases: Phases,
-    host: Arc<TestHost>,
 }
 
 impl WasmStream {
@@ -99,51 +131,48 @@ impl WasmStream {
         &mut self,
         exchange: &mut Exchange,
         callback: impl FnOnce(&mut selvedge_wasm::Stream, &mut Lent) -> Result<selvedge_wasm::Outcome, CallError>,
-    ) -> Step {
+    ) -> Result<Step, String> {
         let mut lent = Lent::of(exchange);
         let outcome = callback(&mut self.stream, &mut lent);
         lent.give_back(exchange);
-        match outcome {
-            Ok(outcome) => step(outcome),
-            Err(error) => panic!("the filter failed: {error}\n{}", self.host.world.lines().join("\n")),
-        }
+        outcome.map(step).map_err(|error| error.to_string())
     }
 }
 
 impl Stream for WasmStream {
-    fn request_headers(&mut self, exchange: &mut Exchange, end: bool) -> Step {
+    fn request_headers(&mut self, exchange: &mut Exchange, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream, lent| stream.on_request_headers(lent, end))
     }
 
-    fn request_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Step {
+    fn request_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream, lent| stream.on_request_body(lent, held, end))
     }
 
-    fn response_headers(&mut self, exchange: &mut Exchange, end: bool) -> Step {
+    fn response_headers(&mut self, exchange: &mut Exchange, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream, lent| stream.on_response_headers(lent, end))
     }
 
-    fn response_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Step {
+    fn response_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Result<Step, String> {
         self.run(exchange, |stream, lent| stream.on_response_body(lent, held, end))
     }
 
-    fn request_trailers(&mut self, exchange: &mut Exchange) -> Step {
+    fn request_trailers(&mut self, exchange: &mut Exchange) -> Result<Step, String> {
         self.run(exchange, |stream, lent| stream.on_request_trailers(lent))
     }
 
-    fn response_trailers(&mut self, exchange: &mut Exchange) -> Step {
+    fn response_trailers(&mut self, exchange: &mut Exchange) -> Result<Step, String> {
         self.run(exchange, |stream, lent| stream.on_response_trailers(lent))
     }
 
-    fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Step {
-        let result = answer.map(response).ok_or_else(|| CalloutFailure::Connect("the test has taken it down".into()));
-        self.run(exchange, |stream, lent| stream.on_arrival(lent, Arrival::Http(CalloutId(token), result)))
+    fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Result<Step, String> {
+        self.run(exchange, |stream, lent| stream.on_arrival(lent, arrival(token, answer)))
     }
 
-    fn finish(&mut self, exchange: &mut Exchange) {
+    fn finish(&mut self, exchange: &mut Exchange) -> Result<(), String> {
         let mut lent = Lent::of(exchange);
-        self.stream.finish(&mut lent).expect("a filter under test has its VM to itself");
+        let result = self.stream.finish(&mut lent);
         lent.give_back(exchange);
+        result.map_err(|error| error.to_string())
     }
 
     fn bodies(&self) -> (bool, bool) {
@@ -153,7 +182,6 @@ impl Stream for WasmStream {
 
 fn step(outcome: selvedge_wasm::Outcome) -> Step {
     let effects = outcome.effects;
-    assert!(!effects.close, "the filter resets the exchange, which a test cannot observe");
     Step {
         pause: outcome.action == Action::Pause,
         reply: effects.reply.map(|reply| {
@@ -162,47 +190,49 @@ fn step(outcome: selvedge_wasm::Outcome) -> Step {
         }),
         resume_request: effects.resume_request,
         resume_response: effects.resume_response,
-        callouts: effects
-            .outgoing
-            .into_iter()
-            .map(|outgoing| match outgoing {
-                Outgoing::Http(callout) => asked(callout),
-                Outgoing::GrpcOpen(open) => panic!(
-                    "the filter opens {} on upstream {}: a tester has no gRPC",
-                    open.request.path(),
-                    open.request.upstream
-                ),
-                Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) | Outgoing::GrpcCancel(_) => {
-                    unreachable!("of an exchange that was opened before")
-                }
-            })
-            .collect(),
+        close: effects.close,
+        callouts: effects.outgoing.into_iter().map(asked).collect(),
     }
 }
 
-fn asked(callout: selvedge_wasm::Callout) -> Callout {
+fn asked(outgoing: Outgoing) -> Callout {
+    let callout = match outgoing {
+        Outgoing::Http(callout) => callout,
+        Outgoing::GrpcOpen(open) => panic!(
+            "the filter opens {} on upstream {}: a tester has no gRPC",
+            open.request.path(),
+            open.request.upstream
+        ),
+        Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) | Outgoing::GrpcCancel(_) => {
+            unreachable!("of an exchange that was opened before")
+        }
+    };
+    let fields = |pairs: Vec<(Bytes, Bytes)>| -> Fields {
+        let lower = |name: Bytes| String::from_utf8_lossy(&name).to_ascii_lowercase();
+        pairs.into_iter().map(|(name, value)| (lower(name), value.to_vec())).collect()
+    };
     Callout {
         token: callout.id.0,
+        timeout: callout.timeout,
         seen: Seen {
             upstream: callout.upstream,
-            headers: callout
-                .headers
-                .into_iter()
-                .map(|(name, value)| (String::from_utf8_lossy(&name).to_ascii_lowercase(), value.to_vec()))
-                .collect(),
+            headers: fields(callout.headers),
             body: callout.body.to_vec(),
+            trailers: fields(callout.trailers),
+            timeout: Some(callout.timeout),
         },
     }
 }
 
+fn arrival(token: u32, answer: Option<&Reply>) -> Arrival {
+    let result = answer.map(response).ok_or_else(|| CalloutFailure::Connect("the test gives no answer".into()));
+    Arrival::Http(CalloutId(token), result)
+}
+
 fn response(reply: &Reply) -> CalloutResponse {
-    let status = (Bytes::from_static(b":status"), Bytes::from(reply.status().to_string()));
-    let headers = reply
-        .headers()
-        .iter()
-        .map(|(name, value)| (Bytes::from(name.to_ascii_lowercase().into_bytes()), Bytes::copy_from_slice(value)));
+    let headers = answer_fields(reply).into_iter();
     CalloutResponse {
-        headers: [status].into_iter().chain(headers).collect(),
+        headers: headers.map(|(name, value)| (Bytes::from(name.into_bytes()), Bytes::from(value))).collect(),
         body: Bytes::copy_from_slice(reply.bytes()),
         trailers: Vec::new(),
     }
@@ -228,38 +258,84 @@ impl Lent {
         *exchange = self.exchange;
     }
 
-    fn half_mut(&mut self, map: HeaderMap) -> Result<&mut Half, ExchangeError> {
-        side(map).map(|side| self.exchange.half_mut(side)).ok_or(ExchangeError::Unavailable)
+    fn fields(&self, map: HeaderMap) -> Option<&Fields> {
+        match map {
+            HeaderMap::Request => self.exchange.request.headers.as_ref(),
+            HeaderMap::Response => self.exchange.response.headers.as_ref(),
+            HeaderMap::RequestTrailers => self.exchange.request.trailers.as_ref(),
+            HeaderMap::ResponseTrailers => self.exchange.response.trailers.as_ref(),
+        }
+    }
+
+    /// The trailers to be changed, when the map is one of trailers.
+    fn trailers_mut(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Option<Result<&mut Fields, ExchangeError>> {
+        let half = match map {
+            HeaderMap::RequestTrailers => &mut self.exchange.request,
+            HeaderMap::ResponseTrailers => &mut self.exchange.response,
+            HeaderMap::Request | HeaderMap::Response => return None,
+        };
+        Some(half.trailers_mut(name, value).map_err(invalid))
     }
 }
 
 impl selvedge_wasm::Exchange for Lent {
     fn visit(&self, map: HeaderMap, visit: &mut dyn FnMut(&[u8], &[u8])) -> bool {
-        let Some(headers) = side(map).and_then(|side| self.exchange.half(side).headers.as_ref()) else { return false };
-        for (name, value) in headers {
+        let Some(fields) = self.fields(map) else { return false };
+        for (name, value) in fields {
             visit(name.as_bytes(), value);
         }
         true
     }
 
     fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
-        self.exchange.half(side(map)?).header(name).map(Cow::Borrowed)
+        match side(map) {
+            Some(side) => self.exchange.half(side).header(name).map(Cow::Borrowed),
+            None => {
+                let (_, value) = self.fields(map)?.iter().find(|(other, _)| other.eq_ignore_ascii_case(name))?;
+                Some(Cow::Borrowed(value))
+            }
+        }
     }
 
     fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        self.half_mut(map)?.set_header(name, value).map_err(invalid)
+        let name = exchange::canonical(name);
+        match (side(map), self.trailers_mut(map, &name, value)) {
+            (_, Some(trailers)) => {
+                exchange::set(trailers?, &name, value);
+                Ok(())
+            }
+            (Some(side), None) => self.exchange.set_header(side, &name, value).map_err(invalid),
+            (None, None) => Err(ExchangeError::Unavailable),
+        }
     }
 
     fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        self.half_mut(map)?.add_header(name, value).map_err(invalid)
+        let name = exchange::canonical(name);
+        match (side(map), self.trailers_mut(map, &name, value)) {
+            (_, Some(trailers)) => {
+                trailers?.push((name, value.to_vec()));
+                Ok(())
+            }
+            (Some(side), None) => self.exchange.add_header(side, &name, value).map_err(invalid),
+            (None, None) => Err(ExchangeError::Unavailable),
+        }
     }
 
     fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError> {
-        self.half_mut(map)?.remove_header(name).map_err(invalid)
+        let name = exchange::canonical(name);
+        match (side(map), self.trailers_mut(map, &name, b"")) {
+            (_, Some(trailers)) => {
+                trailers?.retain(|(other, _)| *other != name);
+                Ok(())
+            }
+            (Some(side), None) => self.exchange.remove_header(side, &name).map_err(invalid),
+            (None, None) => Err(ExchangeError::Unavailable),
+        }
     }
 
     fn replace_headers(&mut self, map: HeaderMap, pairs: &[(&[u8], &[u8])]) -> Result<(), ExchangeError> {
-        let half = self.half_mut(map)?;
+        let side = side(map).ok_or(ExchangeError::Unavailable)?;
+        let half: &mut Half = self.exchange.half_mut(side);
         let Some(headers) = half.headers.as_mut().filter(|_| !half.sent) else {
             return Err(ExchangeError::Unavailable);
         };
@@ -279,12 +355,11 @@ impl selvedge_wasm::Exchange for Lent {
     }
 
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
-        self.exchange.property(path).map(<[u8]>::to_vec)
+        self.exchange.property(path)
     }
 
     fn set_property(&mut self, path: &[&str], value: &[u8]) -> Result<(), ExchangeError> {
-        self.exchange.set_property(path, value);
-        Ok(())
+        self.exchange.set_property(path, value).map_err(invalid)
     }
 }
 
@@ -300,8 +375,36 @@ fn side(map: HeaderMap) -> Option<Side> {
     }
 }
 
+impl Store for SharedData {
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+        SharedData::get(self, VM_ID, key.as_bytes()).map(|(value, cas)| (value.to_vec(), cas))
+    }
+
+    fn set(&self, key: &str, value: &[u8], cas: u32, ttl: Option<Duration>) -> Result<bool, store::Refused> {
+        match self.set_with_ttl(VM_ID, key.as_bytes(), value, cas, ttl) {
+            Ok(()) => Ok(true),
+            Err(SharedDataError::CasMismatch) => Ok(false),
+            Err(_) => Err(store::Refused),
+        }
+    }
+
+    fn delete(&self, key: &str) -> bool {
+        SharedData::delete(self, VM_ID, key.as_bytes())
+    }
+
+    fn increment(&self, key: &str, delta: i64, initial: i64, ttl: Option<Duration>) -> Result<i64, store::Refused> {
+        SharedData::increment(self, VM_ID, key.as_bytes(), delta, initial, ttl).map_err(|_| store::Refused)
+    }
+
+    fn keys(&self, prefix: &str) -> Vec<String> {
+        let keys = SharedData::keys(self, VM_ID, prefix.as_bytes(), usize::MAX);
+        keys.into_iter().map(|key| String::from_utf8_lossy(&key).into_owned()).collect()
+    }
+}
+
 struct TestHost {
     world: World,
+    foreign: Foreign,
     shared: SharedData,
     metrics: Metrics,
     queues: SharedQueues,
@@ -313,7 +416,7 @@ impl Host for TestHost {
     }
 
     fn call(&self, _callout: selvedge_wasm::Callout) -> BoxFuture<'static, Result<CalloutResponse, CalloutFailure>> {
-        // Callouts without a stream come from the tick loop, which a tester does not run.
+        // Made by the loop of the root context, which a tester does by hand.
         Box::pin(async { Err(CalloutFailure::Reset("no stream".into())) })
     }
 
@@ -339,5 +442,14 @@ impl Host for TestHost {
 
     fn now(&self) -> SystemTime {
         self.world.now()
+    }
+
+    fn foreign(&self, _caller: Caller<'_>, name: &str, argument: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+        let bad = || ForeignError::BadArgument("the test refuses the argument".into());
+        let functions = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        match functions.get(name) {
+            Some(function) => Some(function(argument).ok_or_else(bad)),
+            None => store::foreign(&self.shared, name, argument).map(|answer| answer.map_err(|store::Refused| bad())),
+        }
     }
 }
