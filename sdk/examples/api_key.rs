@@ -6,25 +6,19 @@ use selvedge_sdk::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// The settings.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
+#[derive(Config)]
+pub struct Settings {
     /// The header that carries the key.
-    #[serde(default = "default_header")]
-    header: String,
+    #[config(default = "x-api-key")]
+    header: HeaderName,
     /// The upstream that knows the keys.
-    authz: String,
-    /// How long a good key is remembered, in seconds.
-    #[serde(default = "default_remember")]
-    remember_seconds: u64,
-}
-
-fn default_header() -> String {
-    "x-api-key".into()
-}
-
-fn default_remember() -> u64 {
-    60
+    authz: Upstream,
+    /// How long to wait for its answer.
+    #[config(default = "250ms", min = "1ms", max = "5s")]
+    timeout: Duration,
+    /// How long a good key is remembered.
+    #[config(default = "60s")]
+    remember: Duration,
 }
 
 /// What is known about a good key; also what the service answers.
@@ -37,32 +31,33 @@ struct Key {
 
 /// The filter.
 pub struct ApiKey {
-    config: Config,
+    settings: Settings,
     allowed: metrics::Counter,
     lookups: metrics::Counter,
 }
 
 #[filter]
 impl Filter for ApiKey {
-    type Config = Config;
+    type Config = Settings;
     type Stream = Option<String>;
 
-    fn new(config: Config) -> Result<Self, String> {
-        if config.authz.is_empty() {
-            return Err("`authz` names no upstream".into());
-        }
-        Ok(Self { config, allowed: metrics::counter("api_key_allowed"), lookups: metrics::counter("api_key_lookups") })
+    fn new(settings: Settings) -> Result<Self, String> {
+        Ok(Self {
+            settings,
+            allowed: metrics::counter("api_key_allowed"),
+            lookups: metrics::counter("api_key_lookups"),
+        })
     }
 
     async fn request(&self, request: &mut Request, tenant: &mut Option<String>) -> Flow {
-        let key = request.header_str(&self.config.header).or_deny(401, "missing api key")?;
+        let key = request.header_str(&self.settings.header).or_deny(401, "missing api key")?;
         let known = match self.remembered(&key) {
             Some(known) => known,
             None => self.ask(&key).await?,
         };
 
         self.allowed.inc(1);
-        request.remove_header(&self.config.header);
+        request.remove_header(&self.settings.header);
         request.set_header("x-tenant", &known.tenant);
         *tenant = Some(known.tenant);
         Ok(Next)
@@ -89,16 +84,18 @@ impl ApiKey {
 
     async fn ask(&self, key: &str) -> Result<Key, Reply> {
         self.lookups.inc(1);
-        let answer = upstream(&self.config.authz)
+        let answer = self
+            .settings
+            .authz
             .get("/check")
             .header("x-key", key)
-            .timeout(Duration::from_millis(250))
+            .timeout(self.settings.timeout)
             .send()
             .await
             .or_deny(503, "authz unavailable")?;
         let mut known: Key = answer.ok().or_deny(403, "bad api key")?.json().or_deny(502, "authz makes no sense")?;
 
-        known.until = now_seconds() + self.config.remember_seconds;
+        known.until = now_seconds() + self.settings.remember.as_secs();
         if let Ok(json) = serde_json::to_vec(&known)
             && let Err(error) = kv::set(key, &json, None)
         {

@@ -3,17 +3,12 @@
 use selvedge_sdk::prelude::*;
 
 /// No settings, no state.
+#[derive(Default)]
 pub struct Hello;
 
 #[filter]
 impl Filter for Hello {
-    type Config = ();
-
-    fn new((): ()) -> Result<Self, String> {
-        Ok(Self)
-    }
-
-    async fn response(&self, response: &mut Response, _: &mut ()) -> Flow {
+    async fn response(&self, response: &mut Response) -> Flow {
         response.set_header("x-hello", "from a filter");
         Ok(Next)
     }

@@ -15,10 +15,9 @@ pub struct Tour {
 
 #[filter(body = "request")]
 impl Filter for Tour {
-    type Config = ();
     type Stream = Vec<&'static str>;
 
-    fn new((): ()) -> Result<Self, String> {
+    fn new() -> Result<Self, String> {
         Ok(Self {
             exchanges: metrics::counter("tour_exchanges"),
             waiting: metrics::gauge("tour_waiting"),
@@ -60,7 +59,7 @@ impl Filter for Tour {
                 let b = b.or_deny(503, "b does not answer")?;
                 let body = request.body(MAX_BODY).await?;
                 let c = upstream("a")
-                    .request(Method::Put, "/3")
+                    .request(Method::PUT, "/3")
                     .host("c.example")
                     .header("x-from", a.header("x-name").map_or(&b""[..], |name| name.as_bytes()))
                     .body([b.body(), &body].concat())

@@ -1,41 +1,35 @@
 //! A body transform: text responses in upper case.
 
 use selvedge_sdk::prelude::*;
-use serde::Deserialize;
 
 /// The settings.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The longest body to transform, in bytes; longer ones pass unchanged. Default 1 MiB.
-    #[serde(default = "default_max_body")]
-    max_body: usize,
-}
-
-fn default_max_body() -> usize {
-    1024 * 1024
+#[derive(Config)]
+pub struct Settings {
+    /// The longest body to transform; longer ones pass unchanged.
+    #[config(default = "1MiB", min = "1B")]
+    max_body: ByteSize,
 }
 
 /// Upper-cases text.
 pub struct Upper {
-    config: Config,
+    settings: Settings,
 }
 
 #[filter]
 impl Filter for Upper {
-    type Config = Config;
+    type Config = Settings;
 
-    fn new(config: Config) -> Result<Self, String> {
-        Ok(Self { config })
+    fn new(settings: Settings) -> Result<Self, String> {
+        Ok(Self { settings })
     }
 
-    async fn response(&self, response: &mut Response, _: &mut ()) -> Flow {
+    async fn response(&self, response: &mut Response) -> Flow {
         let is_text = response.header_str("content-type").is_some_and(|value| value.starts_with("text/"));
         if !is_text {
             return Ok(Next);
         }
 
-        let Ok(body) = response.body(self.config.max_body).await else { return Ok(Next) };
+        let Ok(body) = response.body(self.settings.max_body).await else { return Ok(Next) };
         response.set_body(body.to_ascii_uppercase());
         Ok(Next)
     }

@@ -39,6 +39,18 @@ impl Direction {
     }
 }
 
+/// How much of a body a filter is ready to hold: a number of bytes, or a [`ByteSize`](crate::ByteSize) from its settings.
+pub trait Limit {
+    /// In bytes.
+    fn bytes(self) -> usize;
+}
+
+impl Limit for usize {
+    fn bytes(self) -> usize {
+        self
+    }
+}
+
 /// The body is longer than the filter is ready to hold. `?` makes it a reply: 413 for a request, 502 for a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is longer than {limit} bytes")]

@@ -3,9 +3,8 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
-
-use crate::{Reply, Request, Response, config};
+use crate::reply::Status;
+use crate::{Config, Reply, Request, Response, config};
 
 /// One filter of a chain. Put `#[filter]` on the impl; see the [crate documentation](crate) for a whole one.
 ///
@@ -15,9 +14,9 @@ use crate::{Reply, Request, Response, config};
 /// A hook that waits (for a body, for a callout) holds its message: nothing reaches the other side meanwhile.
 #[allow(async_fn_in_trait, reason = "a guest has one thread: its futures need not be Send")]
 pub trait Filter: Sized + 'static {
-    /// The configuration, read from the JSON that the host gives; an absent configuration reads as `{}`. Add
-    /// `#[serde(deny_unknown_fields)]` so that a misspelt key is an error, and use `()` for a filter without settings.
-    type Config: DeserializeOwned;
+    /// The settings, read from the JSON that the host gives; when it gives none, from `{}`. Derive it with
+    /// [`Config`](macro@crate::Config). `#[filter]` adds `()`, no settings, when it is left out.
+    type Config: Config;
 
     /// What one stream keeps from its request to its response and to [`done`](Filter::done). `#[filter]` adds `()` when it is left out.
     type Stream: Default + 'static;
@@ -105,18 +104,19 @@ pub trait OrDeny<T> {
     ///
     /// # Errors
     /// The reply, when there is no value.
-    fn or_deny(self, status: u16, message: &str) -> Result<T, Reply>;
+    fn or_deny(self, status: impl Status, message: &str) -> Result<T, Reply>;
 }
 
 impl<T> OrDeny<T> for Option<T> {
-    fn or_deny(self, status: u16, message: &str) -> Result<T, Reply> {
+    fn or_deny(self, status: impl Status, message: &str) -> Result<T, Reply> {
         self.ok_or_else(|| Reply::new(status).text(message))
     }
 }
 
 impl<T, E: Display> OrDeny<T> for Result<T, E> {
-    fn or_deny(self, status: u16, message: &str) -> Result<T, Reply> {
+    fn or_deny(self, status: impl Status, message: &str) -> Result<T, Reply> {
         self.map_err(|error| {
+            let status = status.code();
             log::debug!("denied with {status} ({message}): {error}");
             Reply::new(status).text(message)
         })

@@ -14,7 +14,6 @@
 //!
 //! [dependencies]
 //! selvedge-sdk = "0.1"
-//! serde = { version = "1", features = ["derive"] }
 //!
 //! [dev-dependencies]
 //! selvedge-sdk-testing = "0.1"
@@ -25,44 +24,51 @@
 //! ```
 //! use selvedge_sdk::prelude::*;
 //!
-//! #[derive(serde::Deserialize)]
-//! #[serde(deny_unknown_fields)]
-//! pub struct Config {
+//! /// The settings.
+//! #[derive(Config)]
+//! pub struct Settings {
 //!     /// Paths under this prefix are for the office only.
+//!     #[config(pattern = "^/")]
 //!     prefix: String,
+//!     /// What others are answered.
+//!     #[config(default = 403)]
+//!     status: StatusCode,
 //! }
 //!
 //! pub struct Office {
-//!     config: Config,
+//!     settings: Settings,
 //!     denied: metrics::Counter,
 //! }
 //!
 //! #[filter]
 //! impl Filter for Office {
-//!     type Config = Config;
+//!     type Config = Settings;
 //!
-//!     fn new(config: Config) -> Result<Self, String> {
-//!         if !config.prefix.starts_with('/') {
+//!     fn new(settings: Settings) -> Result<Self, String> {
+//!         if !settings.prefix.starts_with('/') {
 //!             return Err("`prefix` must start with a slash".into());
 //!         }
-//!         Ok(Self { config, denied: metrics::counter("office_denied") })
+//!         Ok(Self { settings, denied: metrics::counter("office_denied") })
 //!     }
 //!
-//!     async fn request(&self, request: &mut Request, _: &mut ()) -> Flow {
+//!     async fn request(&self, request: &mut Request) -> Flow {
 //!         let inside = request.client().address().is_some_and(|address| address.to_string().starts_with("192.0.2."));
-//!         if request.path().starts_with(&self.config.prefix) && !inside {
+//!         if request.path().starts_with(&self.settings.prefix) && !inside {
 //!             self.denied.inc(1);
-//!             return Err(Reply::new(403).text("for the office only"));
+//!             return Err(Reply::new(self.settings.status).text("for the office only"));
 //!         }
 //!         Ok(Next)
 //!     }
 //!
-//!     async fn response(&self, response: &mut Response, _: &mut ()) -> Flow {
+//!     async fn response(&self, response: &mut Response) -> Flow {
 //!         response.remove_header("server");
 //!         Ok(Next)
 //!     }
 //! }
 //! ```
+//!
+//! What the settings may be is told by [`derive(Config)`](macro@Config). It becomes a JSON Schema inside the module, from which the
+//! proxy checks what is written for the filter, line by line, before anything starts, and editors complete it.
 //!
 //! Build it with `cargo build --release --target wasm32-wasip1` (after `rustup target add wasm32-wasip1`); the module is
 //! `target/wasm32-wasip1/release/<crate>.wasm`. Set `opt-level = "s"` or `3`, `lto = "fat"`, `codegen-units = 1` and
@@ -95,7 +101,9 @@
 //! A [`Flow`] is `Ok(Next)`, or `Err(reply)` to answer now. So `?` denies, with [`OrDeny::or_deny`] for what is missing or failed:
 //! `request.header("x-api-key").or_deny(401, "missing api key")?`.
 //!
-//! What the request hook learns and the response hook needs goes into `type Stream`, one value per exchange.
+//! What the request hook learns and the response hook needs goes into `type Stream`, one value per exchange: with it the hooks take a
+//! second parameter, `stream: &mut Self::Stream`. Without settings leave `type Config` out, and `new` as well where the filter is
+//! `Default`.
 //!
 //! # Waiting
 //!
@@ -125,13 +133,15 @@
 //! `allow_on_headers_stop_iteration: true` in the plugin's configuration; without it Envoy does not show the body while the headers
 //! are held.
 
+#[cfg(test)]
+extern crate self as selvedge_sdk;
+
 mod body;
 
 pub mod cache;
 
 pub mod clock;
 
-#[doc(hidden)]
 pub mod config;
 
 mod filter;
@@ -161,32 +171,39 @@ pub mod runtime;
 
 pub mod upstream;
 
-pub use body::{BodyTooLarge, BodyUnavailable, Prefix};
+/// The version of this crate.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub use body::{BodyTooLarge, BodyUnavailable, Limit, Prefix};
+pub use config::{ByteSize, Config};
 pub use filter::{Continue, Filter, Flow, Hooks, OrDeny};
+pub use http::{self, HeaderName, Method, StatusCode, Uri};
 pub use join::join;
 pub use log;
 pub use message::{HeaderValue, Message};
-pub use reply::Reply;
-pub use request::{Client, Method, Request};
+pub use reply::{Reply, Status};
+pub use request::{Client, Request};
 pub use response::Response;
-pub use selvedge_sdk_macros::{filter, test};
+pub use selvedge_sdk_macros::{Config, filter, test};
 pub use serde;
 pub use serde_json;
-pub use upstream::{CallError, CallResponse};
+pub use upstream::{CallError, CallResponse, Upstream};
 
 /// What a filter needs, in one `use`.
 pub mod prelude {
     pub use std::time::Duration;
 
+    pub use http::{HeaderName, Method, StatusCode, Uri};
     pub use log::{debug, error, info, trace, warn};
-    pub use selvedge_sdk_macros::filter;
+    pub use selvedge_sdk_macros::{Config, filter};
 
+    pub use crate::config::{ByteSize, Config};
     pub use crate::filter::Continue::Next;
     pub use crate::filter::{Continue, Filter, Flow, OrDeny};
     pub use crate::join::join;
     pub use crate::reply::Reply;
-    pub use crate::request::{Client, Method, Request};
+    pub use crate::request::{Client, Request};
     pub use crate::response::Response;
-    pub use crate::upstream::{CallError, CallResponse, upstream};
+    pub use crate::upstream::{CallError, CallResponse, Upstream, upstream};
     pub use crate::{BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, kv, metrics};
 }

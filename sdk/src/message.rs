@@ -4,7 +4,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::ops::Deref;
 use std::rc::Rc;
 
-use crate::body::Body;
+use crate::body::{Body, Limit};
 use crate::host;
 use crate::{BodyTooLarge, BodyUnavailable, Prefix};
 
@@ -83,17 +83,18 @@ impl Message {
     }
 
     /// The first value of a header; pseudo headers (`:path`) included.
-    pub fn header(&self, name: &str) -> Option<HeaderValue> {
-        host::current().header(self.body.direction().map(), name).map(HeaderValue)
+    pub fn header(&self, name: impl AsRef<str>) -> Option<HeaderValue> {
+        host::current().header(self.body.direction().map(), name.as_ref()).map(HeaderValue)
     }
 
     /// The first value of a header as text; `None` also when it is not UTF-8.
-    pub fn header_str(&self, name: &str) -> Option<String> {
+    pub fn header_str(&self, name: impl AsRef<str>) -> Option<String> {
         self.header(name).and_then(|value| String::from_utf8(value.0).ok())
     }
 
     /// All values of a header, in order. Copies the whole header map: prefer [`header`](Message::header) where one value will do.
-    pub fn header_values(&self, name: &str) -> Vec<HeaderValue> {
+    pub fn header_values(&self, name: impl AsRef<str>) -> Vec<HeaderValue> {
+        let name = name.as_ref();
         self.headers()
             .filter(|(other, _)| other.eq_ignore_ascii_case(name))
             .map(|(_, value)| HeaderValue(value))
@@ -106,35 +107,38 @@ impl Message {
     }
 
     /// Sets a header, in place of all values it had.
-    pub fn set_header(&mut self, name: &str, value: impl AsRef<[u8]>) {
+    pub fn set_header(&mut self, name: impl AsRef<str>, value: impl AsRef<[u8]>) {
+        let name = name.as_ref();
         host::current()
             .set_header(self.body.direction().map(), name, value.as_ref())
             .unwrap_or_else(|status| log::warn!("header {name} could not be set: {status}"));
     }
 
     /// Adds a value to a header, behind those it has.
-    pub fn add_header(&mut self, name: &str, value: impl AsRef<[u8]>) {
+    pub fn add_header(&mut self, name: impl AsRef<str>, value: impl AsRef<[u8]>) {
+        let name = name.as_ref();
         host::current()
             .add_header(self.body.direction().map(), name, value.as_ref())
             .unwrap_or_else(|status| log::warn!("header {name} could not be added: {status}"));
     }
 
     /// Removes all values of a header; nothing happens when there are none.
-    pub fn remove_header(&mut self, name: &str) {
+    pub fn remove_header(&mut self, name: impl AsRef<str>) {
+        let name = name.as_ref();
         host::current()
             .remove_header(self.body.direction().map(), name)
             .unwrap_or_else(|status| log::warn!("header {name} could not be removed: {status}"));
     }
 
     /// Waits for the whole body and copies it into the guest. Nothing reaches the other side meanwhile, not even the headers.
-    /// `limit` is in bytes; an announced `content-length` beyond it fails at once, without waiting.
+    /// `limit` is a number of bytes or a [`ByteSize`](crate::ByteSize); an announced `content-length` beyond it fails at once, without waiting.
     ///
     /// A message without a body has an empty one. After [`set_body`](Message::set_body) this is the new body.
     ///
     /// # Errors
     /// [`BodyTooLarge`] as soon as more than `limit` bytes are known to come. The message is intact and can be let pass.
-    pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, BodyTooLarge> {
-        self.body.whole(limit).await
+    pub async fn body(&mut self, limit: impl Limit) -> Result<Vec<u8>, BodyTooLarge> {
+        self.body.whole(limit.bytes()).await
     }
 
     /// Waits for the first `limit` bytes of the body, or for its end when that comes first, and copies at most that much into the
@@ -156,8 +160,8 @@ impl Message {
     /// # Errors
     /// [`BodyUnavailable`] when the host does not give the bytes that it has announced. The message is intact and can be let pass, but
     /// nobody has looked at it.
-    pub async fn body_prefix(&mut self, limit: usize) -> Result<Prefix, BodyUnavailable> {
-        self.body.prefix(limit).await
+    pub async fn body_prefix(&mut self, limit: impl Limit) -> Result<Prefix, BodyUnavailable> {
+        self.body.prefix(limit.bytes()).await
     }
 
     /// Makes `bytes` the body, and sets `content-length` to match. When the old body has not been read it is thrown away as it

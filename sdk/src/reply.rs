@@ -1,5 +1,6 @@
 //! Answers that a filter makes itself.
 
+use http::StatusCode;
 use serde::Serialize;
 
 use crate::body::Direction;
@@ -20,10 +21,28 @@ pub struct Reply {
     body: Vec<u8>,
 }
 
+/// A status: a number or a [`StatusCode`].
+pub trait Status {
+    /// The number.
+    fn code(self) -> u16;
+}
+
+impl Status for u16 {
+    fn code(self) -> u16 {
+        self
+    }
+}
+
+impl Status for StatusCode {
+    fn code(self) -> u16 {
+        self.as_u16()
+    }
+}
+
 impl Reply {
     /// A reply with this status, no headers of its own and no body. The host adds `content-length` and `date`.
-    pub fn new(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new() }
+    pub fn new(status: impl Status) -> Self {
+        Self { status: status.code(), headers: Vec::new(), body: Vec::new() }
     }
 
     /// Adds a header. A name or value that cannot stand in a header (control characters, as in an injected line break) is left

@@ -1,10 +1,11 @@
 //! The request half of an exchange.
 
 use std::cell::OnceCell;
-use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
+
+use http::Method;
 
 use crate::Message;
 use crate::body::Body;
@@ -22,9 +23,12 @@ impl Request {
         Self { message: Message::new(body), target: OnceCell::new() }
     }
 
-    /// The method.
+    /// The method. A message of a host that gives none, or none that HTTP knows the form of (RFC 9110, 9.1), counts as `-`, which
+    /// nobody uses.
     pub fn method(&self) -> Method {
-        Method::from(self.header_str(":method").unwrap_or_default())
+        self.header(":method")
+            .and_then(|method| Method::from_bytes(&method).ok())
+            .unwrap_or_else(|| Method::from_bytes(b"-").expect("a dash is a token"))
     }
 
     /// The path, without the query: `/a/b`. Bytes that are not UTF-8 are replaced; `header(":path")` has them as they came.
@@ -69,7 +73,7 @@ impl Request {
     }
 
     /// Sets a header, in place of all values it had.
-    pub fn set_header(&mut self, name: &str, value: impl AsRef<[u8]>) {
+    pub fn set_header(&mut self, name: impl AsRef<str>, value: impl AsRef<[u8]>) {
         self.message.set_header(name, value);
         self.target.take();
     }
@@ -91,8 +95,8 @@ impl Request {
 
     /// Sends the request to another upstream, by the name it has in the proxy's configuration, in place of the route's.
     /// `false` when the host refused: it has no such upstream, or knows no such property.
-    pub fn set_upstream(&mut self, name: &str) -> bool {
-        self.set_property(&["selvedge", "upstream"], name.as_bytes())
+    pub fn set_upstream(&mut self, name: impl AsRef<str>) -> bool {
+        self.set_property(&["selvedge", "upstream"], name.as_ref().as_bytes())
     }
 
     /// A property of the host, in the host's encoding (text for strings, little-endian 8 bytes for numbers).
@@ -161,76 +165,6 @@ impl Client {
 
 fn text(path: &[&str]) -> Option<String> {
     String::from_utf8(host::current().property(path)?).ok().filter(|text| !text.is_empty())
-}
-
-/// A request method (RFC 9110, 9). Methods are case-sensitive.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names are the methods")]
-pub enum Method {
-    Get,
-    Head,
-    Post,
-    Put,
-    Delete,
-    Connect,
-    Options,
-    Trace,
-    Patch,
-    /// Any other, as it came.
-    Other(String),
-}
-
-impl Method {
-    /// The method as it is sent.
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Post => "POST",
-            Self::Put => "PUT",
-            Self::Delete => "DELETE",
-            Self::Connect => "CONNECT",
-            Self::Options => "OPTIONS",
-            Self::Trace => "TRACE",
-            Self::Patch => "PATCH",
-            Self::Other(name) => name,
-        }
-    }
-}
-
-impl From<String> for Method {
-    fn from(name: String) -> Self {
-        match name.as_str() {
-            "GET" => Self::Get,
-            "HEAD" => Self::Head,
-            "POST" => Self::Post,
-            "PUT" => Self::Put,
-            "DELETE" => Self::Delete,
-            "CONNECT" => Self::Connect,
-            "OPTIONS" => Self::Options,
-            "TRACE" => Self::Trace,
-            "PATCH" => Self::Patch,
-            _ => Self::Other(name),
-        }
-    }
-}
-
-impl From<&str> for Method {
-    fn from(name: &str) -> Self {
-        Self::from(name.to_owned())
-    }
-}
-
-impl Display for Method {
-    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
-
-impl PartialEq<&str> for Method {
-    fn eq(&self, other: &&str) -> bool {
-        self.as_str() == *other
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::Message;
 use crate::body::Body;
 use crate::host;
+use crate::reply::Status;
 
 /// A response, as the filter's `response` hook sees it. Headers and body: see [`Message`].
 #[derive(Debug)]
@@ -24,8 +25,8 @@ impl Response {
     }
 
     /// Sets the status, 100 to 999.
-    pub fn set_status(&mut self, status: u16) {
-        self.set_header(":status", status.to_string());
+    pub fn set_status(&mut self, status: impl Status) {
+        self.set_header(":status", status.code().to_string());
     }
 
     /// A property of the host, in the host's encoding (text for strings, little-endian 8 bytes for numbers).

@@ -22,9 +22,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserializer, Serialize};
 
+use crate::config::{Config, Json};
 use crate::host::{self, Buffer, Map, Status};
 use crate::{HeaderValue, Method};
 
@@ -42,15 +43,40 @@ pub fn upstream(name: &str) -> Upstream {
     Upstream { name: name.to_owned() }
 }
 
+/// A setting that names an upstream: the host knows the names (format `selvedge-upstream` of the schema) and says which is meant.
+impl Config for Upstream {
+    const SCHEMA: Json = Json::Object(&[
+        ("type", Json::Text("string")),
+        ("format", Json::Text("selvedge-upstream")),
+        ("minLength", Json::Raw("1")),
+    ]);
+
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::read(from)?;
+        if name.trim().is_empty() { Err(D::Error::custom("names no upstream")) } else { Ok(Self { name }) }
+    }
+}
+
+impl AsRef<str> for Upstream {
+    fn as_ref(&self) -> &str {
+        &self.name
+    }
+}
+
 impl Upstream {
+    /// Its name in the proxy's configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A GET of a path, query included.
     pub fn get(&self, path: &str) -> CallRequest {
-        self.request(Method::Get, path)
+        self.request(Method::GET, path)
     }
 
     /// A POST to a path, query included.
     pub fn post(&self, path: &str) -> CallRequest {
-        self.request(Method::Post, path)
+        self.request(Method::POST, path)
     }
 
     /// Any request.

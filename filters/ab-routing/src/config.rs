@@ -1,43 +1,39 @@
 //! What an operator writes, and the checked form of it.
 
+use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use selvedge_sdk::Upstream;
 
 /// Longest name of an experiment or a variant, in characters.
 const MAX_NAME: usize = 64;
-/// Most variants of one experiment.
-const MAX_VARIANTS: usize = 64;
-/// Largest weight of one variant.
-const MAX_WEIGHT: u32 = 1_000_000;
 /// Longest life of a sticky cookie: browsers cut longer ones to 400 days.
 const MAX_AGE: Duration = Duration::from_secs(400 * 86_400);
 
 /// Configuration of the filter.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, selvedge_sdk::Config)]
 pub struct Config {
     /// The experiment's name; it salts the assignment and names the header to the origin, `x-ab-<experiment>`. Letters, digits and
     /// `-`; at most 64; case does not matter. Required.
+    #[config(pattern = "^[-A-Za-z0-9]{1,64}$")]
     pub experiment: String,
     /// What identifies a user for the assignment. Default: `generated`.
-    #[serde(default)]
+    #[config(default)]
     pub user: User,
     /// The variants; at least one with a weight above 0, at most 64. Required.
+    #[config(min_len = 1, max_len = 64)]
     pub variants: Vec<Variant>,
     /// The cookie that keeps a user in a variant; `null`: none, so that the assignment alone decides (it is the same each time for
     /// the same user key). With `user: generated` a cookie is needed. Default: a cookie with the defaults of [`Cookie`].
-    #[serde(default = "default_cookie")]
+    #[config(default = Some(Cookie::default()))]
     pub cookie: Option<Cookie>,
     /// A request header by which testers choose a variant by name. Whoever knows its name can use it. It is not passed on, sets no
     /// cookie, and an unknown variant in it is ignored. Default: none.
-    #[serde(default)]
     pub override_header: Option<String>,
 }
 
 /// What identifies a user.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum User {
     /// The value of this cookie (a session or user id); a random key when the request has none.
     Cookie(String),
@@ -51,46 +47,43 @@ pub enum User {
 }
 
 /// One variant of the experiment.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, selvedge_sdk::Config)]
 pub struct Variant {
     /// Its name, as the origin and the cookie see it: letters, digits, `-`, `_`, `.`; at most 64. Required.
+    #[config(pattern = "^[-A-Za-z0-9_.]{1,64}$")]
     pub name: String,
     /// Its share of new users, relative to the sum of all weights: 0 to 1000000. 0: no new users, but those who have its cookie stay.
     /// Required.
+    #[config(max = 1_000_000)]
     pub weight: u32,
     /// The upstream that serves it. Default: the one of the request's route.
-    #[serde(default)]
-    pub upstream: Option<String>,
+    pub upstream: Option<Upstream>,
 }
 
 /// The sticky cookie.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, selvedge_sdk::Config)]
+#[config(default)]
 pub struct Cookie {
     /// Its name. Default: `ab-<experiment>`.
-    #[serde(default)]
     pub name: Option<String>,
     /// How long it lasts: `s`, `m`, `h` or `d` after a number, 1s to 400d. Default: `30d`.
-    #[serde(default)]
+    #[config(default)]
     pub max_age: MaxAge,
     /// `Path`. Default: `/`.
-    #[serde(default)]
+    #[config(pattern = "^/[^;]*$")]
     pub path: Option<String>,
     /// `SameSite`. Default: `lax`.
-    #[serde(default)]
+    #[config(default)]
     pub same_site: SameSite,
     /// `HttpOnly`: hide it from scripts. Default: `true`.
-    #[serde(default)]
-    pub http_only: Option<bool>,
+    #[config(default = true)]
+    pub http_only: bool,
     /// `Secure`: send it over TLS only. Default: set when the request came over TLS.
-    #[serde(default)]
     pub secure: Option<bool>,
 }
 
 /// The `SameSite` attribute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum SameSite {
     /// Never on requests from other sites.
     Strict,
@@ -102,8 +95,8 @@ pub enum SameSite {
 }
 
 /// A time written `30d`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
+#[config(from_str, pattern = "^[0-9]+[smhd]$", default = "30d")]
 pub struct MaxAge(pub Duration);
 
 /// The configuration, checked.
@@ -140,29 +133,15 @@ pub enum ConfigError {
     /// An experiment name that cannot stand in a header name.
     #[error("experiment: {0:?} must be 1 to 64 letters, digits or '-'")]
     Experiment(String),
-    /// Too few or too many variants.
-    #[error("variants: {0} given, 1 to 64 are possible")]
-    Variants(usize),
     /// A variant name that cannot stand in a cookie.
     #[error("variants.name: {0:?} must be 1 to 64 letters, digits, '-', '_' or '.'")]
     VariantName(String),
     /// Two variants of one name.
     #[error("variants.name: {0:?} is given twice")]
     VariantTwice(String),
-    /// A weight outside its bounds.
-    #[error("variants.weight: {weight} of {name:?} must be 0 to 1000000")]
-    Weight {
-        /// The variant.
-        name: String,
-        /// Its weight.
-        weight: u32,
-    },
     /// Nobody would be assigned.
     #[error("variants.weight: at least one must be above 0")]
     NoWeight,
-    /// An upstream without a name.
-    #[error("variants.upstream: a name is needed for {0:?}")]
-    Upstream(String),
     /// Not a name for a cookie or a header.
     #[error("{field}: {value:?} is not a name for a {kind}")]
     Name {
@@ -216,18 +195,9 @@ impl Config {
 }
 
 fn check_variants(mut variants: Vec<Variant>) -> Result<Vec<Variant>, ConfigError> {
-    if !(1..=MAX_VARIANTS).contains(&variants.len()) {
-        return Err(ConfigError::Variants(variants.len()));
-    }
-    for Variant { name, weight, upstream } in &variants {
+    for Variant { name, .. } in &variants {
         if !is_name(name, |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
             return Err(ConfigError::VariantName(name.clone()));
-        }
-        if *weight > MAX_WEIGHT {
-            return Err(ConfigError::Weight { name: name.clone(), weight: *weight });
-        }
-        if upstream.as_ref().is_some_and(|upstream| upstream.trim().is_empty()) {
-            return Err(ConfigError::Upstream(name.clone()));
         }
     }
     if variants.iter().all(|variant| variant.weight == 0) {
@@ -257,7 +227,7 @@ impl Cookie {
             SameSite::None => "None",
         };
         let mut attributes = format!("; Max-Age={}; Path={path}; SameSite={same_site}", self.max_age.0.as_secs());
-        if self.http_only.unwrap_or(true) {
+        if self.http_only {
             attributes.push_str("; HttpOnly");
         }
         Ok(StickyCookie { name, attributes, secure: self.secure })
@@ -270,10 +240,10 @@ impl Default for MaxAge {
     }
 }
 
-impl TryFrom<String> for MaxAge {
-    type Error = ConfigError;
+impl FromStr for MaxAge {
+    type Err = ConfigError;
 
-    fn try_from(text: String) -> Result<Self, ConfigError> {
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
         let unit: u64 = match unit {
@@ -281,15 +251,15 @@ impl TryFrom<String> for MaxAge {
             "m" => 60,
             "h" => 3600,
             "d" => 86_400,
-            _ => return Err(ConfigError::MaxAgeForm(text)),
+            _ => return Err(ConfigError::MaxAgeForm(text.to_owned())),
         };
         if number.is_empty() {
-            return Err(ConfigError::MaxAgeForm(text));
+            return Err(ConfigError::MaxAgeForm(text.to_owned()));
         }
         let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
         match seconds.map(Duration::from_secs) {
             Some(age) if !age.is_zero() && age <= MAX_AGE => Ok(Self(age)),
-            _ => Err(ConfigError::MaxAgeBounds(text)),
+            _ => Err(ConfigError::MaxAgeBounds(text.to_owned())),
         }
     }
 }
@@ -311,11 +281,6 @@ fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "serde's default for an Option that is not None")]
-fn default_cookie() -> Option<Cookie> {
-    Some(Cookie::default())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -323,7 +288,7 @@ mod tests {
     use super::*;
 
     fn parse(value: serde_json::Value) -> Result<Experiment, String> {
-        let config: Config = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let config: Config = selvedge_sdk::config::parse(value.to_string().as_bytes())?;
         config.check().map_err(|error| error.to_string())
     }
 
@@ -342,13 +307,13 @@ mod tests {
     #[test]
     fn times_have_units() {
         for (text, seconds) in [("90s", 90), ("30m", 1800), ("12h", 43_200), ("30d", 2_592_000), ("400d", 34_560_000)] {
-            assert_eq!(MaxAge::try_from(text.to_owned()), Ok(MaxAge(Duration::from_secs(seconds))), "{text}");
+            assert_eq!(text.parse::<MaxAge>(), Ok(MaxAge(Duration::from_secs(seconds))), "{text}");
         }
         for text in ["", "30", "d", "-1d", "1.5d", "30 d", "1w"] {
-            assert_eq!(MaxAge::try_from(text.to_owned()), Err(ConfigError::MaxAgeForm(text.to_owned())), "{text}");
+            assert_eq!(text.parse::<MaxAge>(), Err(ConfigError::MaxAgeForm(text.to_owned())), "{text}");
         }
         for text in ["0s", "401d", "99999999999999999999d", "18446744073709551615d"] {
-            assert_eq!(MaxAge::try_from(text.to_owned()), Err(ConfigError::MaxAgeBounds(text.to_owned())), "{text}");
+            assert_eq!(text.parse::<MaxAge>(), Err(ConfigError::MaxAgeBounds(text.to_owned())), "{text}");
         }
     }
 
@@ -360,16 +325,22 @@ mod tests {
             value
         };
         for (value, part) in [
-            (json!({ "variants": [] }), "missing field `experiment`"),
+            (json!({ "variants": [{ "name": "a", "weight": 1 }] }), "missing field `experiment`"),
             (with(json!({ "experiment": "a b" })), "experiment: \"a b\""),
             (with(json!({ "experiment": "" })), "experiment: \"\""),
-            (with(json!({ "variants": [] })), "variants: 0 given"),
+            (with(json!({ "variants": [] })), "`variants`: must have at least 1 entry"),
             (with(json!({ "variants": [{ "name": "a;b", "weight": 1 }] })), "variants.name: \"a;b\""),
             (with(json!({ "variants": [{ "name": "a", "weight": 1 }, { "name": "a", "weight": 1 }] })), "given twice"),
             (with(json!({ "variants": [{ "name": "a", "weight": 0 }] })), "at least one must be above 0"),
-            (with(json!({ "variants": [{ "name": "a", "weight": 1_000_001 }] })), "variants.weight: 1000001"),
+            (
+                with(json!({ "variants": [{ "name": "a", "weight": 1_000_001 }] })),
+                "`variants[0].weight`: must be at most 1000000",
+            ),
             (with(json!({ "variants": [{ "name": "a", "weight": -1 }] })), "invalid value: integer `-1`"),
-            (with(json!({ "variants": [{ "name": "a", "weight": 1, "upstream": "" }] })), "variants.upstream"),
+            (
+                with(json!({ "variants": [{ "name": "a", "weight": 1, "upstream": "" }] })),
+                "`variants[0].upstream`: names no upstream",
+            ),
             (with(json!({ "sticky": true })), "unknown field `sticky`"),
             (with(json!({ "user": { "header": "a b" } })), "user.header: \"a b\""),
             (with(json!({ "user": { "cookie": "a=b" } })), "user.cookie: \"a=b\""),

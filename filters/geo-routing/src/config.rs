@@ -1,57 +1,53 @@
 //! What an operator writes, and the checked form of it.
 
-use serde::Deserialize;
+use selvedge_sdk::Upstream;
 
 use crate::place::{Continent, Country, Place};
 
 /// Configuration of the filter.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, selvedge_sdk::Config)]
 pub struct Config {
     /// Places from which requests are let in: countries (`DE`) and continents (`continent:EU`). When empty, every place that `deny`
     /// does not name. Default: empty.
-    #[serde(default)]
+    #[config(default)]
     pub allow: Vec<Place>,
     /// Places from which requests are refused; wins over `allow`. Default: empty.
-    #[serde(default)]
+    #[config(default)]
     pub deny: Vec<Place>,
     /// What happens when the client's country is unknown (private addresses, no database) and no continent in the lists decides.
     /// Default: `deny` when `allow` is given (nobody unknown is among those), otherwise `allow`.
-    #[serde(default)]
     pub unknown: Option<Unknown>,
     /// Status of a refusal: 403, or 451 (unavailable for legal reasons, RFC 7725). Default: 403.
-    #[serde(default = "default_status")]
+    #[config(default = 403, schema = r#"{"type": "integer", "enum": [403, 451]}"#)]
     pub status: u16,
     /// Upstreams by place; the first route that matches wins, and when none does, the route of the request keeps its own upstream.
     /// Default: empty.
-    #[serde(default)]
+    #[config(default)]
     pub routes: Vec<Route>,
     /// Request header that tells the origin the country code; a copy sent by the client is always removed. `null`: none.
     /// Default: `x-geo-country`.
-    #[serde(default = "default_header")]
+    #[config(default = "x-geo-country", pattern = "^[-!#$%&'*+.^_`|~0-9A-Za-z]+$")]
     pub header: Option<String>,
     /// Response header that tells the client its country code. Default: none.
-    #[serde(default)]
+    #[config(pattern = "^[-!#$%&'*+.^_`|~0-9A-Za-z]+$")]
     pub response_header: Option<String>,
 }
 
 /// An upstream for some places.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, selvedge_sdk::Config)]
 pub struct Route {
     /// Countries, by ISO 3166-1 alpha-2 code. Default: empty.
-    #[serde(default)]
+    #[config(default)]
     pub countries: Vec<Country>,
     /// Continents: AF, AN, AS, EU, NA, OC, SA. Default: empty.
-    #[serde(default)]
+    #[config(default)]
     pub continents: Vec<Continent>,
     /// Name of the upstream that serves them. Required.
-    pub upstream: String,
+    pub upstream: Upstream,
 }
 
 /// What happens to a request from an unknown place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum Unknown {
     /// It goes on.
     Allow,
@@ -95,9 +91,6 @@ pub enum ConfigError {
     /// A route that matches nothing.
     #[error("routes[{0}]: at least one of countries and continents is needed")]
     RouteWithoutPlace(usize),
-    /// A route that leads nowhere.
-    #[error("routes[{0}].upstream: a name is needed")]
-    RouteWithoutUpstream(usize),
 }
 
 impl Config {
@@ -117,10 +110,7 @@ impl Config {
             if places.is_empty() {
                 return Err(ConfigError::RouteWithoutPlace(index));
             }
-            if route.upstream.trim().is_empty() {
-                return Err(ConfigError::RouteWithoutUpstream(index));
-            }
-            routes.push((places, route.upstream));
+            routes.push((places, route.upstream.name().to_owned()));
         }
 
         let implied = if self.allow.is_empty() { Unknown::Allow } else { Unknown::Deny };
@@ -148,15 +138,6 @@ fn header(field: &'static str, name: String) -> Result<String, ConfigError> {
     Ok(lower)
 }
 
-fn default_status() -> u16 {
-    403
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "serde's default for an Option that is not None")]
-fn default_header() -> Option<String> {
-    Some("x-geo-country".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -164,7 +145,7 @@ mod tests {
     use super::*;
 
     fn parse(value: serde_json::Value) -> Result<Policy, String> {
-        let config: Config = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let config: Config = selvedge_sdk::config::parse(value.to_string().as_bytes())?;
         config.check().map_err(|error| error.to_string())
     }
 
@@ -201,7 +182,10 @@ mod tests {
             (json!({ "header": "Content-Length" }), "header: \"Content-Length\""),
             (json!({ "response_header": "" }), "response_header: \"\""),
             (json!({ "routes": [{ "upstream": "a" }] }), "routes[0]: at least one"),
-            (json!({ "routes": [{ "countries": ["DE"], "upstream": " " }] }), "routes[0].upstream"),
+            (
+                json!({ "routes": [{ "countries": ["DE"], "upstream": " " }] }),
+                "`routes[0].upstream`: names no upstream",
+            ),
             (json!({ "routes": [{ "countries": ["DE"] }] }), "missing field `upstream`"),
             (json!({ "routes": [{ "continents": ["DE"], "upstream": "a" }] }), "not a continent"),
         ] {

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Deserialize;
-
 /// ISO 3166-1 alpha-2, plus `XK` (Kosovo), which the geo databases use.
 const COUNTRIES: &str = "\
     AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ \
@@ -23,8 +21,8 @@ const CONTINENTS: &str = "AF AN AS EU NA OC SA";
 pub struct Code([u8; 2]);
 
 /// A country or a continent in a list: `DE`, `continent:EU`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
+#[config(from_str, pattern = "^([A-Za-z]{2}|continent:[A-Za-z]{2})$")]
 pub enum Place {
     /// An ISO 3166-1 alpha-2 country.
     Country(Code),
@@ -33,13 +31,13 @@ pub enum Place {
 }
 
 /// A country on its own, as route lists name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
+#[config(from_str, pattern = "^[A-Za-z]{2}$")]
 pub struct Country(pub Code);
 
 /// A continent on its own, as route lists name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
+#[config(from_str, pattern = "^[A-Za-z]{2}$")]
 pub struct Continent(pub Code);
 
 /// Where a client is, as far as the host's database knows.
@@ -130,26 +128,10 @@ impl FromStr for Continent {
     }
 }
 
-impl TryFrom<String> for Country {
-    type Error = PlaceError;
+impl FromStr for Place {
+    type Err = PlaceError;
 
-    fn try_from(text: String) -> Result<Self, PlaceError> {
-        text.parse()
-    }
-}
-
-impl TryFrom<String> for Continent {
-    type Error = PlaceError;
-
-    fn try_from(text: String) -> Result<Self, PlaceError> {
-        text.parse()
-    }
-}
-
-impl TryFrom<String> for Place {
-    type Error = PlaceError;
-
-    fn try_from(text: String) -> Result<Self, PlaceError> {
+    fn from_str(text: &str) -> Result<Self, PlaceError> {
         match text.strip_prefix("continent:") {
             Some(continent) => continent.parse().map(|Continent(code)| Self::Continent(code)),
             None => text.parse().map(|Country(code)| Self::Country(code)),
@@ -191,10 +173,10 @@ mod tests {
             ("continent:EU", "Continent(EU)"),
             ("continent:as", "Continent(AS)"),
         ] {
-            assert_eq!(format!("{:?}", Place::try_from(text.to_owned()).unwrap()), debug);
+            assert_eq!(format!("{:?}", text.parse::<Place>().unwrap()), debug);
         }
         // AS is American Samoa as a country and Asia as a continent.
-        assert_eq!(format!("{:?}", Place::try_from("AS".to_owned()).unwrap()), "Country(AS)");
+        assert_eq!(format!("{:?}", "AS".parse::<Place>().unwrap()), "Country(AS)");
     }
 
     #[test]
@@ -209,7 +191,7 @@ mod tests {
             ("continent:DE", "not a continent"),
             ("continent:", "not a continent"),
         ] {
-            let error = Place::try_from(text.to_owned()).unwrap_err().to_string();
+            let error = text.parse::<Place>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
     }

@@ -1,6 +1,7 @@
 //! What an operator writes, and the checked form of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -16,76 +17,67 @@ use crate::source::Sources;
 
 /// Longest leeway.
 const MAX_LEEWAY: Duration = Duration::from_secs(600);
-/// Most verified tokens kept per worker.
-pub const MAX_CACHE: usize = 1024;
 
 /// Configuration of the filter.
 ///
 /// It has no `Debug`: the secret would be in it.
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, selvedge_sdk::Config)]
 pub struct Config {
     /// The shared secret for HS256, as text; at least 32 bytes (RFC 7518, 3.2). Line ends behind it are cut off, so that it can come
     /// from a file (`secret_file`, which the host reads). Exactly one of `secret` and `jwks` is needed.
-    #[serde(default)]
+    #[config(secret)]
     pub secret: Option<String>,
     /// The key set (RFC 7517), as JSON text (`jwks_file`, which the host reads) or as an object. Keys of other types, for encryption,
     /// or below 2048 bits (RSA) are skipped with a warning; two keys with one `kid` are an error.
-    #[serde(default)]
     pub jwks: Option<Jwks>,
     /// Signature algorithms that are accepted: HS256, RS256, ES256; there is no `none`. An algorithm is only ever used with a key made
     /// for it. Default: HS256 with `secret`; RS256 and ES256 with `jwks`.
-    #[serde(default)]
+    #[config(min_len = 1)]
     pub algorithms: Option<Vec<Algorithm>>,
     /// Accepted `iss` values, one or a list; a token must have one of them. Default: any, and none.
-    #[serde(default)]
     pub issuer: Option<OneOrMany>,
     /// Our names: `aud` (one or a list) must hold one of these, one or a list. Default: none, so that a token which is addressed to
     /// somebody is refused (RFC 7519, 4.1.3).
-    #[serde(default)]
     pub audience: Option<OneOrMany>,
     /// Accept tokens whoever they are addressed to; not together with `audience`. Default: `false`.
-    #[serde(default)]
+    #[config(default)]
     pub ignore_audience: bool,
     /// How far clocks may differ when `exp`, `nbf` and `iat` are checked: `30s`, `2m`; at most 10m. Default: `30s`.
-    #[serde(default)]
+    #[config(default)]
     pub leeway: Leeway,
     /// Refuse tokens without `exp`. Default: `true`.
-    #[serde(default = "default_true")]
+    #[config(default = true)]
     pub require_exp: bool,
     /// Accepted `typ` of the token's header, such as `at+jwt` (RFC 9068); compared without case and without `application/`.
     /// Default: any, and none.
-    #[serde(default)]
     pub typ: Option<String>,
     /// Claims a token must have: a list of names, or a map from a name to the accepted value or values (a claim that is a list needs one
     /// of them in it; `scope` counts as a list of words). A name that begins with `/` is a JSON pointer. Default: none.
-    #[serde(default)]
     pub required_claims: Option<RequiredClaims>,
     /// What clients are told they are asked to sign in to; no quotes, backslashes or control characters. Default: `selvedge`.
-    #[serde(default = "default_realm")]
+    #[config(default = "selvedge")]
     pub realm: String,
     /// Also take the token from this cookie. Default: none.
-    #[serde(default)]
     pub cookie: Option<String>,
     /// Also take the token from this query parameter; URLs end up in logs and histories, so prefer the others. Default: none.
-    #[serde(default)]
     pub query: Option<String>,
     /// Claims to tell the origin, as request headers: `{ sub: x-user }`. Copies that a client sends are always removed. Lists are joined
     /// with commas; an absent claim sets no header; an object, or text that cannot stand in a header, makes the token invalid. A name
     /// that begins with `/` is a JSON pointer. Default: none.
-    #[serde(default)]
+    #[config(default)]
     pub claims_to_headers: BTreeMap<String, String>,
     /// Leave the token in the request. Mind the cache when it is removed: a response to a request with `Authorization` is not stored
     /// (RFC 9111, 3.5), one without is. Default: `true`.
-    #[serde(default = "default_true")]
+    #[config(default = true)]
     pub forward_token: bool,
     /// Verified tokens kept per worker, so that a token's signature is computed once: 0 (none) to 1024. Default: 1024.
-    #[serde(default = "default_cache")]
+    #[config(default = 1024, max = 1024)]
     pub cache_entries: usize,
 }
 
 /// A key set, as text or inline.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, selvedge_sdk::Config)]
+#[config(serde, schema = r#"{"type": ["string", "object"]}"#)]
 #[serde(untagged, expecting = "a JWKS: JSON text or an object")]
 pub enum Jwks {
     /// JSON text.
@@ -95,7 +87,8 @@ pub enum Jwks {
 }
 
 /// One text or several.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, selvedge_sdk::Config)]
+#[config(serde, schema = r#"{"type": ["string", "array"], "items": {"type": "string"}}"#)]
 #[serde(untagged, expecting = "a string or a list of strings")]
 pub enum OneOrMany {
     /// One.
@@ -105,7 +98,8 @@ pub enum OneOrMany {
 }
 
 /// The claims a token must have.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, selvedge_sdk::Config)]
+#[config(serde, schema = r#"{"type": ["array", "object"], "items": {"type": "string"}}"#)]
 #[serde(untagged, expecting = "a list of claims, or a map from claims to values")]
 pub enum RequiredClaims {
     /// These must be present.
@@ -115,8 +109,8 @@ pub enum RequiredClaims {
 }
 
 /// A time written `30s` or `2m`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
+#[config(from_str, pattern = "^[0-9]+[sm]$", default = "30s")]
 pub struct Leeway(pub Duration);
 
 /// The configuration, checked.
@@ -157,9 +151,6 @@ pub enum ConfigError {
     /// Not a key set.
     #[error("jwks: {0}")]
     Jwks(#[source] KeyError),
-    /// Nothing would be accepted.
-    #[error("algorithms: at least one is needed")]
-    NoAlgorithm,
     /// A secret verifies HS256 only.
     #[error("algorithms: {0} cannot be verified with a secret")]
     SecretAlgorithm(Algorithm),
@@ -197,9 +188,6 @@ pub enum ConfigError {
     /// Two claims for one header.
     #[error("claims_to_headers: {0:?} is used twice")]
     ForwardTwice(String),
-    /// Too many.
-    #[error("cache_entries: {0} must be 0 to 1024")]
-    CacheEntries(usize),
 }
 
 impl Config {
@@ -230,10 +218,6 @@ impl Config {
                 return Err(ConfigError::Name { field, value: value.clone() });
             }
         }
-        if self.cache_entries > MAX_CACHE {
-            return Err(ConfigError::CacheEntries(self.cache_entries));
-        }
-
         Ok(Plan {
             keys,
             claims,
@@ -253,9 +237,6 @@ fn check_keys(
     jwks: Option<Jwks>,
     algorithms: Option<Vec<Algorithm>>,
 ) -> Result<(KeySet, Vec<String>), ConfigError> {
-    if algorithms.as_ref().is_some_and(Vec::is_empty) {
-        return Err(ConfigError::NoAlgorithm);
-    }
     match (secret, jwks) {
         (Some(secret), None) => {
             if let Some(other) = algorithms.into_iter().flatten().find(|algorithm| *algorithm != Algorithm::HS256) {
@@ -353,21 +334,21 @@ impl Default for Leeway {
     }
 }
 
-impl TryFrom<String> for Leeway {
-    type Error = ConfigError;
+impl FromStr for Leeway {
+    type Err = ConfigError;
 
-    fn try_from(text: String) -> Result<Self, ConfigError> {
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
         let unit = match text.as_bytes().last() {
             Some(b's') => 1,
             Some(b'm') => 60,
-            _ => return Err(ConfigError::Leeway(text)),
+            _ => return Err(ConfigError::Leeway(text.to_owned())),
         };
         let number = &text[..text.len() - 1];
         let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
         let seconds = number.parse::<u64>().ok().filter(|_| digits).and_then(|number| number.checked_mul(unit));
         match seconds.map(Duration::from_secs) {
             Some(leeway) if leeway <= MAX_LEEWAY => Ok(Self(leeway)),
-            _ => Err(ConfigError::Leeway(text)),
+            _ => Err(ConfigError::Leeway(text.to_owned())),
         }
     }
 }
@@ -375,18 +356,6 @@ impl TryFrom<String> for Leeway {
 /// RFC 9110, 5.6.2.
 fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-}
-
-fn default_true() -> bool {
-    true
-}
-
-fn default_realm() -> String {
-    "selvedge".to_owned()
-}
-
-fn default_cache() -> usize {
-    MAX_CACHE
 }
 
 #[cfg(test)]
@@ -397,7 +366,7 @@ mod tests {
     use crate::mint;
 
     fn parse(value: Value) -> Result<Plan, String> {
-        let config: Config = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let config: Config = selvedge_sdk::config::parse(value.to_string().as_bytes())?;
         config.check().map_err(|error| error.to_string())
     }
 
@@ -426,7 +395,7 @@ mod tests {
             (json!({ "jwks": "{" }), "jwks: "),
             (json!({ "jwks": { "keys": [] } }), "jwks: "),
             (json!({ "jwks": 7 }), "a JWKS: JSON text or an object"),
-            (with(json!({ "algorithms": [] })), "algorithms: at least one"),
+            (with(json!({ "algorithms": [] })), "`algorithms`: must have at least 1 entry"),
             (with(json!({ "algorithms": ["none"] })), "unknown variant `none`"),
             (with(json!({ "algorithms": ["hs256"] })), "unknown variant `hs256`"),
             (with(json!({ "algorithms": ["HS256", "RS256"] })), "algorithms: RS256 cannot"),
@@ -449,7 +418,7 @@ mod tests {
                 with(json!({ "claims_to_headers": { "a": "x-u", "b": "X_U" } })),
                 "claims_to_headers: \"X_U\" is used twice",
             ),
-            (with(json!({ "cache_entries": 1025 })), "cache_entries: 1025"),
+            (with(json!({ "cache_entries": 1025 })), "`cache_entries`: must be at most 1024"),
             (with(json!({ "secrets": "x" })), "unknown field `secrets`"),
         ] {
             let error = parse(value.clone()).err().unwrap_or_else(|| panic!("{value} was accepted"));

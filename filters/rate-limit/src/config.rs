@@ -1,58 +1,55 @@
 //! What an operator writes, and the checked form of it.
 
+use std::str::FromStr;
 use std::time::Duration;
-
-use serde::Deserialize;
 
 use crate::bucket::Limit;
 
 /// Longest policy name.
 const MAX_NAME: usize = 64;
-/// Largest request count in `rate`, and largest `burst`.
+/// Largest request count in `rate`; also the largest `burst`.
 const MAX_COUNT: u32 = 1_000_000_000;
 /// Longest window in `rate`: a month.
 const MAX_WINDOW: Duration = Duration::from_secs(31 * 86_400);
 
 /// Configuration of the filter.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, selvedge_sdk::Config)]
 pub struct Config {
     /// The policy's name: it appears in the `RateLimit` fields and separates this filter's buckets from those of other rate limits.
     /// Letters, digits, `-`, `_`, `.`; at most 64. Filters that agree in name, key, rate and burst share their buckets, where the
     /// host gives them the same shared data (`vm_id`). Default: `default`.
-    #[serde(default = "default_name")]
+    #[config(default = "default", pattern = r"^[-A-Za-z0-9_.]{1,64}$")]
     pub name: String,
     /// Who is counted. Default: `client_ip`.
-    #[serde(default)]
+    #[config(default)]
     pub key: Key,
     /// The rate in the long run: requests per window, as `100/min`, `5/s`, `1000/h`, `1/day` or `20/10s` (units s, min, h, day).
     /// 1 to 10⁹ requests, windows of 1 s to 31 days. Required.
     pub rate: Rate,
     /// How many requests may come at once after a pause (the size of the bucket): 1 to 10⁹. Default: the count in `rate`.
-    #[serde(default)]
+    #[config(min = 1, max = 1_000_000_000)]
     pub burst: Option<u32>,
     /// What happens to a request that has no such key (no such header, no such claim). Default: `share`.
-    #[serde(default)]
+    #[config(default)]
     pub missing: Missing,
     /// What happens when the state cannot be written: the host's shared data is full, or other workers changed the same bucket
     /// every time we tried. Default: `allow`.
-    #[serde(default)]
+    #[config(default)]
     pub on_full: OnFull,
     /// IPv6 clients are counted by this many leading bits of their address, because one subscriber has a whole network: 32 to 128
     /// bits. Default: 64.
-    #[serde(default = "default_ipv6_prefix")]
+    #[config(default = 64, min = 32, max = 128)]
     pub ipv6_prefix: u8,
     /// Send `RateLimit-Policy` and `RateLimit` on answers (allowed and refused). Default: `true`.
-    #[serde(default = "default_true")]
+    #[config(default = true)]
     pub headers: bool,
     /// Also send the older `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` (seconds from now). Default: `false`.
-    #[serde(default)]
+    #[config(default)]
     pub legacy_headers: bool,
 }
 
 /// Who is counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum Key {
     /// The client's address as the host established it (trusted hops considered).
     #[default]
@@ -65,8 +62,7 @@ pub enum Key {
 }
 
 /// What happens to a request without a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum Missing {
     /// All such requests share one bucket.
     #[default]
@@ -78,8 +74,7 @@ pub enum Missing {
 }
 
 /// What happens when a bucket cannot be stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum OnFull {
     /// The request goes on uncounted.
     #[default]
@@ -89,8 +84,8 @@ pub enum OnFull {
 }
 
 /// Requests per window, written `100/min`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
+#[config(from_str, pattern = r"^[0-9]+ */ *[0-9]*(s|sec|second|m|min|minute|h|hour|d|day)$")]
 pub struct Rate {
     /// Requests; 1 to 10⁹.
     pub count: u32,
@@ -131,12 +126,6 @@ pub enum ConfigError {
     /// A rate outside its bounds.
     #[error("the rate {0:?} must have 1 to 1000000000 requests and a window of 1s to 31 days")]
     RateBounds(String),
-    /// A burst outside its bounds.
-    #[error("burst: {0} must be 1 to 1000000000 requests")]
-    Burst(u32),
-    /// A prefix outside its bounds.
-    #[error("ipv6_prefix: {0} must be 32 to 128 bits")]
-    Ipv6Prefix(u8),
     /// Not a header name.
     #[error("key.header: {0:?} is not a header name")]
     Header(String),
@@ -156,12 +145,6 @@ impl Config {
             return Err(ConfigError::Name(self.name));
         }
         let burst = self.burst.unwrap_or(self.rate.count);
-        if !(1..=MAX_COUNT).contains(&burst) {
-            return Err(ConfigError::Burst(burst));
-        }
-        if !(32..=128).contains(&self.ipv6_prefix) {
-            return Err(ConfigError::Ipv6Prefix(self.ipv6_prefix));
-        }
         let key = match self.key {
             Key::Header(name) if !is_token(&name) => return Err(ConfigError::Header(name)),
             Key::Header(name) => Key::Header(name.to_ascii_lowercase()),
@@ -181,11 +164,11 @@ impl Config {
     }
 }
 
-impl TryFrom<String> for Rate {
-    type Error = ConfigError;
+impl FromStr for Rate {
+    type Err = ConfigError;
 
-    fn try_from(text: String) -> Result<Self, ConfigError> {
-        let form = || ConfigError::RateForm(text.clone());
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let form = || ConfigError::RateForm(text.to_owned());
         let (count, window) = text.split_once('/').ok_or_else(form)?;
         let (count, window) = (count.trim(), window.trim());
         if !count.bytes().all(|byte| byte.is_ascii_digit()) || count.is_empty() {
@@ -202,7 +185,7 @@ impl TryFrom<String> for Rate {
             _ => return Err(form()),
         };
 
-        let bounds = || ConfigError::RateBounds(text.clone());
+        let bounds = || ConfigError::RateBounds(text.to_owned());
         let count: u32 = count.parse().map_err(|_| bounds())?;
         let number: u64 = if number.is_empty() { 1 } else { number.parse().map_err(|_| bounds())? };
         let window = Duration::from_secs(number.checked_mul(unit).ok_or_else(bounds)?);
@@ -218,18 +201,6 @@ fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-fn default_name() -> String {
-    "default".to_owned()
-}
-
-fn default_ipv6_prefix() -> u8 {
-    64
-}
-
-fn default_true() -> bool {
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -237,7 +208,7 @@ mod tests {
     use super::*;
 
     fn parse(value: serde_json::Value) -> Result<Policy, String> {
-        let config: Config = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let config: Config = selvedge_sdk::config::parse(value.to_string().as_bytes())?;
         config.check().map_err(|error| error.to_string())
     }
 
@@ -262,19 +233,15 @@ mod tests {
             ("3 / 5min", 3, 300),
             ("1/31d", 1, 31 * 86_400),
         ] {
-            assert_eq!(
-                Rate::try_from(text.to_owned()),
-                Ok(Rate { count, window: Duration::from_secs(seconds) }),
-                "{text}"
-            );
+            assert_eq!(text.parse::<Rate>(), Ok(Rate { count, window: Duration::from_secs(seconds) }), "{text}");
         }
         for text in
             ["", "100", "100/", "/min", "100/fortnight", "-1/s", "+1/s", "1.5/s", "a/s", "100/-1s", "100 per min"]
         {
-            assert_eq!(Rate::try_from(text.to_owned()), Err(ConfigError::RateForm(text.to_owned())), "{text}");
+            assert_eq!(text.parse::<Rate>(), Err(ConfigError::RateForm(text.to_owned())), "{text}");
         }
         for text in ["0/s", "1000000001/s", "99999999999/s", "1/0s", "1/32d", "1/99999999999999999999s"] {
-            assert_eq!(Rate::try_from(text.to_owned()), Err(ConfigError::RateBounds(text.to_owned())), "{text}");
+            assert_eq!(text.parse::<Rate>(), Err(ConfigError::RateBounds(text.to_owned())), "{text}");
         }
     }
 
@@ -284,10 +251,10 @@ mod tests {
             (json!({}), "missing field `rate`"),
             (json!({ "rate": "1/s", "bursts": 3 }), "unknown field `bursts`"),
             (json!({ "rate": "often" }), "\"often\" is not a rate"),
-            (json!({ "rate": "1/s", "burst": 0 }), "burst: 0"),
+            (json!({ "rate": "1/s", "burst": 0 }), "`burst`: must be at least 1"),
             (json!({ "rate": "1/s", "name": "a b" }), "name: \"a b\""),
             (json!({ "rate": "1/s", "name": "" }), "name: \"\""),
-            (json!({ "rate": "1/s", "ipv6_prefix": 16 }), "ipv6_prefix: 16"),
+            (json!({ "rate": "1/s", "ipv6_prefix": 16 }), "`ipv6_prefix`: must be at least 32"),
             (json!({ "rate": "1/s", "key": { "header": "a b" } }), "key.header: \"a b\""),
             (json!({ "rate": "1/s", "key": { "jwt_claim": "" } }), "key.jwt_claim"),
             (json!({ "rate": "1/s", "key": "user" }), "unknown variant `user`"),

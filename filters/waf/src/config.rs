@@ -4,60 +4,52 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 /// Everything the filter can be told. Unknown keys are refused.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, selvedge_sdk::Config)]
+#[config(default)]
 pub struct Config {
     /// What happens to a request whose score reaches the threshold. Default: `block`.
+    #[config(default)]
     pub mode: Mode,
     /// The anomaly score from which a request counts as an attack. A critical match scores 5, an error 4, a warning 3, a
     /// notice 2, each rule once per request. Higher lets more attacks through and blocks fewer good requests. Default: 5;
     /// 0 is refused.
+    #[config(default = 5, min = 1)]
     pub threshold: u32,
     /// How much of a body is read and inspected, as `"128KiB"` or a number of bytes. The request waits until that much of
     /// its body has arrived. More finds attacks that stand further back, and costs time and memory for each large body. Default:
     /// `"128KiB"`; 0 leaves bodies alone. Keep it 64 KiB or more below what the node holds for this filter (the entry's
     /// `limits.body`, 1 MiB by default): the node answers 413 to a body that outgrows its own limit before this one is reached.
+    #[config(default = "128KiB")]
     pub body_limit: ByteSize,
     /// What happens to a body larger than `body_limit`. Default: `inspect_prefix`.
+    #[config(default)]
     pub body_over_limit: OverLimit,
     /// Also inspects what base64 text inside a value decodes to. Default: true.
+    #[config(default = true)]
     pub decode_base64: bool,
     /// Ids of rules that never run. Default: none. An unknown id is refused.
+    #[config(default)]
     pub disabled_rules: Vec<u32>,
     /// Where rules do not apply. Default: none.
+    #[config(default)]
     pub exclusions: Vec<Exclusion>,
     /// Status of the reply to a blocked request, 400 to 599. Default: 403.
+    #[config(default = 403, min = 400, max = 599)]
     pub status: u16,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Block,
-            threshold: 5,
-            body_limit: ByteSize(128 * 1024),
-            body_over_limit: OverLimit::InspectPrefix,
-            decode_base64: true,
-            disabled_rules: Vec::new(),
-            exclusions: Vec::new(),
-            status: 403,
-        }
-    }
-}
-
 /// What the filter does with an attack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum Mode {
     /// Answers it. Inspection ends where the threshold is reached, so the log names the rules up to there.
+    #[default]
     Block,
     /// Logs every rule that matches and lets the request pass; the origin sees the score in `x-waf-score`.
     Detect,
 }
 
 /// What the filter does with a body larger than its limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, selvedge_sdk::Config)]
 pub enum OverLimit {
     /// Inspects its first `body_limit` bytes and lets the rest stream to the origin. A field, a JSON document or a part that
     /// the limit cuts is inspected as far as it goes. What follows is not inspected: large uploads work, and so does an attack
@@ -66,6 +58,7 @@ pub enum OverLimit {
     /// Bytes that are not text look like an attack sooner or later. Media types, `application/octet-stream` and files in forms
     /// are spared; long bodies that are compressed, or of no or an unknown content type, are not. Where clients send such, name
     /// the path in `exclusions`.
+    #[default]
     InspectPrefix,
     /// Lets it through uninspected; path, query and headers have been inspected. Large uploads work, and so does an attack
     /// that is padded to this size.
@@ -75,8 +68,8 @@ pub enum OverLimit {
 }
 
 /// A place where some or all rules are off. Every key given must hold; an exclusion without keys is refused.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, selvedge_sdk::Config)]
+#[config(default)]
 pub struct Exclusion {
     /// Requests whose path, decoded and with dot segments removed, is this or lies below it. Default: every path.
     pub path_prefix: Option<String>,
@@ -84,22 +77,18 @@ pub struct Exclusion {
     /// Default: every value.
     pub parameter: Option<String>,
     /// The rules that are off. Default: all of them.
+    #[config(default)]
     pub rules: Vec<u32>,
 }
 
 /// A number of bytes: a plain number, or text with the unit `B`, `KiB` or `MiB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, selvedge_sdk::Config)]
+#[config(serde, schema = r#"{"type": ["string", "integer"], "pattern": "^[0-9]+ *(B|KiB|MiB)?$", "minimum": 0}"#)]
 pub struct ByteSize(pub usize);
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    /// Every request would be an attack.
-    #[error("threshold: 0 would block every request; use 1 or more")]
-    ThresholdZero,
-    /// The reply would not say that the request failed.
-    #[error("status: {0} is not an error status; use 400 to 599")]
-    Status(u16),
     /// No rule has this id.
     #[error("{key}: there is no rule {id}")]
     UnknownRule {
@@ -122,17 +111,11 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Checks what types cannot: ranges, and that every rule named exists.
+    /// Checks what types cannot: that every rule named exists.
     ///
     /// # Errors
-    /// The first setting that is out of range or names an unknown rule.
+    /// The first setting that names an unknown rule.
     pub fn check(&self, known: impl Fn(u32) -> bool) -> Result<(), ConfigError> {
-        if self.threshold == 0 {
-            return Err(ConfigError::ThresholdZero);
-        }
-        if !(400..600).contains(&self.status) {
-            return Err(ConfigError::Status(self.status));
-        }
         if let Some(&id) = self.disabled_rules.iter().find(|&&id| !known(id)) {
             return Err(ConfigError::UnknownRule { key: "disabled_rules", id });
         }
@@ -181,7 +164,7 @@ mod tests {
     use super::*;
 
     fn parse(json: &str) -> Result<Config, String> {
-        let config: Config = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let config: Config = selvedge_sdk::config::parse(json.as_bytes())?;
         config.check(|id| id == 1001).map_err(|error| error.to_string())?;
         Ok(config)
     }
@@ -220,8 +203,8 @@ mod tests {
     fn mistakes_name_their_key() {
         for (json, part) in [
             (r#"{"treshold": 5}"#, "treshold"),
-            (r#"{"threshold": 0}"#, "threshold"),
-            (r#"{"status": 200}"#, "status"),
+            (r#"{"threshold": 0}"#, "`threshold`: must be at least 1"),
+            (r#"{"status": 200}"#, "`status`: must be at least 400"),
             (r#"{"mode": "off"}"#, "off"),
             (r#"{"body_limit": "12 parsecs"}"#, "parsecs"),
             (r#"{"body_limit": -1}"#, "128KiB"),

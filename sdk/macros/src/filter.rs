@@ -3,7 +3,7 @@
 use proc_macro2::{Literal, TokenStream};
 use quote::quote;
 use syn::parse::{Parse, ParseStream};
-use syn::{Error, Ident, ImplItem, ItemImpl, LitStr, Result, Token, Type, parse_quote};
+use syn::{Error, Ident, ImplItem, ImplItemFn, ItemImpl, LitStr, Result, Token, Type, parse_quote};
 
 use crate::hooks::{self, Bodies, Hooks};
 
@@ -37,7 +37,7 @@ impl Parse for Attribute {
     }
 }
 
-/// The impl with its `HOOKS` (and `Stream`, when it has none), followed by the exports for wasm.
+/// The impl with its `HOOKS` and what was left out, followed by the exports for wasm.
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let attribute: Attribute = syn::parse2(attribute)?;
     let mut item: ItemImpl = syn::parse2(item)?;
@@ -136,6 +136,25 @@ fn exports(filter: &Type, hooks: Hooks) -> TokenStream {
             #[unsafe(link_section = "selvedge.phases")]
             static PHASES: [u8; #length] = *#phases;
 
+            const SCHEMA: ::selvedge_sdk::config::Json =
+                ::selvedge_sdk::config::Root::<<#filter as ::selvedge_sdk::Filter>::Config>::SCHEMA;
+
+            #[used]
+            #[unsafe(link_section = "selvedge.schema")]
+            static SCHEMA_SECTION: [u8; SCHEMA.length()] = SCHEMA.bytes();
+
+            const ABOUT: ::selvedge_sdk::config::Json = ::selvedge_sdk::config::Json::Object(&[
+                ("name", ::selvedge_sdk::config::Json::Text(::std::env!("CARGO_PKG_NAME"))),
+                ("version", ::selvedge_sdk::config::Json::Text(::std::env!("CARGO_PKG_VERSION"))),
+                ("description", ::selvedge_sdk::config::Json::Text(::std::env!("CARGO_PKG_DESCRIPTION"))),
+                ("filter", ::selvedge_sdk::config::Json::Text(::std::stringify!(#filter))),
+                ("sdk", ::selvedge_sdk::config::Json::Text(::selvedge_sdk::VERSION)),
+            ]);
+
+            #[used]
+            #[unsafe(link_section = "selvedge.about")]
+            static ABOUT_SECTION: [u8; ABOUT.length()] = ABOUT.bytes();
+
             #[unsafe(no_mangle)]
             extern "C" fn _initialize() {
                 unsafe extern "C" {
@@ -192,12 +211,30 @@ fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
     if associated_type(item, "Stream").is_none() {
         item.items.push(parse_quote! { type Stream = (); });
     }
-    if matches!(associated_type(item, "Config"), Some(Type::Tuple(tuple)) if tuple.elems.is_empty()) {
+    let config = associated_type(item, "Config");
+    let without = config.is_none();
+    let nothing = matches!(config, Some(Type::Tuple(tuple)) if tuple.elems.is_empty());
+    if without {
+        item.items.push(parse_quote! { type Config = (); });
+    }
+    if without && hooks::method(item, "new").is_none() {
+        item.items.push(parse_quote! {
+            fn new((): ()) -> ::std::result::Result<Self, ::std::string::String> {
+                ::std::result::Result::Ok(<Self as ::std::default::Default>::default())
+            }
+        });
+    }
+    if without || nothing {
         item.items.push(parse_quote! {
             fn configure(json: &[u8]) -> ::std::result::Result<Self, ::std::string::String> {
                 ::selvedge_sdk::config::parse_nothing(json).and_then(<Self as ::selvedge_sdk::Filter>::new)
             }
         });
+    }
+    for item in &mut item.items {
+        if let ImplItem::Fn(function) = item {
+            add_parameters(function);
+        }
     }
 
     let Hooks { request, response, done, tick, bodies } = hooks;
@@ -212,6 +249,19 @@ fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
             tick: #tick,
         };
     });
+}
+
+/// The parameters that a filter without settings, or a hook without use for the stream's state, leaves out.
+fn add_parameters(function: &mut ImplItemFn) {
+    let inputs = &mut function.sig.inputs;
+    match function.sig.ident.to_string().as_str() {
+        "new" if inputs.is_empty() => inputs.push(parse_quote! { (): () }),
+        "request" | "response" if inputs.len() == 2 => {
+            inputs.push(parse_quote! { _: &mut <Self as ::selvedge_sdk::Filter>::Stream });
+        }
+        "done" if inputs.len() == 1 => inputs.push(parse_quote! { _: &<Self as ::selvedge_sdk::Filter>::Stream }),
+        _ => {}
+    }
 }
 
 fn associated_type<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a Type> {

@@ -58,7 +58,7 @@ impl Hooks {
     }
 }
 
-fn method<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a ImplItemFn> {
+pub(crate) fn method<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a ImplItemFn> {
     item.items.iter().find_map(|item| match item {
         ImplItem::Fn(function) if function.sig.ident == name => Some(function),
         _ => None,

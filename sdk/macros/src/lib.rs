@@ -1,5 +1,7 @@
 //! Procedural macros of selvedge-sdk. Use them through that crate: `use selvedge_sdk::prelude::*;`.
 
+mod config;
+
 mod filter;
 
 mod hooks;
@@ -20,7 +22,12 @@ use proc_macro::TokenStream;
 /// overrides this, for a filter that hands the request on and never reads a body, or to say it aloud:
 /// `#[filter(body = "none")]`, `"request"`, `"response"`, `"both"`. A hook that reads a body which the attribute denies panics.
 ///
-/// **Left out.** `type Stream` may be left out (`()`). With `type Config = ();` the guest carries no JSON parser.
+/// **Left out.** Without `type Stream` the hooks have no `stream` parameter. With it, those that do not need it may leave the parameter
+/// out as well. Without `type Config` there are no settings, and the guest carries no JSON parser; `fn new()` has no parameter then, and
+/// may itself be left out for a type that is `Default`.
+///
+/// **About it.** Two more custom sections of the module: `selvedge.schema` holds the JSON Schema of `type Config`, `selvedge.about` says
+/// in JSON which crate it is (`name`, `version`, `description`), which `filter`, and which version of the `sdk` it was made with.
 ///
 /// There can be one per crate, without type parameters.
 #[proc_macro_attribute]
@@ -49,4 +56,72 @@ pub fn filter(attribute: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_attribute]
 pub fn test(attribute: TokenStream, item: TokenStream) -> TokenStream {
     test::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Reads a struct with named fields, or an enum, as settings, and writes their JSON Schema (2020-12) into the module.
+///
+/// ```
+/// use selvedge_sdk::prelude::*;
+///
+/// /// Who may come in.
+/// #[derive(Config)]
+/// struct Settings {
+///     /// The upstream that knows the keys.
+///     authz: Upstream,
+///     /// How long to wait for it.
+///     #[config(default = "250ms", min = "1ms", max = "5s")]
+///     timeout: Duration,
+///     /// Requests that need no key.
+///     #[config(default = ["GET", "HEAD"], max_len = 10)]
+///     open: Vec<Method>,
+///     /// What happens when nobody answers.
+///     #[config(default)]
+///     on_failure: OnFailure,
+///     /// Signs what is sent on.
+///     #[config(secret, min_len = 32)]
+///     secret: Option<String>,
+/// }
+///
+/// #[derive(Config, Default)]
+/// enum OnFailure {
+///     /// The request is refused.
+///     #[default]
+///     Deny,
+///     /// The request goes on.
+///     LetPass,
+/// }
+/// ```
+///
+/// **Fields** are of the types that implement `Config`: `bool`, numbers, `String`, `Option`, `Vec`, sets, maps, `Duration` (`250ms`,
+/// `5s`, `10m`, `1h`, `1d`), `ByteSize` (`64KiB`), `HeaderName`, `HeaderValue`, `Method`, `StatusCode`, `Uri`, `IpAddr`, `Upstream`,
+/// `serde_json::Value`, and what derives it. Their doc comments go into the schema. A key that is none of the fields is an error.
+///
+/// | on a field | says |
+/// |---|---|
+/// | (nothing) | the key must be there, unless the field is an `Option` |
+/// | `default = "5s"`, `= 3`, `= ["a", "b"]` | the value when the key is not there, as it would be written |
+/// | `default = function()` | the same by an expression of the field's type; the schema does not show it |
+/// | `default` | `Default::default()` |
+/// | `min`, `max` | bounds of a number, or, as text, of a `Duration` or `ByteSize` |
+/// | `min_len`, `max_len` | bounds of a length: characters of a `String`, entries of a list, set or map |
+/// | `pattern = "^[a-z]+$"` | what a text looks like. For the host and for editors: the guest carries no regular expressions, so `new` checks what must hold |
+/// | `secret` | the value is not shown in any message |
+/// | `rename = "type"` | the key |
+/// | `serde`, with `schema = "{…}"` | the type is read by its `Deserialize`; the schema is given by hand (else: anything) |
+///
+/// **Enums.** A variant without fields is a word, in `snake_case` (`let_pass`); `rename` says another. A variant with a value or with
+/// fields is a map with its name as the only key (`{ header: x-user }`). With `#[config(tag = "kind")]` on the enum the name stands
+/// beside the fields instead.
+///
+/// | on a type | says |
+/// |---|---|
+/// | `default` | implements `Default` from the fields' defaults |
+/// | `from_str` | the type is a text, read by its `FromStr`; also `pattern`, `schema` and `default = "…"` (for the schema) |
+/// | `serde` | the type is read by its own `Deserialize`; also `schema` and `default` |
+/// | `tag` | see above |
+///
+/// `Deserialize` is implemented as well (not with `serde`). A type cannot hold itself.
+#[proc_macro_derive(Config, attributes(config))]
+pub fn derive_config(item: TokenStream) -> TokenStream {
+    config::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }

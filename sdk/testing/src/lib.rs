@@ -15,18 +15,13 @@
 //! use selvedge_sdk::prelude::*;
 //! use selvedge_sdk_testing::Tester;
 //!
+//! #[derive(Default)]
 //! pub struct NoTrace;
 //!
 //! #[filter]
 //! impl Filter for NoTrace {
-//!     type Config = ();
-//!
-//!     fn new((): ()) -> Result<Self, String> {
-//!         Ok(Self)
-//!     }
-//!
-//!     async fn request(&self, request: &mut Request, _: &mut ()) -> Flow {
-//!         if request.method() == Method::Trace { Err(Reply::new(405)) } else { Ok(Next) }
+//!     async fn request(&self, request: &mut Request) -> Flow {
+//!         if request.method() == Method::TRACE { Err(Reply::new(405)) } else { Ok(Next) }
 //!     }
 //! }
 //!

@@ -139,7 +139,7 @@ fn upper_transforms_text_however_it_is_cut<H: Host>(host: impl Fn() -> H) {
 }
 
 fn upper_lets_other_types_and_long_bodies_pass<H: Host>(host: impl Fn() -> H) {
-    let tester = host().tester::<Upper>("upper").config(json!({"max_body": 4})).origin(|seen| match seen.path() {
+    let tester = host().tester::<Upper>("upper").config(json!({"max_body": "4B"})).origin(|seen| match seen.path() {
         "/long" => Reply::new(200).text("long text"),
         _ => Reply::new(200).header("content-type", "image/png").body("png"),
     });
@@ -189,10 +189,12 @@ fn a_callout_that_fails_denies<H: Host>(host: impl Fn() -> H) {
 
 fn a_bad_configuration_names_the_field<H: Host>(host: impl Fn() -> H) {
     for (config, expected) in [
-        (json!({"authz": "a", "remember_seconds": "long"}), "remember_seconds"),
+        (json!({"authz": "a", "remember": "long"}), "`remember`: invalid value: string \"long\", expected a duration"),
         (json!({"authz": "a", "colour": 1}), "colour"),
         (json!({}), "authz"),
-        (json!({"authz": ""}), "names no upstream"),
+        (json!({"authz": ""}), "`authz`: names no upstream"),
+        (json!({"authz": "a", "timeout": "6s"}), "`timeout`: must be at most 5s"),
+        (json!({"authz": "a", "header": "a b"}), "expected the name of a header"),
     ] {
         let error = host().tester::<ApiKey>("api_key").config(config).start().unwrap_err();
         assert!(error.contains(expected), "{error}");
