@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use selvedge_config::{
-    AccessLog, AdminBind, ByteSize, CacheDisk, Config, Effective, Fault, Loaded, Loader, ModuleCache, Report, Workers,
+    AccessLog, Bind, ByteSize, CacheDisk, Config, Effective, Fault, Loaded, Loader, ModuleCache, Report, Workers,
 };
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -255,6 +255,11 @@ impl Control {
         Ok(sockets)
     }
 
+    /// Another process has the sockets now.
+    pub(crate) fn leave_sockets(&self) {
+        self.0.listening.leave_sockets();
+    }
+
     /// Where metrics are served, if they are.
     pub(crate) fn metrics_address(&self) -> Option<SocketAddr> {
         self.0.running.lock().metrics.as_ref().and_then(|(_, server)| server.address())
@@ -457,7 +462,7 @@ fn metrics_server(
 /// What a process settles when it starts, and a reload cannot change.
 #[derive(Clone)]
 struct Settled {
-    admin: Option<AdminBind>,
+    admin: Option<Bind>,
     workers: Workers,
     module_cache: ModuleCache,
     access_log: AccessLog,

@@ -22,13 +22,13 @@ pub(crate) struct Place {
 }
 
 impl Crowd {
-    /// A place for a connection; `None` = there is none. `each` limits one client's connections; `None` counts nobody's.
-    pub(crate) fn admit(self: &Arc<Self>, peer: SocketAddr, all: usize, each: Option<u32>) -> Option<Place> {
+    /// A place for a connection; `None` = there is none. `each` limits the connections of one client; `None` counts nobody's.
+    pub(crate) fn admit(self: &Arc<Self>, all: usize, each: Option<(u32, SocketAddr)>) -> Option<Place> {
         let mut place = Place { crowd: Arc::clone(self), client: None };
         if self.all.fetch_add(1, Relaxed) >= all {
             return None; // Dropped, the place is given back.
         }
-        if each.is_some_and(|each| !place.is_of(peer, each)) {
+        if each.is_some_and(|(each, client)| !place.is_of(client, each)) {
             return None;
         }
         Some(place)
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn places_are_limited_and_given_back() {
         let crowd = Arc::new(Crowd::default());
-        let admit = |peer: &str| crowd.admit(peer.parse().unwrap(), 4, Some(2));
+        let admit = |peer: &str| crowd.admit(4, Some((2, peer.parse().unwrap())));
         let first = admit("192.0.2.1:1").unwrap();
         let second = admit("[::ffff:192.0.2.1]:2").unwrap();
         assert!(admit("192.0.2.1:3").is_none(), "the same client, however it is written");
@@ -92,6 +92,6 @@ mod tests {
         assert!(admit("[2001:db8::3]:1").is_none(), "one network is one client");
         drop((admit("192.0.2.1:4").unwrap(), first, third, fourth));
         assert_eq!((crowd.all.load(Relaxed), crowd.clients.len()), (0, 0), "nothing is kept of who has gone");
-        assert!(crowd.admit("192.0.2.1:1".parse().unwrap(), 1, None).is_some());
+        assert!(crowd.admit(1, None).is_some());
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod arrival;
 pub(crate) mod connection;
 mod proxy_protocol;
+pub(crate) mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +22,12 @@ use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use pingora::{ErrorType, OrErr};
 use selvedge_config::{Listener, Protocol, ProxyProtocol, RedirectToHttps};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use self::arrival::{Arrivals, Ends};
 use self::connection::{CONNECTION, Connection, Shared, header_is_read, is_idle, overdue, stopped_while_silent};
+use self::stream::{Accepting, ClientStream};
 use crate::cluster;
 use crate::request::Edge;
 use crate::telemetry::counters::Counters;
@@ -40,6 +41,8 @@ pub struct ListenerFacts {
     pub index: usize,
     /// Its name in the configuration.
     pub name: String,
+    /// Whether it is on a Unix socket: who connects has no address.
+    pub unix: bool,
     /// Whether it speaks TLS.
     pub tls: bool,
     /// Whether upstreams are told the client's certificate.
@@ -92,6 +95,7 @@ impl ListenerFacts {
         Self {
             index,
             name: name.to_owned(),
+            unix: listener.bind.tcp().is_none(),
             tls: listener.tls.is_some(),
             tells_certificate: listener
                 .tls
@@ -232,7 +236,7 @@ impl Door {
 
 /// Accepts until told to stop. Every connection is served on this thread and holds a clone of `alive` to its end.
 pub(crate) async fn accept(
-    socket: tokio::net::TcpListener,
+    socket: Accepting,
     door: Arc<Door>,
     tls: Option<ListenerTls>,
     shutdown: ShutdownWatch,
@@ -270,7 +274,7 @@ pub(crate) async fn accept(
                 tokio::select! {
                     biased;
                     () = serve(stream, &door, acceptor.as_deref(), &stopping) => {}
-                    Some(why) = ends.next() => debug!(%peer, why, "closed"),
+                    Some(why) = ends.next() => debug!(?peer, why, "closed"),
                 }
             });
             served.await;
@@ -281,11 +285,11 @@ pub(crate) async fn accept(
 
 /// The loop under [`accept`], whatever is spoken on the connections.
 pub(crate) async fn accept_each<S>(
-    socket: tokio::net::TcpListener,
+    socket: Accepting,
     arrivals: Arrivals,
     mut shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
-    serve: impl Fn(TcpStream, Ends) -> S + Send + Sync + 'static,
+    serve: impl Fn(ClientStream, Ends) -> S + Send + Sync + 'static,
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
@@ -308,12 +312,9 @@ pub(crate) async fn accept_each<S>(
         };
 
         let Some(mut place) = arrivals.enter(peer) else {
-            debug!(listener, %peer, "no room for another connection");
+            debug!(listener, ?peer, "no room for another connection");
             continue;
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%peer, %error, "TCP_NODELAY was refused");
-        }
         let alive = alive.clone();
         if !arrivals.asks() {
             let served = serve(stream, Ends { client: peer, local: None });

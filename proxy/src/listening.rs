@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,11 +20,12 @@ use tracing::{info, warn};
 use crate::cluster;
 use crate::crowd::Crowd;
 use crate::listener::arrival::Arrivals;
+use crate::listener::stream::Accepting;
 use crate::listener::{self, Door, ListenerFacts};
 use crate::node::Current;
 use crate::plan::Resources;
 use crate::request::Edge;
-use crate::sockets::Socket;
+use crate::sockets::{Socket, SocketFile};
 use crate::tcp::{self, TcpDoor};
 use crate::telemetry::AccessLogSink;
 use crate::tls::{CertificateStore, ListenerTls, Renewed};
@@ -35,15 +36,17 @@ pub struct Bound {
     id: u64,
     /// What requests see of it.
     pub facts: Arc<ListenerFacts>,
-    /// The address it really has: the one asked for, with a real port in place of 0.
-    pub address: SocketAddr,
+    /// The address it really has: the one asked for, with a real port in place of 0; `None` = a Unix socket.
+    pub address: Option<SocketAddr>,
     /// Set for TLS.
     pub tls: Option<ListenerTls>,
     /// As it was written.
     setting: Listener,
-    socket: TcpListener,
+    socket: Socket,
+    /// The file of a Unix socket, shared with those that have its socket after a reload.
+    file: Option<Arc<SocketFile>>,
     /// One more handle of the socket for each worker, until the worker takes it.
-    for_workers: Vec<Mutex<Option<TcpListener>>>,
+    for_workers: Vec<Mutex<Option<Socket>>>,
     crowd: Arc<Crowd>,
     /// Becomes true when it is no longer wanted: nothing more is accepted, and its connections end after the exchange they are in.
     drain: watch::Sender<bool>,
@@ -103,7 +106,7 @@ impl Listening {
             // Connections it has already keep their places.
             let crowd =
                 old.iter().find(|old| old.facts.name == *name).map(|old| Arc::clone(&old.crowd)).unwrap_or_default();
-            match Bound::new(name, listener, &names, resources, predecessor.map(|old| &old.socket), crowd) {
+            match Bound::new(name, listener, &names, resources, predecessor, crowd) {
                 Ok(bound) => prepared.bound.push(Arc::new(bound)),
                 Err(more) => faults.extend(more),
             }
@@ -123,10 +126,10 @@ impl Listening {
         }
         let is_in = |set: &[Arc<Bound>], bound: &Bound| set.iter().any(|other| other.id == bound.id);
         for bound in new.iter().filter(|bound| !is_in(&old, bound)) {
-            info!(listener = %bound.facts.name, address = %bound.address, "listening");
+            info!(listener = %bound.facts.name, address = %bound.socket, "listening");
         }
         for bound in old.iter().filter(|bound| !is_in(&new, bound)) {
-            info!(listener = %bound.facts.name, address = %bound.address, "no longer listening so; its connections end when they are done");
+            info!(listener = %bound.facts.name, address = %bound.socket, "no longer listening so; its connections end when they are done");
             bound.drain.send_replace(true);
         }
         self.changed.send_replace(());
@@ -149,13 +152,20 @@ impl Listening {
     /// Another handle of each listener's socket, and what it is for.
     pub(crate) fn sockets(&self) -> io::Result<Vec<(String, Socket)>> {
         let bound = self.bound.load();
-        let handle = |bound: &Arc<Bound>| Ok((socket_name(&bound.facts.name), Socket::Tcp(bound.socket.try_clone()?)));
+        let handle = |bound: &Arc<Bound>| Ok((socket_name(&bound.facts.name), bound.socket.try_clone()?));
         bound.iter().map(handle).collect()
     }
 
-    /// The address of each listener, by name.
+    /// Another process has the sockets now: the files of Unix sockets stay.
+    pub(crate) fn leave_sockets(&self) {
+        for file in self.bound.load().iter().filter_map(|bound| bound.file.as_ref()) {
+            file.leave();
+        }
+    }
+
+    /// The address of each listener that is not on a Unix socket, by name.
     pub(crate) fn addresses(&self) -> BTreeMap<String, SocketAddr> {
-        self.bound.load().iter().map(|bound| (bound.facts.name.clone(), bound.address)).collect()
+        self.bound.load().iter().filter_map(|bound| Some((bound.facts.name.clone(), bound.address?))).collect()
     }
 }
 
@@ -168,7 +178,7 @@ fn all(config: &Config) -> BTreeMap<String, Listener> {
 
 /// Whether the socket of one listener, by name and settings, is that of another one after a reload.
 fn leaves_socket(old: (&str, &Listener), new: (&str, &Listener)) -> bool {
-    old.1.bind == new.1.bind && (new.1.bind.port() != 0 || old.0 == new.0)
+    old.1.bind == new.1.bind && (!new.1.bind.is_any_port() || old.0 == new.0)
 }
 
 /// What a reload makes of a listener.
@@ -228,7 +238,7 @@ impl Bound {
         listener: &Listener,
         development_names: &[String],
         resources: &Resources,
-        predecessor: Option<&TcpListener>,
+        predecessor: Option<&Arc<Self>>,
         crowd: Arc<Crowd>,
     ) -> Result<Self, Vec<Fault>> {
         let protocols = protocols(listener);
@@ -239,26 +249,21 @@ impl Bound {
             let message = format!("listener {name} cannot listen on {}: {error}", listener.bind);
             vec![Fault::at(&listener.position, message)]
         };
-        let socket = match predecessor {
-            Some(socket) => socket.try_clone().map_err(cannot)?,
-            None => {
-                let inherited = resources.inherited().take(&socket_name(name), listener.bind);
-                let socket = inherited.map_or_else(|| TcpListener::bind(listener.bind), Ok).map_err(cannot)?;
-                socket.set_nonblocking(true).map_err(cannot)?;
-                socket
-            }
+        let (socket, file) = match predecessor {
+            Some(old) => (old.socket.try_clone().map_err(cannot)?, old.file.clone()),
+            None => resources.inherited().listen(&socket_name(name), &listener.bind).map_err(cannot)?,
         };
         let for_workers = (0..resources.workers()).map(|_| socket.try_clone().map(|socket| Mutex::new(Some(socket))));
         let for_workers = for_workers.collect::<io::Result<_>>().map_err(cannot)?;
-        let address = socket.local_addr().map_err(cannot)?;
         let facts = Arc::new(ListenerFacts::of(name, listener, resources.listener_index(name)));
         Ok(Self {
             id: BOUND.fetch_add(1, Ordering::Relaxed),
             facts,
-            address,
+            address: socket.address(),
             tls,
             setting: listener.clone(),
             socket,
+            file,
             for_workers,
             crowd,
             drain: watch::Sender::new(false),
@@ -351,7 +356,7 @@ impl Worker {
     /// Begins to accept. `None` = it does not speak HTTP.
     fn serve(&self, bound: &Arc<Bound>, alive: &mpsc::Sender<()>) -> Option<Arc<Door>> {
         let socket = bound.for_workers.get(self.number).and_then(|socket| socket.lock().take())?;
-        let socket = tokio::net::TcpListener::from_std(socket)
+        let socket = Accepting::new(socket)
             .inspect_err(|error| warn!(listener = %bound.facts.name, worker = self.number, %error, "cannot accept"))
             .ok()?;
         let drain = bound.drain.subscribe();

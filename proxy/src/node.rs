@@ -210,6 +210,7 @@ impl Node {
         if let Some(admin) = &mut self.admin {
             admin.server().leave_socket();
         }
+        self.control.leave_sockets();
     }
 
     /// What the node can be told while it runs, from any thread.

@@ -5,9 +5,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener as StdUnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,12 +16,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use selvedge_config::AdminBind;
+use selvedge_config::Bind;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
-use crate::sockets::{Inherited, Socket};
+use crate::listener::stream::Accepting;
+use crate::sockets::{Inherited, Socket, SocketFile};
 
 /// Connections at once; more wait. Operators and monitoring have a few.
 const CONNECTIONS_MAX: usize = 32;
@@ -48,7 +46,7 @@ pub(crate) struct Server {
     address: Option<SocketAddr>,
     socket: Socket,
     /// Removed at the end.
-    socket_file: Option<PathBuf>,
+    socket_file: Option<Arc<SocketFile>>,
     name: &'static str,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
@@ -61,26 +59,12 @@ impl Server {
     /// The address is not free or not ours, the socket file cannot be made, or the system gives no thread.
     pub(crate) fn start(
         name: &'static str,
-        bind: &AdminBind,
+        bind: &Bind,
         answer: Arc<impl Answer>,
         inherited: &Inherited,
     ) -> io::Result<Self> {
-        let mut socket_file = None;
-        let (socket, address) = match bind {
-            AdminBind::Tcp(address) => {
-                let given = inherited.take(name, *address);
-                let socket = given.map_or_else(|| std::net::TcpListener::bind(address), Ok)?;
-                socket.set_nonblocking(true)?;
-                let address = socket.local_addr()?;
-                (Socket::Tcp(socket), Some(address))
-            }
-            AdminBind::Unix(path) => {
-                let socket = inherited.take_path(path).map_or_else(|| bind_unix(path), Ok)?;
-                socket.set_nonblocking(true)?;
-                socket_file = Some(path.clone());
-                (Socket::Unix(socket), None)
-            }
-        };
+        let (socket, socket_file) = inherited.listen(name, bind)?;
+        let address = socket.address();
         let kept = socket.try_clone()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = watch::channel(false);
@@ -96,7 +80,9 @@ impl Server {
 
     /// Its socket is another process's now: the file stays.
     pub(crate) fn leave_socket(&mut self) {
-        self.socket_file = None;
+        if let Some(file) = &self.socket_file {
+            file.leave();
+        }
     }
 
     pub(crate) fn address(&self) -> Option<SocketAddr> {
@@ -110,40 +96,14 @@ impl Drop for Server {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             warn!(server = self.name, "panicked");
         }
-        if let Some(file) = &self.socket_file {
-            let _ = std::fs::remove_file(file);
-        }
     }
-}
-
-/// Binds a Unix socket that the process's user and group may open. A socket file that nobody listens at is from a process that was
-/// killed, and is replaced; anything else at that path stays.
-fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
-    if let Ok(found) = std::fs::symlink_metadata(path)
-        && found.file_type().is_socket()
-        && std::os::unix::net::UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    {
-        std::fs::remove_file(path)?;
-    }
-    let socket = StdUnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(socket)
 }
 
 /// Accepts until told to stop; then every connection ends with the runtime.
 async fn serve(name: &'static str, socket: Socket, answer: Arc<impl Answer>, mut stopped: watch::Receiver<bool>) {
     let accepting = async {
-        match socket {
-            Socket::Tcp(socket) => {
-                let socket = tokio::net::TcpListener::from_std(socket)?;
-                accept(name, answer, async || socket.accept().await.map(|(stream, _)| stream)).await
-            }
-            Socket::Unix(socket) => {
-                let socket = tokio::net::UnixListener::from_std(socket)?;
-                accept(name, answer, async || socket.accept().await.map(|(stream, _)| stream)).await
-            }
-        }
+        let socket = Accepting::new(socket)?;
+        accept(name, answer, async || socket.accept().await.map(|(stream, _)| stream)).await
     };
     tokio::select! {
         failed = accepting => {

@@ -5,11 +5,15 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use listenfd::ListenFd;
 use parking_lot::Mutex;
+use selvedge_config::Bind;
 use tracing::warn;
 
 /// A listening socket.
@@ -50,13 +54,78 @@ impl Socket {
         }
     }
 
-    fn is_at(&self, address: SocketAddr) -> bool {
-        matches!(self, Self::Tcp(socket) if socket.local_addr().is_ok_and(|local| local == address))
+    /// The address it really has, with a real port in place of 0; a Unix socket has none.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
     }
 
-    fn is_at_path(&self, path: &Path) -> bool {
-        matches!(self, Self::Unix(socket) if socket.local_addr().is_ok_and(|local| local.as_pathname() == Some(path)))
+    /// Whether it is what was made for what is called `name`, to listen there.
+    fn is_for(&self, made_for: &str, name: &str, bind: &Bind) -> bool {
+        match (self, bind) {
+            (Self::Tcp(_), Bind::Tcp(address)) if address.port() == 0 => made_for == name,
+            (Self::Tcp(socket), Bind::Tcp(address)) => socket.local_addr().is_ok_and(|local| local == *address),
+            (Self::Unix(socket), Bind::Unix(path)) => {
+                socket.local_addr().is_ok_and(|local| local.as_pathname() == Some(path))
+            }
+            (Self::Tcp(_), Bind::Unix(_)) | (Self::Unix(_), Bind::Tcp(_)) => false,
+        }
     }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_nonblocking(true),
+            Self::Unix(socket) => socket.set_nonblocking(true),
+        }
+    }
+}
+
+/// The file of a Unix socket that this process has made. Dropped with whoever listens there last, the file is removed, unless another
+/// process has the socket by then.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    left: AtomicBool,
+}
+
+impl SocketFile {
+    /// The socket is another process's now: the file stays.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Relaxed);
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if !*self.left.get_mut() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Binds an address. A Unix socket may be opened by the process's user and group; a socket file that nobody listens at is from a process
+/// that was killed, and is replaced; anything else at that path stays.
+fn bind_new(bind: &Bind) -> io::Result<(Socket, Option<Arc<SocketFile>>)> {
+    let path = match bind {
+        Bind::Tcp(address) => return Ok((Socket::Tcp(TcpListener::bind(address)?), None)),
+        Bind::Unix(path) => path,
+    };
+    if is_abandoned(path) {
+        std::fs::remove_file(path)?;
+    }
+    let socket = UnixListener::bind(path)?;
+    let file = SocketFile { path: path.clone(), left: AtomicBool::new(false) };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok((Socket::Unix(socket), Some(Arc::new(file))))
+}
+
+/// Whether there is a socket's file that nobody listens at.
+fn is_abandoned(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl From<Socket> for OwnedFd {
@@ -117,27 +186,24 @@ impl Inherited {
         Ok(())
     }
 
-    /// The socket at this address; where any port will do, the one made for what is called `name`.
-    pub(crate) fn take(&self, name: &str, address: SocketAddr) -> Option<TcpListener> {
-        let mut sockets = self.0.lock();
-        let found = sockets.iter().position(|(made_for, socket)| match address.port() {
-            0 => made_for == name && matches!(socket, Socket::Tcp(_)),
-            _ => socket.is_at(address),
-        });
-        match sockets.swap_remove(found?).1 {
-            Socket::Tcp(socket) => Some(socket),
-            Socket::Unix(_) => None,
-        }
+    /// A socket that listens there and does not block, made for what is called `name`: one that is handed over, by its address (or by its
+    /// name, where any port will do); else a new one, with its file if it has one.
+    ///
+    /// # Errors
+    /// The address is not free or not ours, or the socket's file cannot be made.
+    pub(crate) fn listen(&self, name: &str, bind: &Bind) -> io::Result<(Socket, Option<Arc<SocketFile>>)> {
+        let (socket, file) = match self.take(name, bind) {
+            Some(socket) => (socket, None), // Its file is whoever's who made it.
+            None => bind_new(bind)?,
+        };
+        socket.set_nonblocking()?;
+        Ok((socket, file))
     }
 
-    /// The socket at this path.
-    pub(crate) fn take_path(&self, path: &Path) -> Option<UnixListener> {
+    fn take(&self, name: &str, bind: &Bind) -> Option<Socket> {
         let mut sockets = self.0.lock();
-        let found = sockets.iter().position(|(_, socket)| socket.is_at_path(path));
-        match sockets.swap_remove(found?).1 {
-            Socket::Unix(socket) => Some(socket),
-            Socket::Tcp(_) => None,
-        }
+        let found = sockets.iter().position(|(made_for, socket)| socket.is_for(made_for, name, bind))?;
+        Some(sockets.swap_remove(found).1)
     }
 
     /// Closes those that the configuration has no use for, and says so.

@@ -1,4 +1,4 @@
-//! The client's TCP connection, as Pingora reads and writes it.
+//! The client's connection, as Pingora reads and writes it.
 //!
 //! Pingora's own stream buffers only on connections its own listeners have accepted, costs two clock reads per operation, and may keep
 //! the start of a slow body of known length back until its end. This one holds back one write only, the first after a flush or a read: a
@@ -19,11 +19,11 @@ use pingora::protocols::{
     Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::limits::Late;
 use crate::listener::arrival::Ends;
 use crate::listener::connection::{Shared, bytes_have_come, reads_on, shared, waits};
+use crate::listener::stream::ClientStream;
 use crate::tls::Handshake;
 
 /// The longest first write that is held back, in bytes.
@@ -33,9 +33,9 @@ const KEEP: usize = 4 * 1024;
 /// How many pieces leave in one call.
 const PIECES: usize = 8;
 
-/// An accepted TCP connection.
+/// An accepted connection.
 pub(crate) struct Transport {
-    stream: TcpStream,
+    stream: ClientStream,
     /// Held back, to leave with what follows.
     pending: Vec<u8>,
     /// Something was held back since the last flush or read: what is written now leaves at once.
@@ -99,12 +99,14 @@ impl Told {
 
 impl Transport {
     /// Takes over an accepted connection.
-    pub(crate) fn new(stream: TcpStream, ends: Ends) -> Self {
+    pub(crate) fn new(stream: ClientStream, ends: Ends) -> Self {
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         // The cells are new, so this cannot fail.
-        let _ = digest.peer_addr.set(Some(ends.client.into()));
+        let _ = digest.peer_addr.set(ends.client.map(Into::into));
         if let Some(local) = ends.local {
             let _ = digest.local_addr.set(Some(local.into()));
+        } else if ends.client.is_none() {
+            let _ = digest.local_addr.set(None); // A Unix socket: only its path could be asked for.
         }
         Self {
             stream,
@@ -325,13 +327,15 @@ impl fmt::Debug for Transport {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     async fn pair() -> (Transport, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
-        (Transport::new(stream, Ends { client: peer, local: None }), client)
+        (Transport::new(ClientStream::Tcp(stream), Ends { client: Some(peer), local: None }), client)
     }
 
     #[tokio::test]

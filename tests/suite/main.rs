@@ -91,6 +91,7 @@ mod mtls;
 mod crowded;
 
 mod tour;
+mod unix_listeners;
 
 mod conformance;
 

@@ -90,6 +90,7 @@ telemetry: {{ access_log: {{ output: off }}, metrics: {{ bind: \"127.0.0.1:0\" }
 listeners:
   web: {{ bind: \"127.0.0.1:0\" }}
   secure: {{ bind: \"127.0.0.1:0\", tls: {{ certificates: development }} }}
+  local: {{ bind: \"unix:${{FOLDER}}/local.sock\" }}
 upstreams:
   app: {{ endpoints: [\"{origin}\"] }}
   demo: {{ builtin: demo }}
@@ -217,6 +218,8 @@ async fn all_sockets_go_over_and_files_of_sockets_stay() {
     let mut answer = String::new();
     soon("an answer", admin.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let local = UnixStream::connect(place.folder.path().join("local.sock")).await.expect("the file is there");
+    assert_eq!(Client::over(local).request(GET).await.status, 200);
     new.end().await;
 }
 

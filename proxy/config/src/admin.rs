@@ -1,15 +1,12 @@
 //! `admin`: where the node's operator asks and tells.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::fmt;
 
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, beside, parsed, secret_text, text},
+    bind::Bind,
+    decode::{At, Cx, Fields, secret_text, text},
     report::{Fault, Position},
 };
 
@@ -21,7 +18,7 @@ pub struct Admin {
     /// The address and port to listen at, `127.0.0.1:9901` (port 0 takes a free one), or a Unix socket, `unix:/run/selvedge/admin.sock`,
     /// which only the user and the group of the process may open. Plain HTTP/1.1. A change needs a restart. Required.
     #[schemars(with = "String", extend("examples" = ["127.0.0.1:9901"]))]
-    pub bind: AdminBind,
+    pub bind: Bind,
 
     /// What every request but `/v1/live` and `/v1/ready` must carry as `Authorization: Bearer TOKEN`: at least 16 visible ASCII
     /// characters. Take it from the environment, or write `token_file`. Default: none is asked for, which only a loopback address or a
@@ -36,35 +33,6 @@ pub struct Admin {
     /// Where it is written.
     #[schemars(skip)]
     pub position: Position,
-}
-
-/// Where the admin API is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AdminBind {
-    /// An address and a port.
-    Tcp(SocketAddr),
-    /// A Unix socket.
-    Unix(PathBuf),
-}
-
-impl AdminBind {
-    /// Whether only this machine can reach it.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        match self {
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix(_) => true,
-        }
-    }
-}
-
-impl fmt::Display for AdminBind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
 }
 
 /// Without the secret.
@@ -106,21 +74,8 @@ impl Admin {
     }
 }
 
-fn read_bind(cx: &mut Cx<'_>, at: &At<'_>) -> Option<(AdminBind, Position)> {
-    let bind = parsed(cx, at, "an address and a port, or `unix:/path`", |text| {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return match path {
-                "" => Err(("names no path".into(), None)),
-                path => Ok(AdminBind::Unix(beside(&at.node.position.file, Path::new(path)))),
-            };
-        }
-        text.parse().map(AdminBind::Tcp).map_err(|_| {
-            let port = text.strip_prefix(':').filter(|port| port.parse::<u16>().is_ok());
-            let help = port.map(|port| format!("for this machine only, write `127.0.0.1:{port}`"));
-            ("is not an address and a port".into(), help)
-        })
-    })?;
-    Some((bind, at.node.position.clone()))
+fn read_bind(cx: &mut Cx<'_>, at: &At<'_>) -> Option<(Bind, Position)> {
+    Some((Bind::read(cx, at, "127.0.0.1", "this machine only")?, at.node.position.clone()))
 }
 
 /// The token, when it is one.

@@ -23,6 +23,7 @@
 
 mod actions;
 mod admin;
+mod bind;
 mod cache;
 mod cases;
 mod cluster;
@@ -41,11 +42,13 @@ mod schema;
 mod sites;
 mod telemetry;
 mod tree;
+mod trusted;
 mod upstreams;
 mod values;
 
 pub use actions::{FieldRules, HeaderRules, Part, Redirect, Rewrite, RewritePath, Template};
-pub use admin::{Admin, AdminBind};
+pub use admin::Admin;
+pub use bind::Bind;
 pub use cache::{Admit, Beyond, Cache, CacheDisk, CacheMemory, CachePurge, Collapse, DiskFolder};
 pub use cases::{Expect, Test, TestOrigin, TestRequest};
 pub use cluster::{Cluster, ClusterDeadlines, ClusterPeer, ClusterTls, Peers, Region};
@@ -69,6 +72,7 @@ pub use sites::{
     TagField, Target, Ttl, with_captures,
 };
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
+pub use trusted::TrustedProxies;
 pub use upstreams::{
     Balance, Builtin, ConsistentHash, Dns, Endpoint, EndpointAddr, FailureRate, GrpcProbe, HashAlgorithm, HashBy,
     HealthCheck, HttpProbe, InitialHealth, Outlier, Place, Prefer, PreferBy, Probe, Retries, RetryOn, Servers, Sticky,

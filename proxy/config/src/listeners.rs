@@ -3,12 +3,13 @@
 pub(crate) mod limits;
 mod redirect;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use schemars::JsonSchema;
 
 use crate::{
+    bind::Bind,
     decode::{At, Cx, Fields, choice, filled_list, list, parsed, path, reference, truth},
     filters::{Declared, FilterUse},
     report::{Fault, Position},
@@ -23,10 +24,12 @@ pub(crate) use self::redirect::redirects;
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Listener {
-    /// Address and port, such as `127.0.0.1:8080` or `"[::]:443"` (quoted: a plain value cannot start with `[`). Port 0
-    /// takes a free port. Two listeners cannot share an address. Required.
+    /// Address and port, such as `127.0.0.1:8080` or `"[::]:443"` (quoted: a plain value cannot start with `[`); port 0
+    /// takes a free port. Or a Unix socket, `unix:/run/selvedge/web.sock`, which only the user and the group of the process may open:
+    /// clients that come there have no address, unless a PROXY protocol header or `X-Forwarded-For` of a trusted proxy
+    /// (`node.trusted_proxies: [unix]`) says one. Two listeners cannot share an address. Required.
     #[schemars(with = "String")]
-    pub bind: SocketAddr,
+    pub bind: Bind,
 
     /// What may be spoken: `h1`, `h2`, or both. With `tls` the client chooses by ALPN. Without `tls`, `h2` is served to
     /// clients that know it beforehand (h2c by prior knowledge), never by upgrade. Not with `tcp`. Default `[h1, h2]`.
@@ -249,7 +252,7 @@ pub(crate) fn is_tcp(at: &At<'_>) -> bool {
 impl Listener {
     pub(crate) fn read(cx: &mut Cx<'_>, at: &At<'_>, names: &Names<'_>) -> Option<Self> {
         let mut fields = Fields::open(cx, at, "Listener")?;
-        let bind = fields.need(cx, "bind", |cx, at| parsed(cx, at, "an address and a port: `127.0.0.1:8080`", address));
+        let bind = fields.need(cx, "bind", |cx, at| Bind::read(cx, at, "0.0.0.0", "all addresses"));
         let protocols_at = fields.get("protocols");
         let protocols = protocols_at.as_ref().and_then(|at| read_protocols(cx, at));
         let tls_at = fields.get("tls");
@@ -313,16 +316,6 @@ impl Tcp {
         fields.close(cx);
         Some(Self { upstream: upstream?, filters: filters.unwrap_or_default(), position: at.name_position().clone() })
     }
-}
-
-fn address(text: &str) -> Result<SocketAddr, (String, Option<String>)> {
-    text.parse().map_err(|_| {
-        let help = match text.strip_prefix(':').or_else(|| text.strip_prefix("*:")) {
-            Some(port) if port.parse::<u16>().is_ok() => Some(format!("for all addresses, write `0.0.0.0:{port}`")),
-            _ => None,
-        };
-        ("is not an address and a port".into(), help)
-    })
 }
 
 fn read_protocols(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Vec<Protocol>> {

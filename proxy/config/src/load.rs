@@ -6,7 +6,6 @@ use std::{
     fmt,
     fs::File,
     io::{ErrorKind, Read},
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,6 +17,7 @@ use schemars::JsonSchema;
 use crate::REDACTED;
 use crate::{
     admin::Admin,
+    bind::Bind,
     cache::Cache,
     cases::{self, Test},
     cluster::Cluster,
@@ -494,7 +494,7 @@ impl<'t> Sections<'t> {
             let names = listeners::Names {
                 upstreams: &upstream_names,
                 filters: &filters,
-                has_proxies: !node.trusted_proxies.is_empty() || cx.incomplete,
+                has_proxies: node.trusted_proxies.any() || cx.incomplete,
             };
             if let Some(listener) = Listener::read(cx, at, &names) {
                 listeners.insert((*name).to_owned(), listener);
@@ -558,22 +558,22 @@ impl<'t> Sections<'t> {
 
 /// Two listeners cannot have one address. Port 0 is a different free port each time.
 fn check_binds(cx: &mut Cx<'_>, listeners: &BTreeMap<String, Listener>) {
-    let mut in_order: Vec<_> = listeners.iter().filter(|(_, listener)| listener.bind.port() != 0).collect();
+    let mut in_order: Vec<_> = listeners.iter().filter(|(_, listener)| !listener.bind.is_any_port()).collect();
     in_order.sort_by_key(|(_, Listener { position, .. })| (&position.file, position.line, position.column));
-    let mut bound: BTreeMap<SocketAddr, &Position> = BTreeMap::new();
+    let mut bound: BTreeMap<&Bind, &Position> = BTreeMap::new();
     for (name, listener) in in_order {
         if let Some(first) = bound.get(&listener.bind) {
             let fault = Fault::at(&listener.position, "another listener has the same `bind`");
             cx.report(fault.with_key(format!("listeners.{name}.bind")).with_related("first here", first));
         } else {
-            bound.insert(listener.bind, &listener.position);
+            bound.insert(&listener.bind, &listener.position);
         }
     }
 }
 
 /// Its address is nobody else's, and there is something to share.
 fn check_cluster(cx: &mut Cx<'_>, cluster: &Cluster, listeners: &BTreeMap<String, Listener>, has_cache: bool) {
-    let taken = |listener: &&Listener| listener.bind == cluster.listen && cluster.listen.port() != 0;
+    let taken = |listener: &&Listener| listener.bind.tcp() == Some(cluster.listen) && cluster.listen.port() != 0;
     if let Some(listener) = listeners.values().find(taken) {
         let fault = Fault::at(&cluster.position, "a listener has the address that is written as `listen`");
         cx.report(fault.with_key("cluster.listen").with_related("there", &listener.position));

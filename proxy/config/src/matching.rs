@@ -445,19 +445,22 @@ fn whole_list<'t, T: Ord>(
 
 /// An address, or a range of them.
 pub(crate) fn range(cx: &mut Cx<'_>, at: &At<'_>) -> Option<IpNet> {
-    parsed(cx, at, "an address or a range of addresses", |text| {
-        if let Ok(address) = text.parse::<std::net::IpAddr>() {
-            return Ok(IpNet::from(address));
-        }
-        let range: IpNet = text.parse().map_err(|_| {
-            ("is not a range of addresses".to_owned(), Some("write `10.0.0.0/8` or `2001:db8::/32`".to_owned()))
-        })?;
-        if range.trunc() == range {
-            Ok(range)
-        } else {
-            Err(("has bits beyond its length".into(), Some(format!("did you mean `{}`?", range.trunc()))))
-        }
-    })
+    parsed(cx, at, "an address or a range of addresses", parse_range)
+}
+
+/// An address or a range of addresses; or what is wrong with it, and what helps.
+pub(crate) fn parse_range(text: &str) -> Result<IpNet, (String, Option<String>)> {
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
+        return Ok(IpNet::from(address));
+    }
+    let range: IpNet = text.parse().map_err(|_| {
+        ("is not a range of addresses".to_owned(), Some("write `10.0.0.0/8` or `2001:db8::/32`".to_owned()))
+    })?;
+    if range.trunc() == range {
+        Ok(range)
+    } else {
+        Err(("has bits beyond its length".into(), Some(format!("did you mean `{}`?", range.trunc()))))
+    }
 }
 
 /// What carries names and values.

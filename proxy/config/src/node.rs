@@ -5,13 +5,12 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
 use schemars::JsonSchema;
 
 use crate::{
-    decode::{At, Cx, Fields, NAME_HELP, beside, check_name, choice, duration_or_zero, list, parsed, truth, whole},
-    matching::range,
+    decode::{At, Cx, Fields, NAME_HELP, beside, check_name, choice, duration_or_zero, parsed, truth, whole},
     tree::{Data, Kind},
+    trusted::TrustedProxies,
     values::DurationText,
 };
 
@@ -40,12 +39,12 @@ pub struct Node {
     #[schemars(with = "Option<String>", extend("default" = "auto"))]
     pub module_cache: ModuleCache,
 
-    /// Who may say for whom a request is: proxies and load balancers in front of this node, as addresses and ranges (`10.0.0.0/8`). From
-    /// them, `X-Forwarded-For` names the client (the last address in it that is no such proxy), `X-Forwarded-Proto` says whether it came
+    /// Who may say for whom a request is: proxies and load balancers in front of this node, as addresses and ranges (`10.0.0.0/8`), and
+    /// `unix` for whoever comes at a listener on a Unix socket. From them, `X-Forwarded-For` names the client (the last address in it that is no such proxy), `X-Forwarded-Proto` says whether it came
     /// over TLS, and both go on, with `X-Forwarded-Host`, extended by this hop. From everybody else these fields are replaced. Name only
     /// what you run: a client in these ranges can pose as any other. Default: nobody.
     #[schemars(with = "Option<Vec<String>>")]
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: TrustedProxies,
 
     /// How the paths of requests are read, before routes, filters and cache keys see them.
     #[schemars(with = "Option<Paths>", extend("default" = {}))]
@@ -169,7 +168,7 @@ impl Default for Node {
             workers: Workers::Auto,
             shutdown_grace: Duration::from_secs(10),
             module_cache: ModuleCache::Auto,
-            trusted_proxies: Vec::new(),
+            trusted_proxies: TrustedProxies::default(),
             paths: Paths::default(),
         }
     }
@@ -187,7 +186,7 @@ impl Node {
         let workers = fields.read(cx, "workers", read_workers);
         let shutdown_grace = fields.read(cx, "shutdown_grace", duration_or_zero);
         let module_cache = fields.read(cx, "module_cache", read_module_cache);
-        let trusted_proxies = fields.read(cx, "trusted_proxies", |cx, at| list(cx, at, range));
+        let trusted_proxies = fields.read(cx, "trusted_proxies", TrustedProxies::read);
         let paths = fields.read(cx, "paths", Paths::read);
         fields.close(cx);
         Some(Self {

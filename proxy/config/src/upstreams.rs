@@ -28,6 +28,7 @@ pub use self::outlier::{FailureRate, Outlier};
 pub use self::prefer::{Place, Prefer, PreferBy};
 pub use self::retries::{Retries, RetryOn};
 use crate::{
+    bind::UNIX_PATH_MAX,
     decode::{
         At, Cx, Fields, choice, duration, duration_or_zero, filled_list, host_name, parsed, path, percent, reference,
         truth, whole,
@@ -498,8 +499,7 @@ pub(crate) fn read_addr(cx: &mut Cx<'_>, at: &At<'_>) -> Option<EndpointAddr> {
             return if addr.port() == 0 { Err(("has port 0".into(), None)) } else { Ok(EndpointAddr::Ip(addr)) };
         }
         if let Some(path) = text.strip_prefix("unix:") {
-            // 107 bytes are what a Unix socket's address holds (unix(7)).
-            return if path.starts_with('/') && path.len() <= 107 && !path.contains('\0') {
+            return if path.starts_with('/') && path.len() <= UNIX_PATH_MAX && !path.contains('\0') {
                 Ok(EndpointAddr::Unix(path.into()))
             } else {
                 Err((

@@ -267,7 +267,15 @@ fn listeners() {
         ),
         (
             "web: { bind: localhost:80 }",
-            "4:16 listeners.web.bind: `localhost:80` is not an address and a port | expected an address and a port: `127.0.0.1:8080`",
+            "4:16 listeners.web.bind: `localhost:80` is not an address and a port | expected an address and a port, or `unix:/path`",
+        ),
+        (
+            "web: { bind: \"unix:\" }",
+            "4:16 listeners.web.bind: `unix:` names no path | expected an address and a port, or `unix:/path`",
+        ),
+        (
+            "web: { bind: \"unix:/a\" }\n  two: { bind: \"unix:/a\" }",
+            "5:3 listeners.two.bind: another listener has the same `bind`",
         ),
         ("web: { bind: 127.0.0.1:8080, protocols: [] }", "4:43 listeners.web.protocols: the list is empty"),
         (

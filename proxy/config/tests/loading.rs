@@ -12,12 +12,13 @@ use std::{
 
 use proptest::prelude::*;
 use selvedge_config::{
-    AccessLog, Admit, Beyond, BodyMode, Builtin, ByteRate, ByteSize, CacheDisk, CacheKey, CacheMemory, CacheTags,
+    AccessLog, Admit, Beyond, Bind, BodyMode, Builtin, ByteRate, ByteSize, CacheDisk, CacheKey, CacheMemory, CacheTags,
     Certificates, ClientMode, Collapse, Compat, CompressLevels, Config, DiskFolder, Encoding, EndpointAddr,
     FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
     Match, MediaType, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey, Ranges, Rate,
-    Reload, Report, Retries, RetryOn, Servers, SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion, Ttl,
-    UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers, parse_duration,
+    Reload, Report, Retries, RetryOn, Servers, SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion,
+    TrustedProxies, Ttl, UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers,
+    parse_duration,
 };
 use serde_json::json;
 
@@ -67,7 +68,7 @@ fn what_is_not_written_has_its_default() {
             workers: Workers::Auto,
             shutdown_grace: Duration::from_secs(10),
             module_cache: ModuleCache::Auto,
-            trusted_proxies: Vec::new(),
+            trusted_proxies: TrustedProxies::default(),
             paths: selvedge_config::Paths::default(),
         }
     );
@@ -145,7 +146,7 @@ node:
   workers: 8
   shutdown_grace: 0s
   module_cache: modules
-  trusted_proxies: [10.0.0.0/8]
+  trusted_proxies: [10.0.0.0/8, unix]
 telemetry: { access_log: { format: text, output: off } }
 listeners:
   web:
@@ -211,12 +212,12 @@ sites:
             workers: Workers::Count(8),
             shutdown_grace: Duration::ZERO,
             module_cache: ModuleCache::At("modules".into()),
-            trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+            trusted_proxies: TrustedProxies { ranges: vec!["10.0.0.0/8".parse().unwrap()], unix: true },
             paths: selvedge_config::Paths::default(),
         }
     );
     assert_eq!(config.telemetry.access_log, AccessLog { format: LogFormat::Text, output: LogOutput::Off });
-    assert_eq!(config.listeners["web"].bind, "[::1]:8080".parse().unwrap());
+    assert_eq!(config.listeners["web"].bind, Bind::Tcp("[::1]:8080".parse().unwrap()));
     assert_eq!(config.listeners["web"].proxy_protocol, Some(selvedge_config::ProxyProtocol::Accept));
     assert_eq!(config.listeners["secure"].proxy_protocol, None);
     let secure = &config.listeners["secure"];
@@ -443,7 +444,7 @@ fn variables() {
         SMALL.replace("{ bind: 127.0.0.1:8080 }", "\n    bind: 127.0.0.1:${PORT}")
     ));
     assert_eq!(config.node.workers, Workers::Count(3));
-    assert_eq!(config.listeners["web"].bind.port(), 8081);
+    assert_eq!(config.listeners["web"].bind.tcp().unwrap().port(), 8081);
 }
 
 #[test]
@@ -925,7 +926,7 @@ fn the_admin_token_comes_from_its_file_and_is_shown_nowhere() {
     let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
     let admin = loaded.config.admin.as_ref().unwrap();
     assert_eq!(admin.token.as_deref(), Some("a-secret-of-the-operator"));
-    assert_eq!(admin.bind, selvedge_config::AdminBind::Tcp("0.0.0.0:9901".parse().unwrap()));
+    assert_eq!(admin.bind, Bind::Tcp("0.0.0.0:9901".parse().unwrap()));
     assert!(loaded.files.contains(&dir.path().join("token")), "a new token is noticed");
     assert!(!format!("{:?}", loaded.config).contains("a-secret"));
 }

@@ -7,7 +7,7 @@
 use arc_swap::ArcSwapOption;
 use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
 use http::{StatusCode, uri::Authority};
-use selvedge_config::{Admin, AdminBind};
+use selvedge_config::{Admin, Bind};
 use sha2::{Digest, Sha256};
 
 use super::problem::Problem;
@@ -27,7 +27,7 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) fn new(settings: &Admin) -> Self {
-        let guard = Self { token: ArcSwapOption::empty(), tcp: matches!(settings.bind, AdminBind::Tcp(_)) };
+        let guard = Self { token: ArcSwapOption::empty(), tcp: matches!(settings.bind, Bind::Tcp(_)) };
         guard.renew(settings);
         guard
     }

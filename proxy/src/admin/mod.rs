@@ -42,7 +42,7 @@ pub(crate) struct State {
 /// The running API; dropped, it ends.
 pub(crate) struct AdminServer {
     server: Server,
-    setting: selvedge_config::AdminBind,
+    setting: selvedge_config::Bind,
 }
 
 struct Api {

@@ -23,7 +23,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use selvedge_config::{AdminBind, Config};
+use selvedge_config::{Bind, Config};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -144,7 +144,7 @@ fn show(answer: &Value) -> Result<ExitCode> {
 
 /// The admin API of a running node.
 struct Api {
-    at: AdminBind,
+    at: Bind,
     token: Option<String>,
 }
 
@@ -157,8 +157,8 @@ impl Api {
         let mut token = token.transpose()?;
         let at = match &args.admin {
             Some(text) => match text.strip_prefix("unix:") {
-                Some(path) => AdminBind::Unix(path.into()),
-                None => AdminBind::Tcp(text.parse().with_context(|| format!("{text} is no address and port"))?),
+                Some(path) => Bind::Unix(path.into()),
+                None => Bind::Tcp(text.parse().with_context(|| format!("{text} is no address and port"))?),
             },
             None => {
                 let config = load(&args.config)?;
@@ -169,7 +169,7 @@ impl Api {
                 admin.bind
             }
         };
-        if let AdminBind::Tcp(address) = &at {
+        if let Bind::Tcp(address) = &at {
             ensure!(address.port() != 0, "the admin API is on any free port: say on which, with --admin");
         }
         Ok(Self { at, token })
@@ -186,8 +186,8 @@ impl Api {
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
         let exchange = async {
             match &self.at {
-                AdminBind::Tcp(address) => exchange(TcpStream::connect(here(*address)).await?, request).await,
-                AdminBind::Unix(path) => exchange(UnixStream::connect(path).await?, request).await,
+                Bind::Tcp(address) => exchange(TcpStream::connect(here(*address)).await?, request).await,
+                Bind::Unix(path) => exchange(UnixStream::connect(path).await?, request).await,
             }
         };
         let answered = tokio::time::timeout(ANSWER, exchange).await;
@@ -319,8 +319,9 @@ impl Door {
         let mut serving =
             listeners.filter(|one| one.tcp.is_none() && one.redirect_to_https.is_none() && one.tls.is_some() == is_tls);
         let found = serving.next().context("no listener of the configuration serves this scheme")?;
-        ensure!(found.bind.port() != 0, "the listener is on any free port: say on which, with --to");
-        Ok(here(found.bind))
+        let bind = found.bind.tcp().context("the listener is on a Unix socket: name another one, with --to")?;
+        ensure!(bind.port() != 0, "the listener is on any free port: say on which, with --to");
+        Ok(here(bind))
     }
 }
 

@@ -114,7 +114,7 @@ pub(crate) fn listener(config: &Config) -> Option<Listener> {
         position: position.clone(),
     };
     Some(Listener {
-        bind: cluster.listen,
+        bind: cluster.listen.into(),
         protocols: vec![Protocol::H2],
         tls: Some(Tls {
             certificates: Certificates::Files(vec![pair]),

@@ -17,8 +17,8 @@ use crate::telemetry::counters::Unintroduced;
 /// The two ends of a connection, as everything after this knows them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ends {
-    /// Who connected, or whom a PROXY protocol header names.
-    pub(crate) client: SocketAddr,
+    /// Who connected, or whom a PROXY protocol header names; `None` = somebody at a Unix socket, who has no address.
+    pub(crate) client: Option<SocketAddr>,
     /// Where it connected to, if a header says so.
     pub(crate) local: Option<SocketAddr>,
 }
@@ -32,12 +32,10 @@ pub(crate) struct Arrivals {
 
 impl Arrivals {
     /// A place for a connection from this peer, if there is one.
-    pub(super) fn enter(&self, peer: SocketAddr) -> Option<Place> {
-        let mut each = self.facts.connections_per_client;
-        if each.is_some() && self.current.plan().trusts(peer.ip()) {
-            each = None;
-        }
-        let place = self.crowd.admit(peer, self.facts.connections, each);
+    pub(super) fn enter(&self, peer: Option<SocketAddr>) -> Option<Place> {
+        let each = self.facts.connections_per_client.zip(peer);
+        let each = each.filter(|_| !self.current.plan().trusts(peer));
+        let place = self.crowd.admit(self.facts.connections, each);
         if place.is_none() {
             self.current.plan().counters.refused_connection();
         }
@@ -53,17 +51,17 @@ impl Arrivals {
     pub(super) async fn ask(
         &self,
         stream: &mut (impl AsyncRead + Unpin),
-        peer: SocketAddr,
+        peer: Option<SocketAddr>,
         place: &mut Place,
         mut shutdown: ShutdownWatch,
     ) -> Option<Ends> {
         let direct = Ends { client: peer, local: None };
         let refuse = |why: Unintroduced| -> Option<Ends> {
             self.current.plan().counters.unintroduced(why);
-            debug!(listener = self.facts.name, %peer, ?why, "closed: no PROXY protocol header was accepted");
+            debug!(listener = self.facts.name, ?peer, ?why, "closed: no PROXY protocol header was accepted");
             None
         };
-        match (self.facts.proxy_protocol, self.current.plan().trusts(peer.ip())) {
+        match (self.facts.proxy_protocol, self.current.plan().trusts(peer)) {
             (None, _) | (Some(ProxyProtocol::Accept), false) => return Some(direct),
             (Some(ProxyProtocol::Require), false) => return refuse(Unintroduced::Untrusted),
             (Some(_), true) => {}
@@ -81,13 +79,13 @@ impl Arrivals {
             Err(_) => return refuse(Unintroduced::Late),
         };
         if let Some(each) = self.facts.connections_per_client
-            && !self.current.plan().trusts(source.ip())
+            && !self.current.plan().trusts(Some(source))
             && !place.is_of(source, each)
         {
             self.current.plan().counters.refused_connection();
             debug!(listener = self.facts.name, client = %source, "no room for another connection of this client");
             return None;
         }
-        Some(Ends { client: source, local: Some(destination) })
+        Some(Ends { client: Some(source), local: Some(destination) })
     }
 }

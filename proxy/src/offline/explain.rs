@@ -153,7 +153,7 @@ impl Offline {
         let mut told = Explanation {
             method: question.method.clone(),
             listener: sent.listener.name.clone(),
-            client: sent.client.ip().to_string(),
+            client: sent.client.map_or_else(|| "a Unix socket".to_owned(), |client| client.ip().to_string()),
             country: None,
             target: sent.target.clone(),
             normalised: None,

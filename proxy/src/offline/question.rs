@@ -57,9 +57,10 @@ pub(super) struct Sent {
     pub(super) bytes: Vec<u8>,
     pub(super) target: String,
     pub(super) listener: Arc<ListenerFacts>,
-    /// Where the listener is.
-    pub(super) bind: SocketAddr,
-    pub(super) client: SocketAddr,
+    /// Where the listener is; `None` = at a Unix socket.
+    pub(super) bind: Option<SocketAddr>,
+    /// From where it comes; `None` = through a Unix socket, if nothing else is said.
+    pub(super) client: Option<SocketAddr>,
     /// What a client would ask for in a TLS handshake: the host of the URL, if it is a name.
     pub(super) server_name: Option<String>,
 }
@@ -69,7 +70,7 @@ impl Question {
     pub(super) fn sent(&self, offline: &Offline) -> Result<Sent, Unaskable> {
         let (scheme, authority, target) = parts(&self.url)?;
         let (listener, bind) = self.arrives(offline, scheme, authority)?;
-        let client = SocketAddr::new(self.comes_from(offline)?, CLIENT_PORT);
+        let client = self.comes_from(offline)?.or_else(|| (!listener.unix).then_some(SOMEBODY));
         let host = without_port(authority).to_ascii_lowercase();
         let is_name = !host.is_empty() && !host.starts_with('[') && host.parse::<IpAddr>().is_err();
         Ok(Sent {
@@ -77,7 +78,7 @@ impl Question {
             target: target.to_owned(),
             listener,
             bind,
-            client,
+            client: client.map(|client| SocketAddr::new(client, CLIENT_PORT)),
             server_name: is_name.then_some(host),
         })
     }
@@ -116,8 +117,8 @@ impl Question {
         offline: &Offline,
         scheme: Option<&'static str>,
         authority: &str,
-    ) -> Result<(Arc<ListenerFacts>, SocketAddr), Unaskable> {
-        let bind = |name: &str| offline.config.listeners.get(name).map(|listener| listener.bind);
+    ) -> Result<(Arc<ListenerFacts>, Option<SocketAddr>), Unaskable> {
+        let bind = |name: &str| offline.config.listeners.get(name).map(|listener| listener.bind.tcp());
         if let Some(name) = &self.listener {
             let Some((facts, bind)) = offline.listeners.get(name).cloned().zip(bind(name)) else {
                 let known = offline.listeners.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -139,16 +140,17 @@ impl Question {
         });
         let standard = scheme.map(|scheme| if scheme == "https" { 443 } else { 80 });
         let written = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        let of_port = speaking.iter().find(|(_, bind)| Some(bind.port()) == written.or(standard));
+        let of_port =
+            speaking.iter().find(|(_, bind)| bind.is_some_and(|bind| Some(bind.port()) == written.or(standard)));
         of_port.or(speaking.first()).cloned().ok_or(Unaskable::NoScheme(scheme.unwrap_or("HTTP")))
     }
 
-    fn comes_from(&self, offline: &Offline) -> Result<IpAddr, Unaskable> {
-        let Some(code) = &self.country else { return Ok(self.client.unwrap_or(SOMEBODY)) };
+    fn comes_from(&self, offline: &Offline) -> Result<Option<IpAddr>, Unaskable> {
+        let Some(code) = &self.country else { return Ok(self.client) };
         let country: CountryCode = code.parse().map_err(|_| Unaskable::Country(code.clone()))?;
         let plan = offline.current.plan();
         let geo = plan.geo.as_ref().ok_or(Unaskable::NoGeo)?;
-        geo.address_in(country).ok_or_else(|| Unaskable::NobodyThere(code.clone()))
+        geo.address_in(country).map(Some).ok_or_else(|| Unaskable::NobodyThere(code.clone()))
     }
 }
 

@@ -32,8 +32,8 @@ impl Wire {
     pub(super) fn new(pipe: DuplexStream, sent: &Sent) -> Self {
         let digest = SocketDigest::from_raw_fd(NO_SOCKET);
         // The cells are new, so this cannot fail; and what is set is not asked of the descriptor.
-        let _ = digest.peer_addr.set(Some(sent.client.into()));
-        let _ = digest.local_addr.set(Some(sent.bind.into()));
+        let _ = digest.peer_addr.set(sent.client.map(Into::into));
+        let _ = digest.local_addr.set(sent.bind.map(Into::into));
         let _ = digest.original_dst.set(None);
         let told = Told::default();
         if sent.listener.tls {

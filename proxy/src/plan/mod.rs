@@ -50,7 +50,7 @@ pub struct Plan {
     /// Who we are, for `Cache-Status`, `Via` and logs.
     pub node: Identity,
     /// Whom we believe for whom a request is.
-    pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
+    pub(crate) trusted_proxies: selvedge_config::TrustedProxies,
     /// How paths are read.
     pub(crate) paths: selvedge_config::Paths,
     /// Finds the route of a request.
@@ -251,9 +251,9 @@ impl Plan {
         self.keeper.failed_lookups()
     }
 
-    /// Whether we believe this peer for whom its requests are.
-    pub(crate) fn trusts(&self, peer: std::net::IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|range| range.contains(&peer.to_canonical()))
+    /// Whether we believe who connects for whom that is; `None` = somebody at a Unix socket.
+    pub(crate) fn trusts(&self, peer: Option<std::net::SocketAddr>) -> bool {
+        peer.map_or(self.trusted_proxies.unix, |peer| self.trusted_proxies.has(peer.ip()))
     }
 
     /// What a connection gets that arrived on this listener; `None` = the listener speaks HTTP.

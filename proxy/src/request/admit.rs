@@ -12,7 +12,7 @@ use pingora::{Error, ErrorType, OrErr, Result};
 
 use selvedge_config::Paths;
 
-use super::downstream::Downstream;
+use super::downstream::{Downstream, Peer};
 use super::paths::BadPath;
 use super::{RequestCtx, cdn_loop, hygiene, paths};
 use crate::limits::Limit;
@@ -26,8 +26,9 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// Refuses what the listener does not take, and gives the session its limits.
 pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut RequestCtx) -> Result<()> {
-    let peer = session.client_addr().and_then(|address| address.as_inet()).copied();
-    ctx.downstream = Downstream::of(peer, listener.tls, &session.req_header().headers, &ctx.plan.trusted_proxies);
+    let address = session.client_addr().and_then(|address| address.as_inet()).copied();
+    let peer = Peer { address, unix: listener.unix, tls: listener.tls };
+    ctx.downstream = Downstream::of(peer, &session.req_header().headers, &ctx.plan.trusted_proxies);
     let downstream = &mut session.downstream_session;
     downstream.set_read_timeout(Some(listener.idle_timeout));
     downstream.set_write_timeout(Some(listener.idle_timeout));

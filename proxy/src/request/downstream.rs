@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use ipnet::IpNet;
 use pingora::Result;
 use pingora::http::RequestHeader;
+use selvedge_config::TrustedProxies;
 
 use super::{forwarded, hygiene};
 
@@ -29,26 +29,36 @@ pub(crate) struct Downstream {
     pub(crate) tls: bool,
 }
 
+/// Who connected, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    /// `None` on sockets without addresses.
+    pub(crate) address: Option<SocketAddr>,
+    /// At a Unix socket.
+    pub(crate) unix: bool,
+    /// Over TLS.
+    pub(crate) tls: bool,
+}
+
 impl Downstream {
     /// By the connection and, if the peer is one of those, by what it says.
-    pub(crate) fn of(peer: Option<SocketAddr>, tls: bool, headers: &HeaderMap, proxies: &[IpNet]) -> Self {
-        let direct = Self { peer, client: peer, trusted: false, tls };
-        let is_trusted = |address: IpAddr| proxies.iter().any(|range| range.contains(&address.to_canonical()));
-        // Mostly nobody is trusted: then this is all.
-        if proxies.is_empty() || !peer.is_some_and(|peer| is_trusted(peer.ip())) {
-            return direct;
-        }
-        Self::told(direct, headers, is_trusted)
+    pub(crate) fn of(peer: Peer, headers: &HeaderMap, proxies: &TrustedProxies) -> Self {
+        let Peer { address, unix, tls } = peer;
+        let direct = Self { peer: address, client: address, trusted: false, tls };
+        let trusted = match address {
+            Some(address) => proxies.has(address.ip()),
+            None => unix && proxies.unix,
+        };
+        if trusted { Self::told(direct, headers, proxies) } else { direct }
     }
 
     /// The same for what another node of the cluster sends: it is trusted, wherever it is.
-    pub(crate) fn of_node(peer: Option<SocketAddr>, tls: bool, headers: &HeaderMap, proxies: &[IpNet]) -> Self {
-        let is_trusted = |address: IpAddr| proxies.iter().any(|range| range.contains(&address.to_canonical()));
-        Self::told(Self { peer, client: peer, trusted: false, tls }, headers, is_trusted)
+    pub(crate) fn of_node(peer: Option<SocketAddr>, tls: bool, headers: &HeaderMap, proxies: &TrustedProxies) -> Self {
+        Self::told(Self { peer, client: peer, trusted: false, tls }, headers, proxies)
     }
 
     /// What a trusted peer says.
-    fn told(direct: Self, headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Self {
+    fn told(direct: Self, headers: &HeaderMap, proxies: &TrustedProxies) -> Self {
         let Self { peer, tls, .. } = direct;
         let (mut client, mut tls) = (peer, tls);
         if !headers.contains_key(X_FORWARDED_FOR) {
@@ -60,7 +70,7 @@ impl Downstream {
                 }
                 let Some(address) = element.by_whom.as_deref().and_then(|node| address(node.as_bytes())) else { break };
                 client = Some(address);
-                if !is_trusted(address.ip()) {
+                if !proxies.has(address.ip()) {
                     break;
                 }
             }
@@ -71,7 +81,7 @@ impl Downstream {
         for hop in hops.take(HOPS_MAX) {
             let Some(address) = address(hop) else { break }; // Nobody knows what comes before something that is no address.
             client = Some(address);
-            if !is_trusted(address.ip()) {
+            if !proxies.has(address.ip()) {
                 break;
             }
         }
@@ -83,21 +93,18 @@ impl Downstream {
         Self { peer, client, trusted: true, tls }
     }
 
-    /// What the upstream is told of it. What the client said about itself is replaced, what a trusted peer said is extended.
+    /// What the upstream is told of it. What the client said about itself is replaced, what a trusted peer said is extended; a peer at a
+    /// Unix socket has no address that could be said.
     pub(crate) fn tell(&self, request: &mut RequestHeader) -> Result<()> {
-        if let Some(peer) = self.peer {
-            let peer = peer.ip().to_canonical();
-            let told = self.trusted && request.headers.contains_key(X_FORWARDED_FOR);
-            if self.trusted && !told && request.headers.contains_key(header::FORWARDED) {
-                self.tell_forwarded(request)?;
-                request.append_header(X_FORWARDED_FOR, peer.to_string())?;
-            } else if told {
-                request.append_header(X_FORWARDED_FOR, peer.to_string())?;
-            } else {
-                request.insert_header(X_FORWARDED_FOR, peer.to_string())?;
-            }
-            request.remove_header(&header::FORWARDED);
+        if !self.trusted {
+            request.remove_header(&X_FORWARDED_FOR);
+        } else if !request.headers.contains_key(X_FORWARDED_FOR) && request.headers.contains_key(header::FORWARDED) {
+            self.tell_forwarded(request)?;
         }
+        if let Some(peer) = self.peer {
+            request.append_header(X_FORWARDED_FOR, peer.ip().to_canonical().to_string())?;
+        }
+        request.remove_header(&header::FORWARDED);
         request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if self.tls { "https" } else { "http" }))?;
         if !(self.trusted && request.headers.contains_key(X_FORWARDED_HOST))
             && let Some(host) = request.headers.get(header::HOST).cloned()
@@ -140,7 +147,9 @@ mod tests {
 
     #[test]
     fn the_client_is_the_last_address_that_is_no_proxy_of_ours() {
-        let proxies: Vec<IpNet> = ["10.0.0.0/8", "2001:db8::/32"].map(|range| range.parse().unwrap()).to_vec();
+        let ranges = ["10.0.0.0/8", "2001:db8::/32"].map(|range| range.parse().unwrap()).to_vec();
+        let proxies = TrustedProxies { ranges, unix: false };
+        let at = |address: &str| Peer { address: address.parse().ok(), unix: address == "unix", tls: false };
         let cases: &[(&str, &[&str], &str)] = &[
             ("203.0.113.9:5", &["198.51.100.1"], "203.0.113.9:5"),
             ("10.0.0.1:5", &[], "10.0.0.1:5"),
@@ -162,7 +171,7 @@ mod tests {
                 headers.append(X_FORWARDED_FOR, HeaderValue::from_str(field).unwrap());
             }
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
-            let found = Downstream::of(peer.parse().ok(), false, &headers, &proxies);
+            let found = Downstream::of(at(peer), &headers, &proxies);
             assert_eq!(found.client.unwrap().to_string(), *expected, "{peer} {fields:?}");
             assert_eq!(found.tls, found.trusted, "only a trusted peer is believed about TLS");
         }
@@ -190,12 +199,39 @@ mod tests {
             if let Some(older) = older {
                 headers.insert(X_FORWARDED_FOR, HeaderValue::from_str(older).unwrap());
             }
-            let found = Downstream::of(peer.parse().ok(), false, &headers, &proxies);
+            let found = Downstream::of(at(peer), &headers, &proxies);
             assert_eq!((found.client.unwrap().to_string().as_str(), found.tls), (*expected, *tls), "{peer} {fields:?}");
         }
-        assert_eq!(
-            Downstream::of(None, true, &HeaderMap::new(), &proxies),
-            Downstream { tls: true, ..Downstream::default() }
-        );
+        let tls = Peer { tls: true, ..at("nowhere") };
+        assert_eq!(Downstream::of(tls, &HeaderMap::new(), &proxies), Downstream { tls: true, ..Downstream::default() });
+    }
+
+    #[test]
+    fn what_is_said_at_a_unix_socket_counts_where_that_is_trusted() {
+        let peer = Peer { address: None, unix: true, tls: false };
+        let said =
+            |name: HeaderName, value: &'static str| HeaderMap::from_iter([(name, HeaderValue::from_static(value))]);
+        let cases = [
+            (true, peer, said(X_FORWARDED_FOR, "192.0.2.1, 10.0.0.7"), Some("192.0.2.1"), Some("192.0.2.1, 10.0.0.7")),
+            (true, peer, said(header::FORWARDED, "for=192.0.2.1"), Some("192.0.2.1"), Some("192.0.2.1")),
+            (true, peer, HeaderMap::new(), None, None),
+            (false, peer, said(X_FORWARDED_FOR, "192.0.2.1"), None, None),
+            (false, peer, said(header::FORWARDED, "for=192.0.2.1"), None, None),
+            (true, Peer { unix: false, ..peer }, said(X_FORWARDED_FOR, "192.0.2.1"), None, None),
+        ];
+        for (unix, peer, headers, client, told) in cases {
+            let proxies = TrustedProxies { ranges: vec!["10.0.0.0/8".parse().unwrap()], unix };
+            let found = Downstream::of(peer, &headers, &proxies);
+            assert_eq!(found.client.map(|client| client.ip().to_string()).as_deref(), client, "{peer:?} {headers:?}");
+            let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+            for (name, value) in &headers {
+                request.append_header(name.clone(), value.clone()).unwrap();
+            }
+            found.tell(&mut request).unwrap();
+            let values: Vec<&str> =
+                request.headers.get_all(X_FORWARDED_FOR).iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(values, told.into_iter().collect::<Vec<_>>(), "{peer:?} {headers:?}");
+            assert!(!request.headers.contains_key(header::FORWARDED));
+        }
     }
 }

@@ -36,7 +36,7 @@ pub(super) struct NoConnection {
 }
 
 /// Connects to an endpoint of the upstream; to another when that fails.
-pub(super) async fn connect(upstream: Arc<Upstream>, client: IpAddr) -> Result<Connected, NoConnection> {
+pub(super) async fn connect(upstream: Arc<Upstream>, client: Option<IpAddr>) -> Result<Connected, NoConnection> {
     let mut tried: SmallVec<[EndpointId; ATTEMPTS]> = SmallVec::new();
     let mut last = None;
     let ask = upstream.ask_of_connection(client);

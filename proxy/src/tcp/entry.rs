@@ -44,7 +44,7 @@ pub(super) enum Ended {
 pub(super) struct Entry {
     sink: AccessLogSink,
     route: Arc<TcpRoute>,
-    pub(super) client: SocketAddr,
+    pub(super) client: Option<SocketAddr>,
     started: Instant,
     pub(super) endpoint: Option<Address>,
     /// Bytes the client has sent.
@@ -59,7 +59,7 @@ pub(super) struct Entry {
 #[derive(Serialize)]
 struct Line<'e> {
     time: String,
-    client: String,
+    client: Option<String>,
     protocol: &'static str,
     listener: &'e str,
     bytes_received: u64,
@@ -71,7 +71,7 @@ struct Line<'e> {
 }
 
 impl Entry {
-    pub(super) fn new(sink: AccessLogSink, route: Arc<TcpRoute>, client: SocketAddr) -> Self {
+    pub(super) fn new(sink: AccessLogSink, route: Arc<TcpRoute>, client: Option<SocketAddr>) -> Self {
         Self {
             sink,
             route,
@@ -89,7 +89,7 @@ impl Entry {
     fn line(&self) -> Line<'_> {
         Line {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            client: self.client.ip().to_string(),
+            client: self.client.map(|client| client.ip().to_string()),
             protocol: "TCP",
             listener: &self.route.listener,
             bytes_received: self.received,
@@ -122,7 +122,7 @@ fn text(line: &Line<'_>) -> Vec<u8> {
     let ended = serde_json::to_value(line.ended).unwrap_or_default();
     format!(
         "{} {} \"{} {} {}\" {} {} {}us {} {}\n",
-        line.client,
+        line.client.as_deref().unwrap_or(dash),
         line.time,
         line.protocol,
         line.listener,

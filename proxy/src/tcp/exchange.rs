@@ -19,7 +19,7 @@ use crate::upstream::Upstream;
 pub(super) struct Facts {
     number: u64,
     route: Arc<TcpRoute>,
-    client: SocketAddr,
+    client: Option<SocketAddr>,
     /// The address the client connected to.
     server: Option<SocketAddr>,
     pub(super) tls: Option<Tls>,
@@ -62,7 +62,7 @@ impl Tls {
 }
 
 impl Facts {
-    pub(super) fn new(route: Arc<TcpRoute>, client: SocketAddr, server: Option<SocketAddr>) -> Self {
+    pub(super) fn new(route: Arc<TcpRoute>, client: Option<SocketAddr>, server: Option<SocketAddr>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -102,7 +102,7 @@ impl Facts {
     fn lookup(&self, path: &[&str]) -> Option<Vec<u8>> {
         match path {
             ["source", "geo", rest @ ..] => geo(self.location.as_ref()?, rest),
-            ["source", rest @ ..] => address(Some(self.client), rest),
+            ["source", rest @ ..] => address(self.client, rest),
             ["destination", rest @ ..] => address(self.server, rest),
             ["connection", "id"] => Some(self.number.to_le_bytes().to_vec()),
             ["connection", "tls_version"] => Some(text(self.tls.as_ref()?.version)),

@@ -25,7 +25,6 @@ use std::sync::Arc;
 
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::LazyConfigAcceptor;
 use tracing::debug;
@@ -34,6 +33,7 @@ use self::chain::Chain;
 use self::entry::{Ended, Entry};
 use self::exchange::{Facts, Tls};
 use crate::listener::arrival::{Arrivals, Ends};
+use crate::listener::stream::{Accepting, ClientStream};
 use crate::listener::{self, ListenerFacts};
 use crate::listening::Bound;
 use crate::node::Current;
@@ -77,7 +77,7 @@ impl TcpDoor {
 
 /// Accepts until told to stop. Every connection is served on this thread and holds a clone of `alive` to its end.
 pub(crate) async fn accept(
-    socket: tokio::net::TcpListener,
+    socket: Accepting,
     door: Arc<TcpDoor>,
     shutdown: ShutdownWatch,
     alive: mpsc::Sender<()>,
@@ -88,14 +88,14 @@ pub(crate) async fn accept(
 }
 
 /// Serves one connection to its end.
-async fn serve(door: Arc<TcpDoor>, stream: TcpStream, ends: Ends) {
+async fn serve(door: Arc<TcpDoor>, stream: ClientStream, ends: Ends) {
     let client = ends.client;
     let plan = door.current.plan();
     let Some(route) = plan.tcp_route(&door.facts.name) else { return }; // a reload keeps the kinds of listeners
     let mut entry = Entry::new(door.access_log.clone(), Arc::clone(&route), client);
-    let mut facts = Facts::new(Arc::clone(&route), client, ends.local.or_else(|| stream.local_addr().ok()));
+    let mut facts = Facts::new(Arc::clone(&route), client, ends.local.or_else(|| stream.local()));
     if let Some(geo) = plan.geo.as_ref().filter(|_| !route.filters.is_empty()) {
-        facts.location = geo.lookup(client.ip());
+        facts.location = client.and_then(|client| geo.lookup(client.ip()));
     }
     let handshakes = Arc::clone(&plan.counters.handshakes);
     drop(plan);
@@ -118,12 +118,12 @@ async fn serve(door: Arc<TcpDoor>, stream: TcpStream, ends: Ends) {
                 }
                 Ok(Err(error)) => {
                     handshakes.ended(End::Failed);
-                    debug!(%client, %error, "TLS handshake failed");
+                    debug!(?client, %error, "TLS handshake failed");
                     return entry.ended = Ended::NoHandshake;
                 }
                 Err(_) => {
                     handshakes.ended(End::Timeout);
-                    debug!(%client, "TLS handshake took too long");
+                    debug!(?client, "TLS handshake took too long");
                     return entry.ended = Ended::NoHandshake;
                 }
             }

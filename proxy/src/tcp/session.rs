@@ -133,7 +133,8 @@ impl Session {
             }
             if self.chain.is_accepted() && matches!(self.link, Link::Waiting) {
                 let upstream = self.chain.facts.take_upstream();
-                self.link = Link::Connecting(Box::pin(connect::connect(upstream, entry.client.ip())));
+                self.link =
+                    Link::Connecting(Box::pin(connect::connect(upstream, entry.client.map(|client| client.ip()))));
             }
             self.set_timer(sleep.as_mut());
 

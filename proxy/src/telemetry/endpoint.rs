@@ -9,7 +9,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use selvedge_config::AdminBind;
+use selvedge_config::Bind;
 
 use crate::operator::{Answer, Server};
 use crate::sockets::{Inherited, Socket};
@@ -26,7 +26,7 @@ pub(crate) struct MetricsServer(Server);
 impl MetricsServer {
     /// Binds and serves.
     pub(crate) fn start(bind: SocketAddr, page: Page, inherited: &Inherited) -> io::Result<Self> {
-        Server::start("metrics", &AdminBind::Tcp(bind), Arc::new(Metrics { page }), inherited).map(Self)
+        Server::start("metrics", &Bind::Tcp(bind), Arc::new(Metrics { page }), inherited).map(Self)
     }
 
     /// Another handle of its socket, and what it is for.

@@ -411,9 +411,9 @@ impl Upstream {
     }
 
     /// What a connection of TCP wants of it.
-    pub(crate) fn ask_of_connection(&self, client: IpAddr) -> Ask<'static> {
-        let hashed = matches!(self.rules.balance, Balance::ConsistentHash(_));
-        Ask { key: hashed.then(|| balance::key::of_client(client)), ..Ask::default() }
+    pub(crate) fn ask_of_connection(&self, client: Option<IpAddr>) -> Ask<'static> {
+        let hashed = client.filter(|_| matches!(self.rules.balance, Balance::ConsistentHash(_)));
+        Ask { key: hashed.map(balance::key::of_client), ..Ask::default() }
     }
 
     /// What decides where a request goes, if that is not for load or turns to decide: in words, and the endpoint.
