@@ -180,6 +180,11 @@ pub trait Host {
         Err(Status::BadArgument)
     }
 
+    /// Why the callout whose answer is being delivered has failed, in the host's words; `None` when it does not say.
+    fn call_status(&self) -> Option<String> {
+        None
+    }
+
     /// Lets a held message go on.
     fn resume(&self, direction: Direction) {}
 

@@ -1,8 +1,17 @@
-//! Shared data: bytes by key, seen by every worker of the plugin. It is kept in memory and lost when the host restarts.
+//! Shared data, seen by every worker of the plugin. It is kept in memory and lost when the host restarts.
 //!
-//! Keys are the plugin's own: filters with another `vm_id` do not see them.
+//! [`Kv`] keeps values of a type, with times to live; [`SharedCounter`] counts; the functions here take bytes, for whatever else. Keys are
+//! the plugin's own: filters with another `vm_id` do not see them.
 
+mod counter;
+
+mod typed;
+
+use crate::Reply;
 use crate::host::{self, Status};
+
+pub use self::counter::SharedCounter;
+pub use self::typed::Kv;
 
 /// How often [`update`] tries before it gives up. Losing once means that another worker won, so this many losses in a row mean a
 /// key that is written far too often for compare-and-set.
@@ -24,6 +33,20 @@ pub enum KvError {
     /// The host does not take the value, for instance because its store is full.
     #[error("the host refused the value")]
     Refused,
+    /// What is stored is not what it should be, or the value has no such form.
+    #[error("the stored value has another form")]
+    Malformed,
+    /// The host cannot do this; the function of the host that it takes.
+    #[error("the host has no function {0}")]
+    Unsupported(&'static str),
+}
+
+/// `?` in a hook answers 500; the log says why.
+impl From<KvError> for Reply {
+    fn from(error: KvError) -> Self {
+        log::error!("shared data: {error}");
+        Self::new(500).text("internal error")
+    }
 }
 
 /// The value and its version; `None` when there is none.
@@ -68,7 +91,7 @@ pub fn update(key: &str, mut change: impl FnMut(Option<&[u8]>) -> Vec<u8>) -> Re
         match written {
             Ok(()) => return Ok(value),
             Err(KvError::CasMismatch) => {}
-            Err(KvError::Refused) => return Err(KvError::Refused),
+            Err(error) => return Err(error),
         }
     }
     Err(KvError::CasMismatch)

@@ -128,8 +128,9 @@
 //!
 //! # Other hosts
 //!
-//! Everything here is plain proxy-wasm 0.2.1, with these exceptions, which find nothing elsewhere: [`Client::country`],
-//! [`Client::continent`], [`Request::set_upstream`] and the functions behind [`foreign`]. On Envoy a hook that waits for a body needs
+//! Everything here is plain proxy-wasm 0.2.1. What a host has beyond it is used where it is, and done without where it is not (times to
+//! live and counters of [`kv`]), or it finds nothing: where a client is ([`Client::country`] and the like), [`Request::set_upstream`], and
+//! the functions behind [`foreign`]. `docs/filter-handles.md` has the table. On Envoy a hook that waits for a body needs
 //! `allow_on_headers_stop_iteration: true` in the plugin's configuration; without it Envoy does not show the body while the headers
 //! are held.
 
@@ -143,6 +144,8 @@ pub mod cache;
 pub mod clock;
 
 pub mod config;
+
+pub mod facts;
 
 mod filter;
 
@@ -167,6 +170,8 @@ mod request;
 
 mod response;
 
+mod several;
+
 pub mod runtime;
 
 pub mod upstream;
@@ -176,18 +181,20 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub use body::{BodyTooLarge, BodyUnavailable, Limit, Prefix};
 pub use config::{ByteSize, Config};
+pub use facts::{Client, exchange};
 pub use filter::{Continue, Filter, Flow, Hooks, OrDeny};
 pub use http::{self, HeaderName, Method, StatusCode, Uri};
 pub use join::join;
 pub use log;
 pub use message::{HeaderValue, Message};
 pub use reply::{Reply, Status};
-pub use request::{Client, Request};
+pub use request::Request;
 pub use response::Response;
 pub use selvedge_sdk_macros::{Config, filter, test};
 pub use serde;
 pub use serde_json;
-pub use upstream::{CallError, CallResponse, Upstream};
+pub use several::{first_ok, join_all, join3, race};
+pub use upstream::{CallError, CallFailure, CallResponse, Upstream};
 
 /// What a filter needs, in one `use`.
 pub mod prelude {
@@ -198,12 +205,16 @@ pub mod prelude {
     pub use selvedge_sdk_macros::{Config, filter};
 
     pub use crate::config::{ByteSize, Config};
+    pub use crate::facts::{Client, exchange};
     pub use crate::filter::Continue::Next;
     pub use crate::filter::{Continue, Filter, Flow, OrDeny};
     pub use crate::join::join;
+    pub use crate::kv::{Kv, KvError, SharedCounter};
+    pub use crate::metrics::{Counter, Gauge, Histogram, Metrics};
     pub use crate::reply::Reply;
-    pub use crate::request::{Client, Request};
+    pub use crate::request::Request;
     pub use crate::response::Response;
-    pub use crate::upstream::{CallError, CallResponse, Upstream, upstream};
+    pub use crate::several::{first_ok, join_all, join3, race};
+    pub use crate::upstream::{CallError, CallFailure, CallResponse, Upstream, upstream};
     pub use crate::{BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, kv, metrics};
 }

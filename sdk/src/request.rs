@@ -1,15 +1,14 @@
 //! The request half of an exchange.
 
 use std::cell::OnceCell;
-use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use http::Method;
 
-use crate::Message;
 use crate::body::Body;
 use crate::host;
+use crate::{Client, Message};
 
 /// A request, as the filter's `request` hook sees it. Headers and body: see [`Message`].
 #[derive(Debug)]
@@ -90,7 +89,7 @@ impl Request {
 
     /// Who is asking.
     pub fn client(&self) -> Client {
-        Client(())
+        Client::new()
     }
 
     /// Sends the request to another upstream, by the name it has in the proxy's configuration, in place of the route's.
@@ -139,32 +138,6 @@ fn cookie_in(field: &[u8], name: &str) -> Option<String> {
         let (key, value) = pair.split_once('=')?;
         (key.trim() == name).then(|| value.trim().to_owned())
     })
-}
-
-/// The client of a stream, as the host sees it: behind trusted proxies that is the client they name.
-#[derive(Clone, Copy, Debug)]
-pub struct Client(());
-
-impl Client {
-    /// The address; `None` when the host does not tell.
-    pub fn address(self) -> Option<IpAddr> {
-        let text = text(&["source", "address"])?;
-        text.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| text.parse()).ok()
-    }
-
-    /// The country as ISO 3166-1 alpha-2 (`DE`); `None` when the host has no geo database or does not find the address.
-    pub fn country(self) -> Option<String> {
-        text(&["source", "geo", "country"])
-    }
-
-    /// The continent as two letters (`EU`); `None` as for [`country`](Client::country).
-    pub fn continent(self) -> Option<String> {
-        text(&["source", "geo", "continent"])
-    }
-}
-
-fn text(path: &[&str]) -> Option<String> {
-    String::from_utf8(host::current().property(path)?).ok().filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]

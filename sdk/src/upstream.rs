@@ -79,6 +79,26 @@ impl Upstream {
         self.request(Method::POST, path)
     }
 
+    /// A PUT to a path, query included.
+    pub fn put(&self, path: &str) -> CallRequest {
+        self.request(Method::PUT, path)
+    }
+
+    /// A PATCH of a path, query included.
+    pub fn patch(&self, path: &str) -> CallRequest {
+        self.request(Method::PATCH, path)
+    }
+
+    /// A DELETE of a path, query included.
+    pub fn delete(&self, path: &str) -> CallRequest {
+        self.request(Method::DELETE, path)
+    }
+
+    /// A HEAD of a path, query included.
+    pub fn head(&self, path: &str) -> CallRequest {
+        self.request(Method::HEAD, path)
+    }
+
     /// Any request.
     pub fn request(&self, method: Method, path: &str) -> CallRequest {
         CallRequest {
@@ -140,8 +160,9 @@ impl CallRequest {
         self
     }
 
-    /// Sends it now; the answer is what the returned future waits for. Several can be under way at once ([`join`](crate::join)).
-    /// Drop the future and the answer is thrown away.
+    /// Sends it now; the answer is what the returned future waits for. Several can be under way at once ([`join`](crate::join),
+    /// [`join_all`](crate::join_all), [`race`](crate::race), [`first_ok`](crate::first_ok)). Drop the future and the answer is thrown away
+    /// unread when it comes.
     pub fn send(self) -> Call {
         let authority = self.host.as_deref().unwrap_or(&self.upstream);
         let length = self.body.len().to_string();
@@ -158,13 +179,14 @@ impl CallRequest {
         let sent = host::current().call(&self.upstream, &headers, &self.body, self.timeout);
         match sent {
             Ok(token) => {
-                let slot = Rc::new(RefCell::new(Slot::default()));
-                let call = Outstanding { sender: RUNNING.get(), slot: slot.clone() };
+                let slot = Slot { upstream: self.upstream, timeout: self.timeout, answer: None, waker: None };
+                let slot = Rc::new(RefCell::new(slot));
+                let call = Outstanding { sender: RUNNING.get(), deliver, slot: slot.clone() };
                 OUTSTANDING.with_borrow_mut(|calls| calls.insert(token, call));
                 Call { token: Some(token), slot }
             }
-            Err(Status::BadArgument) => Call::failed(CallError::UnknownUpstream(self.upstream)),
-            Err(_) => Call::failed(CallError::Refused),
+            Err(Status::BadArgument) => Call::failed(self.upstream, CallFailure::Unknown),
+            Err(_) => Call::failed(self.upstream, CallFailure::Refused),
         }
     }
 }
@@ -179,8 +201,10 @@ pub struct Call {
 }
 
 impl Call {
-    fn failed(error: CallError) -> Self {
-        Self { token: None, slot: Rc::new(RefCell::new(Slot { answer: Some(Err(error)), waker: None })) }
+    fn failed(upstream: String, cause: CallFailure) -> Self {
+        let answer = Some(Err(CallError { upstream: upstream.clone(), cause }));
+        let slot = Slot { upstream, timeout: Duration::ZERO, answer, waker: None };
+        Self { token: None, slot: Rc::new(RefCell::new(slot)) }
     }
 }
 
@@ -192,8 +216,10 @@ impl Drop for Call {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
+    upstream: String,
+    timeout: Duration,
     answer: Option<Result<CallResponse, CallError>>,
     waker: Option<Waker>,
 }
@@ -205,6 +231,8 @@ struct Outstanding {
         expect(dead_code, reason = "outside of wasm a tester knows whose callout it is")
     )]
     sender: u32,
+    /// Reads the answer. A pointer, so that filters which send nothing do not carry the reader: only [`CallRequest::send`] names it.
+    deliver: fn(&RefCell<Slot>, usize, usize) -> Option<Waker>,
     slot: Rc<RefCell<Slot>>,
 }
 
@@ -264,55 +292,104 @@ impl Future for Call {
     }
 }
 
-/// The host has the answer to a callout ready to be read. No headers means that the call failed.
+/// The host has the answer to a callout ready to be read.
 pub(crate) fn answered(token: u32, headers: usize, body: usize) {
-    let Some(slot) = OUTSTANDING.with_borrow(|calls| calls.get(&token).map(|call| call.slot.clone())) else { return };
-
-    let answer = if headers == 0 { Err(CallError::Failed) } else { Ok(CallResponse::read(body)) };
-    let waker = {
-        let mut slot = slot.borrow_mut();
-        slot.answer = Some(answer);
-        slot.waker.take()
-    };
-    if let Some(waker) = waker {
+    let call = OUTSTANDING.with_borrow(|calls| calls.get(&token).map(|call| (call.deliver, call.slot.clone())));
+    if let Some((deliver, slot)) = call
+        && let Some(waker) = deliver(&slot, headers, body)
+    {
         waker.wake();
     }
 }
 
-/// Why there is no answer.
+/// No headers means that the call failed.
+fn deliver(slot: &RefCell<Slot>, headers: usize, body: usize) -> Option<Waker> {
+    let mut slot = slot.borrow_mut();
+    let upstream = slot.upstream.clone();
+    slot.answer = Some(match headers {
+        0 => Err(CallError { upstream, cause: CallFailure::told(slot.timeout) }),
+        _ => Ok(CallResponse::read(upstream, body)),
+    });
+    slot.waker.take()
+}
+
+/// Why a callout gave nothing that is of use: which upstream, and what was the matter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CallError {
-    /// The proxy has no upstream of that name (or the request is malformed).
-    #[error("the host has no upstream {0:?}, or the request is malformed")]
-    UnknownUpstream(String),
-    /// The host did not send it.
+#[error("upstream {upstream}: {cause}")]
+pub struct CallError {
+    /// The upstream that was asked.
+    pub upstream: String,
+    /// What was the matter.
+    pub cause: CallFailure,
+}
+
+/// What can be the matter with a callout. Hosts other than Selvedge do not say what broke a call ([`Failed`](Self::Failed)), and Envoy
+/// answers in place of an upstream that does not: 504 when it takes too long, 503 when there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallFailure {
+    /// The proxy has no upstream of that name, or the request is malformed.
+    #[error("the host has no such upstream, or the request is malformed")]
+    Unknown,
+    /// The host did not send it: too many calls are under way.
     #[error("the host refused the callout")]
     Refused,
-    /// No connection, no answer in time, or an answer cut short. The host logs which.
+    /// The answer was not there in time.
+    #[error("no answer within {} ms", u64::try_from(.0.as_millis()).unwrap_or(u64::MAX))]
+    Timeout(Duration),
+    /// There was no connection; the host's words.
+    #[error("no connection: {0}")]
+    Connect(String),
+    /// The connection broke, or the exchange that called is over; the host's words.
+    #[error("no whole answer: {0}")]
+    Reset(String),
+    /// The answer is larger than the host keeps.
+    #[error("the answer is too large")]
+    TooLarge,
+    /// One of the last four; the host's log may say which.
     #[error("no answer")]
     Failed,
     /// The answer has another status than 2xx; only from [`CallResponse::ok`].
     #[error("answered with status {0}")]
     Status(u16),
+    /// The answer is not what it should be; only from [`CallResponse::text`] and [`CallResponse::json`].
+    #[error("the answer is malformed: {0}")]
+    Malformed(String),
+}
+
+impl CallFailure {
+    /// What the host says of the failure that is being told.
+    fn told(timeout: Duration) -> Self {
+        let said = host::current().call_status().unwrap_or_default();
+        match said.split_once(": ").unwrap_or((&said, "")) {
+            ("timeout", _) => Self::Timeout(timeout),
+            ("connect", why) => Self::Connect(why.to_owned()),
+            ("reset", why) => Self::Reset(why.to_owned()),
+            ("response too large", _) => Self::TooLarge,
+            ("", _) => Self::Failed,
+            _ => Self::Reset(said),
+        }
+    }
 }
 
 /// The answer to a callout.
 #[derive(Clone, Debug)]
 pub struct CallResponse {
+    upstream: String,
     status: u16,
     headers: Vec<(String, HeaderValue)>,
     body: Vec<u8>,
 }
 
 impl CallResponse {
-    fn read(body: usize) -> Self {
+    fn read(upstream: String, body: usize) -> Self {
         let host = host::current();
         let pairs = host.headers(Map::CallResponse);
         let headers: Vec<_> = pairs.into_iter().map(|(name, value)| (name, HeaderValue::from(value))).collect();
         let status =
             headers.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.as_str()?.parse().ok());
         let body = if body == 0 { None } else { host.buffer(Buffer::CallResponse, 0, body) };
-        Self { status: status.unwrap_or(0), headers, body: body.unwrap_or_default() }
+        Self { upstream, status: status.unwrap_or(0), headers, body: body.unwrap_or_default() }
     }
 
     /// The status; 0 when the host does not say.
@@ -323,9 +400,12 @@ impl CallResponse {
     /// The answer itself when its status is 2xx.
     ///
     /// # Errors
-    /// [`CallError::Status`] with any other status.
+    /// [`CallFailure::Status`] with any other status.
     pub fn ok(self) -> Result<Self, CallError> {
-        if (200..300).contains(&self.status) { Ok(self) } else { Err(CallError::Status(self.status)) }
+        match self.status {
+            200..300 => Ok(self),
+            status => Err(CallError { upstream: self.upstream, cause: CallFailure::Status(status) }),
+        }
     }
 
     /// The first value of a header.
@@ -343,11 +423,24 @@ impl CallResponse {
         &self.body
     }
 
+    /// The body as text.
+    ///
+    /// # Errors
+    /// [`CallFailure::Malformed`]: it is not UTF-8.
+    pub fn text(&self) -> Result<String, CallError> {
+        let text = std::str::from_utf8(&self.body).map_err(|error| self.malformed(error.to_string()))?;
+        Ok(text.to_owned())
+    }
+
     /// The body, read as JSON.
     ///
     /// # Errors
-    /// It is not JSON, or not of this form.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.body)
+    /// [`CallFailure::Malformed`]: it is not JSON, or not of this form.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        serde_json::from_slice(&self.body).map_err(|error| self.malformed(error.to_string()))
+    }
+
+    fn malformed(&self, why: String) -> CallError {
+        CallError { upstream: self.upstream.clone(), cause: CallFailure::Malformed(why) }
     }
 }

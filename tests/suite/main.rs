@@ -50,6 +50,8 @@ mod life;
 
 mod upgrade;
 
+mod handles;
+
 mod grpc;
 
 mod grpc_replies;

@@ -158,7 +158,7 @@ impl Store for SharedData {
         };
         written.map_err(|error| match error {
             kv::KvError::CasMismatch => StoreError::Changed,
-            kv::KvError::Refused => StoreError::Full,
+            _ => StoreError::Full,
         })
     }
 }

@@ -1,24 +1,21 @@
 //! Foreign functions: what this host offers to filters beyond the ABI, by name. `docs/foreign-functions.md` says what each takes and gives.
 //!
-//! Those that act on the exchange are here; `plan/host.rs` has the table of the others. Every one is quick and bounded whatever it is
+//! Those that act on the exchange are here; `plan/host.rs` has the table of the others, and those that need nothing but the host crate are in it. Every one is quick and bounded whatever it is
 //! given, because the guest's deadline does not run while it waits.
 
 pub(crate) mod declared;
 
 pub(crate) mod geo;
 
-pub(crate) mod shared;
-
 pub(crate) mod signature;
 
 pub(crate) mod zlib;
 
 mod protobuf;
-mod wire;
 
+use selvedge_wasm::foreign::{Reader, list};
 use selvedge_wasm::{ExchangeError, ForeignError, HeaderMap};
 
-use self::wire::{Reader, list};
 use super::exchange::View;
 
 /// What a foreign function comes to.

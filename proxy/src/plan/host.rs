@@ -91,8 +91,8 @@ impl Host for NodeHost {
 
     /// Those that act on an exchange are in `chain/foreign.rs`.
     fn foreign(&self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
-        if let Some(function) = name.strip_prefix("selvedge.shared.") {
-            return foreign::shared::call(&self.shared, caller.vm_id, function, args);
+        if let Some(answer) = selvedge_wasm::foreign::call(&self.shared, caller, name, args) {
+            return Some(answer);
         }
         Some(match name {
             "compress" => foreign::zlib::compress(args),

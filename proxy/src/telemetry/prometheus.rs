@@ -1,7 +1,8 @@
 //! The page of metrics, in the Prometheus text format 0.0.4.
 //!
 //! What filters define themselves comes as `selvedge_filter_custom_NAME`; letters that Prometheus does not allow in a name become `_`, and
-//! then the label `metric` holds the name as the filter wrote it. (Envoy puts `wasmcustom.` before it.)
+//! then the label `metric` holds the name as the filter wrote it. (Envoy puts `wasmcustom.` before it.) Labels in a name
+//! (`hits;result=allow`, see [`Series`]) become labels.
 
 mod cache;
 mod certificates;
@@ -16,7 +17,7 @@ use std::fmt::{Display, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use selvedge_wasm::{Metric, MetricValue, StatsSnapshot};
+use selvedge_wasm::{Metric, MetricValue, Series, StatsSnapshot};
 
 use super::counters::Observed;
 use crate::plan::Plan;
@@ -203,7 +204,8 @@ fn custom(page: &mut Page, metrics: Vec<Metric>) {
             MetricValue::Gauge(_) => "gauge",
             MetricValue::Histogram { .. } => "histogram",
         };
-        families.entry((allowed(&metric.name), kind)).or_default().push(metric);
+        let name = Series::parse(&metric.name).map_or(&*metric.name, |series| series.name);
+        families.entry((allowed(name), kind)).or_default().push(metric);
     }
     let mut taken = String::new();
     for ((name, kind), metrics) in families {
@@ -212,8 +214,12 @@ fn custom(page: &mut Page, metrics: Vec<Metric>) {
         taken = name;
         page.family(&family, kind, "Defined by a filter.");
         for metric in metrics {
-            let renamed = family != format!("{CUSTOM}{}", metric.name);
-            let labels: &[(&str, &str)] = if renamed { &[("metric", &metric.name)] } else { &[] };
+            let series = Series::parse(&metric.name).unwrap_or(Series { name: &metric.name, labels: Vec::new() });
+            let renamed = family != format!("{CUSTOM}{}", series.name);
+            let original = renamed.then_some(("metric", series.name));
+            let labels = series.labels.iter().map(|(label, value)| (*label, &**value));
+            let labels: Vec<(&str, &str)> = original.into_iter().chain(labels).collect();
+            let labels = labels.as_slice();
             match metric.value {
                 MetricValue::Counter(value) => page.sample(&family, labels, value),
                 MetricValue::Gauge(value) => page.sample(&family, labels, value),
@@ -347,6 +353,35 @@ mod tests {
             format!("{name}_count 3"),
         ];
         assert_eq!(samples, want);
+    }
+
+    #[test]
+    fn labels_in_names_become_labels() {
+        let page = custom_page(vec![
+            ("hits;result=allow;user=a%3Bb", MetricValue::Counter(1)),
+            ("hits;result=deny", MetricValue::Counter(2)),
+            ("hits", MetricValue::Counter(3)),
+            ("hit.rate;result=a\"b", MetricValue::Gauge(4)),
+            ("hits;result=", MetricValue::Counter(5)),
+            ("size;of=x", MetricValue::Histogram { count: 1, sum: 1, buckets: vec![(0, 0), (1, 1)] }),
+        ]);
+        let samples: Vec<&str> = page.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            samples,
+            [
+                "selvedge_filter_custom_hit_rate{metric=\"hit.rate\",result=\"a\\\"b\"} 4",
+                "selvedge_filter_custom_hits{result=\"allow\",user=\"a;b\"} 1",
+                "selvedge_filter_custom_hits{result=\"deny\"} 2",
+                "selvedge_filter_custom_hits 3",
+                "selvedge_filter_custom_hits_result_{metric=\"hits;result=\"} 5",
+                "selvedge_filter_custom_size_bucket{of=\"x\",le=\"0\"} 0",
+                "selvedge_filter_custom_size_bucket{of=\"x\",le=\"1\"} 1",
+                "selvedge_filter_custom_size_bucket{of=\"x\",le=\"+Inf\"} 1",
+                "selvedge_filter_custom_size_sum{of=\"x\"} 1",
+                "selvedge_filter_custom_size_count{of=\"x\"} 1",
+            ]
+        );
+        assert_eq!(page.matches("# TYPE selvedge_filter_custom_hits ").count(), 1);
     }
 
     #[test]

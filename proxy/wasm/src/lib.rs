@@ -43,6 +43,7 @@ mod tcp;
 mod body;
 mod compat;
 mod exchange;
+pub mod foreign;
 mod host;
 mod limits;
 mod metrics;
@@ -73,7 +74,7 @@ pub use grpc::{
 };
 pub use host::{Caller, ForeignError, Host, LogLevel};
 pub use limits::Limits;
-pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics};
+pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics, Series};
 pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
 pub use module_cache::CacheDirError;
 pub use plugin::{Isolation, Plugin, PluginOptions, Snapshots, StartError};

@@ -6,8 +6,14 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::RwLock;
 
+mod series;
+
+pub use self::series::Series;
+
 /// Metrics in one process. A guest that puts request data into names would otherwise grow the registry without end.
 pub(crate) const MAX_METRICS: usize = 10_000;
+/// Sets of label values that one metric may have, whoever defines them; further ones count as `other`.
+pub(crate) const MAX_SERIES: usize = 1000;
 /// Bytes of one name.
 pub(crate) const MAX_NAME: usize = 1024;
 
@@ -56,7 +62,7 @@ pub enum MetricError {
 /// The value of one metric at the moment of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metric {
-    /// As the guest named it.
+    /// As the guest named it; with labels, in the one form of a [`Series`].
     pub name: String,
     /// Its value.
     pub value: MetricValue,
@@ -91,6 +97,8 @@ pub struct Metrics {
 struct Registry {
     by_name: HashMap<Box<str>, MetricId>,
     cells: Vec<(Box<str>, Arc<Cell>)>,
+    /// Sets of label values by the name before the labels.
+    series: HashMap<Box<str>, usize>,
     overflow: Option<MetricId>,
 }
 
@@ -121,6 +129,9 @@ impl Metrics {
     /// The id of the metric of this name, made if there is none. Beyond 10 000 metrics all new names share one metric that keeps
     /// nothing and is not in snapshots (a warning is logged once).
     ///
+    /// A name may carry labels, see [`Series`]. After 1000 sets of values of one metric, further ones share the series whose values are
+    /// all `other` (a warning is logged once for each metric).
+    ///
     /// # Errors
     /// [`MetricError::Kind`] when the name is taken by another kind, [`MetricError::Name`] for a name that is empty or too long.
     pub fn define(&self, kind: MetricKind, name: &str) -> Result<MetricId, MetricError> {
@@ -128,23 +139,27 @@ impl Metrics {
             return Err(MetricError::Name);
         }
         let mut registry = self.registry.write();
-        if let Some(&id) = registry.by_name.get(name) {
-            let taken = registry.cell(id).is_some_and(|cell| cell.kind() != Some(kind));
-            return if taken { Err(MetricError::Kind) } else { Ok(id) };
+        let Some(series) = Series::parse(name) else { return registry.define(kind, name) };
+
+        let canonical = series.to_string();
+        if registry.by_name.contains_key(&*canonical) {
+            return registry.define(kind, &canonical);
         }
         if let Some(overflow) = registry.overflow {
             return Ok(overflow);
         }
-        let id = MetricId(u32::try_from(registry.cells.len()).unwrap_or(u32::MAX));
-        if registry.cells.len() >= MAX_METRICS {
-            tracing::warn!(limit = MAX_METRICS, name, "too many metrics defined by filters: new ones are not kept");
-            registry.cells.push(("".into(), Arc::new(Cell::Overflow)));
-            registry.overflow = Some(id);
-            return Ok(id);
+        let others = registry.series.entry(series.name.into()).or_default();
+        *others += 1;
+        match *others {
+            ..=MAX_SERIES => registry.define(kind, &canonical),
+            others => {
+                if others == MAX_SERIES + 1 {
+                    let metric = series.name;
+                    tracing::warn!(limit = MAX_SERIES, metric, "too many label values: further ones count as `other`");
+                }
+                registry.define(kind, &series.other().to_string())
+            }
         }
-        registry.cells.push((name.into(), Arc::new(Cell::new(kind))));
-        registry.by_name.insert(name.into(), id);
-        Ok(id)
     }
 
     /// Every metric with its value now, in order of definition.
@@ -164,6 +179,26 @@ impl Metrics {
 }
 
 impl Registry {
+    fn define(&mut self, kind: MetricKind, name: &str) -> Result<MetricId, MetricError> {
+        if let Some(&id) = self.by_name.get(name) {
+            let taken = self.cell(id).is_some_and(|cell| cell.kind() != Some(kind));
+            return if taken { Err(MetricError::Kind) } else { Ok(id) };
+        }
+        if let Some(overflow) = self.overflow {
+            return Ok(overflow);
+        }
+        let id = MetricId(u32::try_from(self.cells.len()).unwrap_or(u32::MAX));
+        if self.cells.len() >= MAX_METRICS {
+            tracing::warn!(limit = MAX_METRICS, name, "too many metrics defined by filters: new ones are not kept");
+            self.cells.push(("".into(), Arc::new(Cell::Overflow)));
+            self.overflow = Some(id);
+            return Ok(id);
+        }
+        self.cells.push((name.into(), Arc::new(Cell::new(kind))));
+        self.by_name.insert(name.into(), id);
+        Ok(id)
+    }
+
     fn cell(&self, id: MetricId) -> Option<&Arc<Cell>> {
         self.cells.get(usize::try_from(id.0).ok()?).map(|(_, cell)| cell)
     }
@@ -308,5 +343,24 @@ mod tests {
         assert_eq!(over.read(), Ok(0));
         assert_eq!(metrics.define(MetricKind::Gauge, "and more"), metrics.define(MetricKind::Counter, "and more"));
         assert_eq!(metrics.snapshot().len(), MAX_METRICS);
+    }
+
+    #[test]
+    fn labels_have_one_form_and_a_bound_for_each_metric() {
+        let metrics = Metrics::new();
+        let first = metrics.define(MetricKind::Counter, "hits;b=2;a=1");
+        assert_eq!(metrics.define(MetricKind::Counter, "hits;a=1;b=%32"), first, "the same series");
+        assert_eq!(metrics.define(MetricKind::Gauge, "hits;a=1;b=2"), Err(MetricError::Kind));
+
+        for user in 1..MAX_SERIES {
+            metrics.define(MetricKind::Counter, &format!("hits;user={user}")).unwrap();
+        }
+        cell(&metrics, MetricKind::Counter, "hits;user=one more").record(1);
+        cell(&metrics, MetricKind::Counter, "hits;user=and more").record(1);
+        assert_eq!(cell(&metrics, MetricKind::Counter, "hits;user=other").read(), Ok(2));
+        assert_eq!(metrics.define(MetricKind::Counter, "hits;a=1;b=2"), first, "those before stay");
+        cell(&metrics, MetricKind::Counter, "misses;user=one more").record(1);
+        let last: Vec<_> = metrics.snapshot().into_iter().rev().take(2).map(|metric| metric.name).collect();
+        assert_eq!(last, ["misses;user=one more", "hits;user=other"]);
     }
 }

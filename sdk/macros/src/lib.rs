@@ -6,6 +6,8 @@ mod filter;
 
 mod hooks;
 
+mod metrics;
+
 mod test;
 
 use proc_macro::TokenStream;
@@ -124,4 +126,10 @@ pub fn test(attribute: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_derive(Config, attributes(config))]
 pub fn derive_config(item: TokenStream) -> TokenStream {
     config::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// The metrics of a filter: see `selvedge_sdk::metrics`.
+#[proc_macro_derive(Metrics, attributes(metrics, metric, labels))]
+pub fn metrics(input: TokenStream) -> TokenStream {
+    metrics::expand(input.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }

@@ -40,6 +40,7 @@ mod sys {
             upstream: *const u8, upstream_size: usize, headers: *const u8, headers_size: usize, body: *const u8, body_size: usize,
             trailers: *const u8, trailers_size: usize, timeout: u32, token: *mut u32,
         ) -> u32;
+        pub(super) fn proxy_get_status(code: *mut u32, data: *mut *mut u8, size: *mut usize) -> u32;
         pub(super) fn proxy_call_foreign_function(
             name: *const u8, name_size: usize, argument: *const u8, argument_size: usize, data: *mut *mut u8, size: *mut usize,
         ) -> u32;
@@ -238,6 +239,15 @@ impl Host for Guest {
             )
         })?;
         Ok(token)
+    }
+
+    fn call_status(&self) -> Option<String> {
+        let mut code = 0;
+        let said = returned(|data, size| {
+            // SAFETY: the host writes four bytes to the first pointer, and a pointer and a length to the others.
+            unsafe { sys::proxy_get_status(&raw mut code, data, size) }
+        });
+        String::from_utf8(said.ok()?).ok().filter(|_| code != 0)
     }
 
     fn resume(&self, direction: Direction) {

@@ -152,7 +152,8 @@ impl<'t, F> Run<'t, F> {
         }
         if let Some((token, answer)) = self.tester.take_answer(self.id) {
             self.outstanding -= 1;
-            let step = self.call(|stream, exchange| stream.answered(exchange, token, answer.as_ref()));
+            let step =
+                self.call(|stream, exchange| stream.answered(exchange, token, answer.as_ref().map_err(|why| *why)));
             self.apply(step, false);
             return true;
         }

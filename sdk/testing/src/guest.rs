@@ -16,7 +16,7 @@ pub(crate) trait Guest {
     fn tick_period(&self) -> Option<Duration>;
     /// Callouts of no stream, sent since this was last asked: at the start, in a tick.
     fn root_callouts(&self) -> Vec<Callout>;
-    fn root_answered(&self, token: u32, answer: Option<&Reply>) -> Result<(), String>;
+    fn root_answered(&self, token: u32, answer: Result<&Reply, NoAnswer>) -> Result<(), String>;
     /// All metrics, with what the test sees as their values.
     fn metrics(&self) -> Vec<(String, u64)>;
     fn store(&self) -> &dyn Store;
@@ -30,7 +30,12 @@ pub(crate) trait Stream {
     fn response_body(&mut self, exchange: &mut Exchange, held: usize, end: bool) -> Result<Step, String>;
     fn request_trailers(&mut self, exchange: &mut Exchange) -> Result<Step, String>;
     fn response_trailers(&mut self, exchange: &mut Exchange) -> Result<Step, String>;
-    fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Result<Step, String>;
+    fn answered(
+        &mut self,
+        exchange: &mut Exchange,
+        token: u32,
+        answer: Result<&Reply, NoAnswer>,
+    ) -> Result<Step, String>;
     fn finish(&mut self, exchange: &mut Exchange) -> Result<(), String>;
     /// Whether the request's, the response's body callbacks are to be made.
     fn bodies(&self) -> (bool, bool);
@@ -46,6 +51,15 @@ pub(crate) struct Step {
     /// The exchange is to be reset.
     pub(crate) close: bool,
     pub(crate) callouts: Vec<Callout>,
+}
+
+/// Why a callout gets no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// There is no connection.
+    Lost,
+    /// Its time is up.
+    Late,
 }
 
 /// A callout that waits for its answer.

@@ -13,7 +13,7 @@ use selvedge_sdk::runtime::{self, Action, Root};
 use selvedge_sdk::{Filter, Reply};
 
 use crate::exchange::{Exchange, Refused, Side};
-use crate::guest::{Callout, Guest, Step, Stream};
+use crate::guest::{Callout, Guest, NoAnswer, Step, Stream};
 use crate::seen::Seen;
 use crate::store::{self, FakeStore, Store};
 use crate::tester::{Foreign, answer_fields};
@@ -67,7 +67,7 @@ impl<F: Filter> Native<F> {
 impl<F: Filter> Guest for Native<F> {
     fn open(&self) -> Result<Box<dyn Stream>, String> {
         let stream = self.with(Root::open)?.ok_or("the filter is not configured")?;
-        Ok(Box::new(NativeStream { stream, life: self.host.life.get(), host: self.host.clone() }))
+        Ok(Box::new(NativeStream { stream: Some(stream), life: self.host.life.get(), host: self.host.clone() }))
     }
 
     fn tick(&self) -> Result<(), String> {
@@ -82,7 +82,7 @@ impl<F: Filter> Guest for Native<F> {
         mem::take(&mut self.host.state.borrow_mut().step.callouts)
     }
 
-    fn root_answered(&self, _token: u32, _answer: Option<&Reply>) -> Result<(), String> {
+    fn root_answered(&self, _token: u32, _answer: Result<&Reply, NoAnswer>) -> Result<(), String> {
         // Hooks outside of streams do not wait.
         Ok(())
     }
@@ -100,10 +100,20 @@ impl<F: Filter> Guest for Native<F> {
 }
 
 struct NativeStream<F: Filter> {
-    stream: runtime::Stream<F>,
+    /// `None` only while this is dropped.
+    stream: Option<runtime::Stream<F>>,
     /// Which life of the filter it belongs to.
     life: u32,
     host: Rc<FakeHost>,
+}
+
+/// What the filter keeps of a stream may call the host when it ends.
+impl<F: Filter> Drop for NativeStream<F> {
+    fn drop(&mut self) {
+        let stream = self.stream.take();
+        // What a panic says is in the log then.
+        let _ = self.host.enter(|| drop(stream));
+    }
 }
 
 impl<F: Filter> NativeStream<F> {
@@ -116,7 +126,8 @@ impl<F: Filter> NativeStream<F> {
             return Err("its VM was lost in another exchange".into());
         }
         self.host.state.borrow_mut().exchange = mem::take(exchange);
-        let action = self.host.enter(|| callback(&mut self.stream));
+        let stream = self.stream.as_mut().ok_or("the stream is over")?;
+        let action = self.host.enter(|| callback(stream));
         let mut state = self.host.state.borrow_mut();
         *exchange = mem::take(&mut state.exchange);
         let step = mem::take(&mut state.step);
@@ -149,9 +160,14 @@ impl<F: Filter> Stream for NativeStream<F> {
         self.run(exchange, runtime::Stream::on_response_trailers)
     }
 
-    fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Result<Step, String> {
+    fn answered(
+        &mut self,
+        exchange: &mut Exchange,
+        token: u32,
+        answer: Result<&Reply, NoAnswer>,
+    ) -> Result<Step, String> {
         let (headers, body) = answer.map_or((0, 0), |answer| (answer.headers().len() + 1, answer.bytes().len()));
-        self.host.state.borrow_mut().answer = answer.cloned();
+        self.host.state.borrow_mut().answer = Some(answer.cloned());
         let step = self.run(exchange, |stream| {
             stream.on_call_response(token, headers, body);
             Action::Pause
@@ -186,7 +202,8 @@ struct FakeHost {
 struct State {
     exchange: Exchange,
     step: Step,
-    answer: Option<Reply>,
+    /// The callout answer that is being delivered.
+    answer: Option<Result<Reply, NoAnswer>>,
     next_token: u32,
     metrics: Vec<Metric>,
     tick_period: Option<Duration>,
@@ -259,7 +276,7 @@ impl Host for FakeHost {
         match side(map) {
             Some(side) => state.exchange.half(side).header(name).map(<[u8]>::to_vec),
             None => {
-                let fields = state.answer.as_ref().map(answer_fields).unwrap_or_default();
+                let fields = state.answered().map(answer_fields).unwrap_or_default();
                 fields.into_iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
             }
         }
@@ -269,7 +286,7 @@ impl Host for FakeHost {
         let state = self.state.borrow();
         match side(map) {
             Some(side) => state.exchange.half(side).headers.clone().unwrap_or_default(),
-            None => state.answer.as_ref().map(answer_fields).unwrap_or_default(),
+            None => state.answered().map(answer_fields).unwrap_or_default(),
         }
     }
 
@@ -290,7 +307,7 @@ impl Host for FakeHost {
         let bytes = match buffer {
             Buffer::Request => state.exchange.request.held.as_deref()?,
             Buffer::Response => state.exchange.response.held.as_deref()?,
-            Buffer::CallResponse => state.answer.as_ref()?.bytes(),
+            Buffer::CallResponse => state.answered()?.bytes(),
         };
         let start = start.min(bytes.len());
         let end = start.saturating_add(max).min(bytes.len());
@@ -376,6 +393,14 @@ impl Host for FakeHost {
         }
     }
 
+    fn call_status(&self) -> Option<String> {
+        match self.state.borrow().answer {
+            Some(Err(NoAnswer::Lost)) => Some("connect: the test gives no answer".into()),
+            Some(Err(NoAnswer::Late)) => Some("timeout".into()),
+            Some(Ok(_)) | None => None,
+        }
+    }
+
     fn reply(&self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
         let reply = Reply::new(status).body(body);
         let reply = headers.iter().fold(reply, |reply, (name, value)| reply.header(name, value));
@@ -386,6 +411,7 @@ impl Host for FakeHost {
         let functions = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
         match functions.get(name) {
             Some(function) => function(argument).ok_or(Status::BadArgument),
+            None if self.world.is_plain() => Err(Status::NotFound),
             None => match store::foreign(self, name, argument) {
                 Some(answer) => answer.map_err(|store::Refused| Status::BadArgument),
                 None => Err(Status::NotFound),
@@ -428,6 +454,10 @@ impl FakeHost {
 }
 
 impl State {
+    fn answered(&self) -> Option<&Reply> {
+        self.answer.as_ref()?.as_ref().ok()
+    }
+
     fn metric(&mut self, id: u32, change: impl FnOnce(&mut Metric)) {
         if let Some(metric) = usize::try_from(id).ok().and_then(|id| self.metrics.get_mut(id)) {
             change(metric);

@@ -11,7 +11,7 @@ use selvedge_sdk::{Filter, Reply};
 use crate::driver;
 use crate::exchange::Fields;
 use crate::fake::{Answer, Fake};
-use crate::guest::{Callout, Guest};
+use crate::guest::{Callout, Guest, NoAnswer};
 use crate::native::Native;
 use crate::request::TestRequest;
 use crate::seen::{Outcome, Seen};
@@ -62,7 +62,7 @@ struct Timer {
 
 enum Event {
     /// A callout of an exchange, or of none, is answered.
-    Answer { run: Option<usize>, token: u32, answer: Option<Reply> },
+    Answer { run: Option<usize>, token: u32, answer: Result<Reply, NoAnswer> },
     /// An exchange has been waiting for this moment.
     Wake { run: usize },
 }
@@ -247,6 +247,14 @@ impl<F> Tester<F> {
         let mut functions = self.foreign.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         functions.insert(name.to_owned(), Box::new(function));
         drop(functions);
+        self
+    }
+
+    /// Makes it a host that has none of our functions beyond the ABI (`selvedge.…`), as Envoy: does the filter run there too? Those that
+    /// the test gives ([`foreign`](Tester::foreign)) stay.
+    #[must_use]
+    pub fn plain_host(self) -> Self {
+        self.world.make_plain();
         self
     }
 
@@ -523,7 +531,7 @@ impl<F> Tester<F> {
         };
         self.calls.borrow_mut().push(callout.seen);
         let in_time = answer.after < callout.timeout;
-        let reply = answer.reply.filter(|_| in_time);
+        let reply = if in_time { answer.reply.ok_or(NoAnswer::Lost) } else { Err(NoAnswer::Late) };
         let at = self.now() + answer.after.min(callout.timeout);
         self.at(at, Event::Answer { run, token: callout.token, answer: reply });
     }
@@ -540,7 +548,7 @@ impl<F> Tester<F> {
     }
 
     /// The first answer for an exchange that is there.
-    pub(crate) fn take_answer(&self, run: usize) -> Option<(u32, Option<Reply>)> {
+    pub(crate) fn take_answer(&self, run: usize) -> Option<(u32, Result<Reply, NoAnswer>)> {
         let now = self.now();
         let mut timers = self.timers.borrow_mut();
         let due = timers.iter().enumerate().filter(|(_, timer)| {
@@ -594,7 +602,7 @@ impl<F> Tester<F> {
             let timer = place.map(|place| timers.remove(place));
             drop(timers);
             if let Some(Timer { what: Event::Answer { token, answer, .. }, .. }) = timer {
-                self.report(self.guest().root_answered(token, answer.as_ref()));
+                self.report(self.guest().root_answered(token, answer.as_ref().map_err(|why| *why)));
             }
         } else {
             self.report(self.guest().tick());

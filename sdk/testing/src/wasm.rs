@@ -15,7 +15,7 @@ use selvedge_wasm::{
 };
 
 use crate::exchange::{self, Exchange, Fields, Half, Refused, Side};
-use crate::guest::{Callout, Guest, Step, Stream};
+use crate::guest::{Callout, Guest, NoAnswer, Step, Stream};
 use crate::seen::Seen;
 use crate::store::{self, Store};
 use crate::tester::{Foreign, answer_fields};
@@ -96,7 +96,7 @@ impl Guest for WasmGuest {
         self.plugin.take_outgoing(WORKER).into_iter().map(asked).collect()
     }
 
-    fn root_answered(&self, token: u32, answer: Option<&Reply>) -> Result<(), String> {
+    fn root_answered(&self, token: u32, answer: Result<&Reply, NoAnswer>) -> Result<(), String> {
         self.plugin.arrive(WORKER, arrival(token, answer)).map_err(|error| error.to_string())
     }
 
@@ -164,7 +164,12 @@ impl Stream for WasmStream {
         self.run(exchange, |stream, lent| stream.on_response_trailers(lent))
     }
 
-    fn answered(&mut self, exchange: &mut Exchange, token: u32, answer: Option<&Reply>) -> Result<Step, String> {
+    fn answered(
+        &mut self,
+        exchange: &mut Exchange,
+        token: u32,
+        answer: Result<&Reply, NoAnswer>,
+    ) -> Result<Step, String> {
         self.run(exchange, |stream, lent| stream.on_arrival(lent, arrival(token, answer)))
     }
 
@@ -224,8 +229,11 @@ fn asked(outgoing: Outgoing) -> Callout {
     }
 }
 
-fn arrival(token: u32, answer: Option<&Reply>) -> Arrival {
-    let result = answer.map(response).ok_or_else(|| CalloutFailure::Connect("the test gives no answer".into()));
+fn arrival(token: u32, answer: Result<&Reply, NoAnswer>) -> Arrival {
+    let result = answer.map(response).map_err(|why| match why {
+        NoAnswer::Lost => CalloutFailure::Connect("the test gives no answer".into()),
+        NoAnswer::Late => CalloutFailure::Timeout,
+    });
     Arrival::Http(CalloutId(token), result)
 }
 
@@ -444,12 +452,13 @@ impl Host for TestHost {
         self.world.now()
     }
 
-    fn foreign(&self, _caller: Caller<'_>, name: &str, argument: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
+    fn foreign(&self, caller: Caller<'_>, name: &str, argument: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
         let bad = || ForeignError::BadArgument("the test refuses the argument".into());
         let functions = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
         match functions.get(name) {
             Some(function) => Some(function(argument).ok_or_else(bad)),
-            None => store::foreign(&self.shared, name, argument).map(|answer| answer.map_err(|store::Refused| bad())),
+            None if self.world.is_plain() => None,
+            None => selvedge_wasm::foreign::call(&self.shared, caller, name, argument),
         }
     }
 }

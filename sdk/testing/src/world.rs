@@ -1,6 +1,7 @@
 //! What the filter, the host and the test share: the clock, the log, the names of upstreams.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,6 +10,8 @@ pub(crate) struct World {
     now: Arc<Mutex<SystemTime>>,
     log: Arc<Mutex<Vec<String>>>,
     upstreams: Arc<Mutex<BTreeSet<String>>>,
+    /// The host has nothing beyond the ABI.
+    plain: Arc<AtomicBool>,
 }
 
 impl World {
@@ -18,6 +21,7 @@ impl World {
             now: Arc::new(Mutex::new(UNIX_EPOCH + Duration::from_secs(1_000_000_000))),
             log: Arc::default(),
             upstreams: Arc::default(),
+            plain: Arc::default(),
         }
     }
 
@@ -47,6 +51,14 @@ impl World {
 
     pub(crate) fn forget_lines(&self) {
         lock(&self.log).clear();
+    }
+
+    pub(crate) fn make_plain(&self) {
+        self.plain.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain.load(Ordering::Relaxed)
     }
 
     pub(crate) fn add_upstream(&self, name: &str) {

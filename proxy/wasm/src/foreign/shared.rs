@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use selvedge_wasm::{ForeignError, SharedData, SharedDataError};
-
 use super::wire::{Reader, list};
 use super::{Answer, bad};
+use crate::host::ForeignError;
+use crate::shared_data::{SharedData, SharedDataError};
 
 /// The most keys that one call lists.
 const KEYS_MAX: u32 = 1000;
 
 /// The function of this name, without the prefix; `None` = there is none.
-pub(crate) fn call(shared: &SharedData, vm_id: &str, function: &str, args: &[u8]) -> Option<Answer> {
+pub(super) fn call(shared: &SharedData, vm_id: &str, function: &str, args: &[u8]) -> Option<Answer> {
     Some(match function {
         "delete" => Ok(vec![u8::from(shared.delete(vm_id, args))]),
         "increment" => increment(shared, vm_id, Reader(args)),

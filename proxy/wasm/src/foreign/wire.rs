@@ -1,30 +1,31 @@
 //! The compact forms of our own functions: numbers little endian, and lists.
 
-use selvedge_wasm::ForeignError;
-
 use super::bad;
+use crate::host::ForeignError;
 
-/// Takes arguments apart.
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+/// Takes arguments apart. Each fails when they end early.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'a>(pub &'a [u8]);
 
+#[allow(clippy::missing_errors_doc, reason = "there is one, and the type says it: the arguments end early")]
 impl<'a> Reader<'a> {
     /// The next 4 bytes.
-    pub(super) fn u32(&mut self) -> Result<u32, ForeignError> {
+    pub fn u32(&mut self) -> Result<u32, ForeignError> {
         self.array().map(u32::from_le_bytes)
     }
 
     /// The next 8 bytes.
-    pub(super) fn u64(&mut self) -> Result<u64, ForeignError> {
+    pub fn u64(&mut self) -> Result<u64, ForeignError> {
         self.array().map(u64::from_le_bytes)
     }
 
     /// The next 8 bytes, signed.
-    pub(super) fn i64(&mut self) -> Result<i64, ForeignError> {
+    pub fn i64(&mut self) -> Result<i64, ForeignError> {
         self.array().map(i64::from_le_bytes)
     }
 
     /// As many bytes as the next 4 say.
-    pub(super) fn bytes(&mut self) -> Result<&'a [u8], ForeignError> {
+    pub fn bytes(&mut self) -> Result<&'a [u8], ForeignError> {
         let length = usize::try_from(self.u32()?).map_err(|_| short())?;
         let (bytes, rest) = self.0.split_at_checked(length).ok_or_else(short)?;
         self.0 = rest;
@@ -32,7 +33,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Everything that is left.
-    pub(super) fn rest(self) -> &'a [u8] {
+    pub fn rest(self) -> &'a [u8] {
         self.0
     }
 
@@ -45,7 +46,7 @@ impl<'a> Reader<'a> {
 
 /// A list: how many there are, then the length and the bytes of each; lengths are 4 bytes. Never empty, so that a guest can tell "none"
 /// from "nothing given".
-pub(super) fn list<T: AsRef<[u8]>>(items: &[T]) -> Vec<u8> {
+pub fn list<T: AsRef<[u8]>>(items: &[T]) -> Vec<u8> {
     let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
     let size = 4 + items.iter().map(|item| 4 + item.as_ref().len()).sum::<usize>();
     let mut bytes = Vec::with_capacity(size);
