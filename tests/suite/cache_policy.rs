@@ -399,3 +399,86 @@ sites:
     assert_eq!(ask(&edge, "GET", "/a", &[("x-part", "one")]).await.text(), "answer 7", "its tag was purged");
     assert_eq!(ask(&edge, "GET", "/a", &[("x-part", "two")]).await.text(), "answer 2", "another tag");
 }
+
+/// `No-Vary-Search`: what a response says of queries holds for its path from then on, and one who says otherwise is believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_that_do_not_matter_share_a_response() {
+    let origin = numbering(|request| {
+        let fresh = ("cache-control", "max-age=60");
+        match request.target.split('?').next().unwrap_or_default() {
+            "/only" => (200, vec![fresh, ("no-vary-search", "params, except=(\"id\")")]),
+            "/without" => (200, vec![fresh, ("no-vary-search", "key-order, params=(\"utm\" \"a b\")")]),
+            "/bad" => (200, vec![fresh, ("no-vary-search", "params=(utm)")]),
+            "/changed" if request.target.contains("new") => (200, vec![fresh, ("no-vary-search", "params=(\"b\")")]),
+            "/changed" => (200, vec![fresh, ("no-vary-search", "params=(\"a\" \"new\")")]),
+            "/left" if request.target.contains("gone") => (404, vec![fresh]),
+            "/left" if request.target.contains("last") => (200, vec![fresh]),
+            _ => (200, vec![fresh, ("no-vary-search", "params=(\"x\")")]),
+        }
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    let mut count = 0;
+    let mut previous = "";
+    for (target, earlier) in [
+        // The first response of a path teaches; its own key is that of the whole query.
+        ("/only?id=1&utm=a", None),
+        ("/only?id=1&utm=a", None),
+        ("/only?utm=b&id=1", Some(0)),
+        ("/only?%69d=%31", Some(0)),
+        ("/only?id=1&id=1", None),
+        ("/only?id=2", None),
+        ("/only?ID=2", None),
+        ("/only", Some(0)),
+        ("/without?x=1&y=2", None),
+        ("/without?x=1&y=2", None),
+        ("/without?utm=1&y=2&&x=1&a+b=3&a%20b", Some(0)),
+        ("/without?y=2&x=2", None),
+        ("/bad?utm=1", None),
+        ("/bad?utm=1", Some(0)),
+        ("/bad?utm=2", None),
+        // What another response says holds from then on; it is not kept, as it was asked for by what the first one had said.
+        ("/changed?a=1&b=1", None),
+        ("/changed?a=2&b=1", None),
+        ("/changed?a=3&b=1", Some(0)),
+        ("/changed?a=1&b=9&new", None),
+        ("/changed?a=1&new&b=2", None),
+        ("/changed?a=1&b=3&new", Some(0)),
+        // An error says nothing of other pages. A page that says nothing does.
+        ("/left?x=1", None),
+        ("/left?x=2", None),
+        ("/left?gone", None),
+        ("/left?gone", None),
+        ("/left?x=3", Some(2)),
+        ("/left?last", None),
+        ("/left?last", None),
+        ("/left?last", Some(0)),
+        ("/left?x=3", None),
+    ] {
+        let answer = ask(&edge, "GET", target, &[]).await.text();
+        // A new answer, or the one that came so many before the last one.
+        count += usize::from(earlier.is_none());
+        let expected = count - earlier.unwrap_or(0);
+        assert_eq!(answer, format!("answer {expected}"), "{target} after {previous}");
+        previous = target;
+    }
+}
+
+/// A purge of a URL reaches what is stored for it together with others, and so does an unsafe request.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_several_queries_share_goes_with_any_of_them() {
+    let origin =
+        numbering(|_| (200, vec![("cache-control", "max-age=60"), ("no-vary-search", "params=(\"utm\")")])).await;
+    let edge = node("{}", origin.address());
+    let answer = |method: &'static str, target: &'static str| {
+        let edge = &edge;
+        async move { ask(edge, method, target, &[("content-length", "0")]).await.text() }
+    };
+    for expected in ["answer 1", "answer 2"] {
+        assert_eq!(answer("GET", "/p?id=1&utm=a").await, expected);
+    }
+    assert_eq!(answer("GET", "/p?id=1&utm=b").await, "answer 2");
+    assert_eq!(answer("POST", "/p?id=1&utm=c").await, "answer 3");
+    assert_eq!(answer("GET", "/p?id=1&utm=b").await, "answer 4");
+    assert_eq!(answer("GET", "/p?id=1").await, "answer 4");
+}

@@ -10,6 +10,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use crate::key::{self, KeyScope, Scheme, Slot};
 use crate::post::Gathered;
 use crate::rules::RoutePolicy;
+use crate::rules::search::SearchVariance;
 use crate::rules::store::Reason;
 
 /// The cache's part of the per-request context. Keep one in the proxy's `CTX`, made by `default()`, and lend it to every hook of
@@ -21,6 +22,8 @@ pub struct CacheCtx {
     /// When the request went forward, in the time of purges: one after it must not be undone by what the request fetches.
     pub(crate) epoch: u64,
     pub(crate) primary: Slot,
+    /// By what a response has said, its key is not made of the whole query.
+    pub(crate) search: Option<Arc<SearchVariance>>,
     /// When the client asked.
     pub(crate) asked: Option<Instant>,
     pub(crate) found: Found,
@@ -48,8 +51,9 @@ pub struct CacheCtx {
 /// What other nodes have to do with a request.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
-    /// Set for their requests: the key they have found.
+    /// Set for their requests: the key they have found, and by what, if that is not the whole query.
     pub(crate) given_key: Option<[u8; 16]>,
+    pub(crate) given_search: Option<Arc<SearchVariance>>,
     /// Whether one of them answers.
     pub(crate) answers: bool,
     /// Set when it owns the key: how long its answer is kept at most.
@@ -70,6 +74,17 @@ impl CacheCtx {
     /// Another node has found this primary key, by the same policy and perhaps by what is known there alone. To be said before the lookup.
     pub fn use_key(&mut self, primary: [u8; 16]) {
         self.peers.get_or_insert_default().given_key = Some(primary);
+    }
+
+    /// The other node's key is made of what counts by this `No-Vary-Search`, which a response has said. To be said before the lookup.
+    pub fn use_search(&mut self, field: &str) {
+        self.peers.get_or_insert_default().given_search = SearchVariance::parse(field).map(Arc::new);
+    }
+
+    /// The `No-Vary-Search` by which the key is made, if it is not made of the whole query.
+    #[must_use]
+    pub fn search(&self) -> Option<&str> {
+        self.search.as_ref().map(|search| search.to_field())
     }
 
     /// What this request wants done differently, as said with [`wish`](Self::wish).
@@ -124,7 +139,10 @@ impl CacheCtx {
     #[must_use]
     pub fn key_in_words(&self, request: &RequestHeader) -> Option<String> {
         let route = self.route.as_ref()?;
-        Some(key::in_words(route.scheme, &route.policy.query, request))
+        match &self.search {
+            None => Some(key::in_words(route.scheme, &route.policy.query, request)),
+            Some(search) => Some(key::search_in_words(route.scheme, &route.policy.query, search, request)),
+        }
     }
 
     /// Why the response was not stored, once that is decided. For logs.

@@ -15,6 +15,7 @@ use pingora_http::RequestHeader;
 use smallvec::SmallVec;
 
 use crate::rules::QueryPolicy;
+use crate::rules::search::{self, SearchVariance};
 
 /// A key as the tables of this crate hold it.
 pub(crate) type Slot = u128;
@@ -99,6 +100,55 @@ pub fn of_target(scope: KeyScope, scheme: Scheme, query: &QueryPolicy, authority
     key
 }
 
+/// The key of a URL of which not all of the query counts, by what a response has said.
+#[must_use]
+pub fn of_search(
+    scope: KeyScope,
+    scheme: Scheme,
+    query: &QueryPolicy,
+    search: &SearchVariance,
+    authority: &[u8],
+    target: &[u8],
+) -> CacheKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&scope.0);
+    // Said otherwise, it is another key, even where the same counts.
+    frame(&mut hasher, search.to_field().as_bytes());
+    frame_lower(&mut hasher, without_default_port(authority, scheme));
+    frame(&mut hasher, scheme.as_str().as_bytes());
+    let (path, _) = split(target, b'?');
+    frame(&mut hasher, if path.is_empty() { b"/" } else { path });
+    for (name, value) in significant(query, search, target) {
+        frame(&mut hasher, &name);
+        frame(&mut hasher, &value);
+    }
+    let mut key = CacheKey::new(Vec::new(), String::new());
+    key.set_primary_bin_override(finish(&hasher));
+    key
+}
+
+/// The parameters of a target that count, where a route and a response both have a say.
+pub(crate) fn significant<'q>(
+    query: &'q QueryPolicy,
+    search: &SearchVariance,
+    target: &'q [u8],
+) -> search::Parameters<'q> {
+    let parameters = split(target, b'?').1.into_iter().flat_map(|query| query.split(|byte| *byte == b'&'));
+    let pairs = parameters.filter(|parameter| !parameter.is_empty()).map(|parameter| split(parameter, b'='));
+    let counts = |given: &[u8]| match query {
+        QueryPolicy::All => true,
+        QueryPolicy::Except { names, .. } => !names.iter().any(|name| *decoded(given) == *name.as_bytes()),
+        QueryPolicy::Only(names) => names.iter().any(|name| *decoded(given) == *name.as_bytes()),
+    };
+    let pairs = pairs.filter(|(given, _)| counts(given)).map(|(given, value)| (given, value.unwrap_or_default()));
+    let sorts = matches!(query, QueryPolicy::Only(_) | QueryPolicy::Except { sort: true, .. });
+    let mut kept = search.significant(pairs);
+    if sorts {
+        kept.sort_by(|(one, _), (other, _)| one.cmp(other));
+    }
+    kept
+}
+
 /// What [`of_request`] makes its hash of, beside the scope, for people to read: `https://example.com/path?a=1`. Requests with one text have
 /// one key within a scope, and those with different texts different ones; but for bytes that are no UTF-8, which all read the same.
 #[must_use]
@@ -119,6 +169,31 @@ pub fn in_words(scheme: Scheme, query: &QueryPolicy, request: &RequestHeader) ->
         Part::Value(value) => words.extend([b"=", value].concat()),
     });
     String::from_utf8_lossy(&words).into_owned()
+}
+
+/// The same for a key of which [not all of the query](of_search) is a part.
+#[must_use]
+pub fn search_in_words(
+    scheme: Scheme,
+    query: &QueryPolicy,
+    search: &SearchVariance,
+    request: &RequestHeader,
+) -> String {
+    let authority = authority(request).to_ascii_lowercase();
+    let target = target(request);
+    let path = String::from_utf8_lossy(split(target, b'?').0);
+    let mut words = format!(
+        "{}://{}{path}",
+        scheme.as_str(),
+        String::from_utf8_lossy(without_default_port(authority.as_bytes(), scheme))
+    );
+    for (index, (name, value)) in significant(query, search, target).iter().enumerate() {
+        words.push(if index == 0 { '?' } else { '&' });
+        words.push_str(&percent_encoded(name));
+        words.push('=');
+        words.push_str(&percent_encoded(value));
+    }
+    words
 }
 
 /// A part of the key, each framed by itself.
@@ -277,7 +352,7 @@ fn split(bytes: &[u8], at: u8) -> (&[u8], Option<&[u8]>) {
 }
 
 /// Percent-decoding of a parameter name, borrowed where there is nothing to decode.
-fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
+pub(crate) fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
     if !name.iter().any(|byte| matches!(byte, b'%' | b'+')) {
         return Cow::Borrowed(name);
     }

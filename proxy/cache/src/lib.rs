@@ -34,6 +34,7 @@ pub mod memory;
 mod post;
 pub mod purge;
 pub mod rules;
+mod searches;
 pub mod status;
 pub mod tiers;
 
@@ -63,8 +64,10 @@ use crate::context::{Bypass, CachedRoute, Found};
 use crate::disk::{DiskUsage, Removal};
 use crate::memory::{FillNotes, MemoryTier, Reader};
 use crate::purge::{LogError, Marks, OpenError, PurgeLog, Record, Tags};
+use crate::rules::search::SearchVariance;
 use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
+use crate::searches::Searches;
 use crate::status::{CACHE_STATUS, Fwd};
 use crate::tiers::Tiers;
 
@@ -158,6 +161,7 @@ pub struct Cache {
     fill_locks: &'static FillLocks,
     hit_for_miss: &'static HitForMiss,
     purges: &'static Purges,
+    searches: Searches,
     /// Where purges are kept, if they are.
     log: OnceLock<(PathBuf, PurgeLog)>,
     tags_dropped: AtomicU64,
@@ -182,6 +186,7 @@ impl Cache {
             fill_locks,
             hit_for_miss,
             purges,
+            searches: Searches::new(),
             log: OnceLock::new(),
             tags_dropped: AtomicU64::new(0),
             collapse_wait_ms: AtomicU64::new(millis(options.collapse_wait)),
@@ -269,8 +274,18 @@ impl Cache {
         let Some(route) = &ctx.route else {
             return Error::e_explain(ErrorType::InternalError, "cache key asked for before the cache was enabled");
         };
-        let mut key = key::of_request(route.scope, route.scheme, &route.policy.query, request);
-        if let Some(given) = ctx.peers.as_ref().and_then(|peers| peers.given_key) {
+        let given = ctx.peers.as_ref().and_then(|peers| Some((peers.given_key?, peers.given_search.clone())));
+        let CachedRoute { scope, scheme, policy } = route;
+        let (authority, target) = (key::authority(request), key::target(request));
+        ctx.search = match &given {
+            Some((_, search)) => search.clone(),
+            None => self.searches.of(*scope, *scheme, authority.as_bytes(), target),
+        };
+        let mut key = match &ctx.search {
+            None => key::of_target(*scope, *scheme, &policy.query, authority.as_bytes(), target),
+            Some(search) => key::of_search(*scope, *scheme, &policy.query, search, authority.as_bytes(), target),
+        };
+        if let Some((given, _)) = given {
             key.set_primary_bin_override(given);
         }
         if request.headers.contains_key(AUTHORIZATION) {
@@ -419,7 +434,9 @@ impl Cache {
             for target in named.iter().map(String::as_str).chain([own]) {
                 self.invalidate(route.scope, route.scheme, &route.policy.query, &authority, target, Purge::Hard);
                 if route.policy.has_key_parts {
-                    self.purges.purge(&[Scope::url(&route.policy.query, &authority, target)], Purge::Hard);
+                    let scopes =
+                        [Scope::url(&route.policy.query, &authority, target), Scope::any_query(&authority, target)];
+                    self.purges.purge(&scopes, Purge::Hard);
                 }
             }
         }
@@ -466,6 +483,13 @@ impl Cache {
         if let Some(key) = cache.maybe_cache_key() {
             self.fill_locks.succeeded(key);
         }
+        let said = (header.status, SearchVariance::of(&header.headers));
+        if (ctx.search.is_some() || said.1.is_some())
+            && !self.is_for_its_queries(request, route, ctx.search.as_ref(), said)
+        {
+            ctx.refused = Some(Reason::OtherQuery);
+            return RespCacheable::Uncacheable(no_cache_reason(Reason::OtherQuery));
+        }
         if self.is_too_large(&header, ctx) {
             return RespCacheable::Uncacheable(NoCacheReason::ResponseTooLarge);
         }
@@ -496,6 +520,18 @@ impl Cache {
         RespCacheable::Cacheable(meta)
     }
 
+    /// Whether what a response says of queries is what its key was made by; if not, later ones are.
+    fn is_for_its_queries(
+        &self,
+        request: &RequestHeader,
+        route: &CachedRoute,
+        assumed: Option<&Arc<SearchVariance>>,
+        said: (StatusCode, Option<SearchVariance>),
+    ) -> bool {
+        let url = (key::authority(request), key::target(request));
+        self.searches.learn(route.scope, route.scheme, (url.0.as_bytes(), url.1), assumed, said)
+    }
+
     /// What purges reach a response by.
     fn marks(&self, request: &RequestHeader, header: &ResponseHeader, route: &CachedRoute, ctx: &CacheCtx) -> Marks {
         let (authority, target) = (key::authority(request), key::target(request));
@@ -506,7 +542,8 @@ impl Cache {
             tracing::debug!(dropped = tags.dropped(), "a response has more or longer tags than are kept");
             self.tags_dropped.fetch_add(tags.dropped() as u64, Ordering::Relaxed);
         }
-        Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags)
+        let marks = Marks::new(ctx.epoch, route.scheme, &route.policy.query, authority.as_bytes(), target, &tags);
+        if ctx.search.is_some() { marks.for_queries(authority.as_bytes(), target) } else { marks }
     }
 
     /// Whether an answer that is not stored is one to those who wait for it: only a server's error of which nothing is anybody's own.
@@ -664,6 +701,11 @@ impl Cache {
         let key = key::of_target(scope, scheme, query, authority.as_bytes(), target.as_bytes());
         let primary = key::primary_slot(&key);
         self.hit_for_miss.forget(primary);
+        if let Some(search) = self.searches.of(scope, scheme, authority.as_bytes(), target.as_bytes()) {
+            let key = key::of_search(scope, scheme, query, &search, authority.as_bytes(), target.as_bytes());
+            self.hit_for_miss.forget(key::primary_slot(&key));
+            self.purges.purge(&[Scope::any_query(authority, target)], purge);
+        }
         let met = self.memory.purge_family(primary, purge);
         if let Some(tiers) = self.tiers.get() {
             // Hard in both cases: what is on disk would have to be read to be marked.

@@ -59,10 +59,11 @@ impl Cache {
         // What the request itself has just put out of date is older than this.
         let epoch = self.purges.clock().fetch();
         let mut like_get = CacheCtx { route: Some(route.clone()), sent: ctx.sent, epoch, ..CacheCtx::default() };
+        // First: what the response says of queries is judged by what its key was made of.
+        let Ok(key) = self.key(&get, &mut like_get) else { return };
         let RespCacheable::Cacheable(meta) = self.response_decision(cache, &get, response, &mut like_get) else {
             return;
         };
-        let Ok(key) = self.key(&get, &mut like_get) else { return };
         ctx.gathered = Some(Box::new(Gathered { key, meta, body: BytesMut::new(), whole: false }));
     }
 

@@ -181,6 +181,9 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
     request.insert_header(wire::ROUTE, wire::hex(&rule.identity))?;
     request.insert_header(wire::KEY, wire::hex(&key))?;
+    if let Some(search) = ctx.cache.search() {
+        request.insert_header(wire::SEARCH, search)?;
+    }
     request.insert_header(wire::CIRCLE, if travel.way == Way::Peers { "peers" } else { "region" })?;
     request.insert_header(wire::WAIT, asking.first_byte.as_millis().to_string())?;
     let mut hops = travel.visitor.as_ref().map(|visitor| visitor.hops.join(", ") + ", ").unwrap_or_default();

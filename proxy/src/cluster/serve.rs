@@ -58,6 +58,7 @@ pub(crate) fn admit(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
         Some(b"region") => true,
         _ => return Err(bad("no circle")),
     };
+    let search = wire::one(headers, &wire::SEARCH).and_then(|field| field.to_str().ok()).map(str::to_owned);
     let upstream = wire::one(headers, &wire::UPSTREAM).and_then(|name| name.to_str().ok()).map(str::to_owned);
     let wait = wire::number(headers, &wire::WAIT).map(Duration::from_millis);
     let lifetime = wire::number(headers, &wire::LIFETIME).map(Duration::from_millis);
@@ -70,6 +71,9 @@ pub(crate) fn admit(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     let own = ctx.plan.cluster.as_ref().is_some_and(|cluster| hops.iter().any(|hop| **hop == *cluster.name));
     ctx.cache.wish(Wishes { lifetime, ..Wishes::default() });
     ctx.cache.use_key(key);
+    if let Some(search) = search {
+        ctx.cache.use_search(&search);
+    }
     ctx.upstream = upstream;
     ctx.travel.get_or_insert_default().visitor = Some(Visitor { hops, from_outside, route, wait });
     if own {

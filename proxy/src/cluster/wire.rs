@@ -9,6 +9,8 @@ use pingora::http::RequestHeader;
 pub(crate) const ROUTE: HeaderName = HeaderName::from_static("selvedge-route");
 /// The primary key of the request, in hexadecimal digits. Filters that only the first node runs may have had a part in it.
 pub(crate) const KEY: HeaderName = HeaderName::from_static("selvedge-key");
+/// What of the query the key is made of, if not of the whole: as a response has said it in `No-Vary-Search`.
+pub(crate) const SEARCH: HeaderName = HeaderName::from_static("selvedge-search");
 /// The nodes the request has been at, the first one first.
 pub(crate) const HOPS: HeaderName = HeaderName::from_static("selvedge-hops");
 /// Which circle the asked node is in, as the asking one sees it: `peers` or `region`.
@@ -31,7 +33,7 @@ pub(crate) const EPOCH: HeaderName = HeaderName::from_static("selvedge-epoch");
 pub(crate) const FROM: HeaderName = HeaderName::from_static("selvedge-from");
 
 /// Those of requests for another node's answer.
-const OF_REQUESTS: [HeaderName; 8] = [ROUTE, KEY, HOPS, CIRCLE, WAIT, UPSTREAM, LIFETIME, SLICE];
+const OF_REQUESTS: [HeaderName; 9] = [ROUTE, KEY, SEARCH, HOPS, CIRCLE, WAIT, UPSTREAM, LIFETIME, SLICE];
 
 /// How many nodes a request may have been at. There are three ways on, and each is taken once.
 pub(crate) const HOPS_MAX: usize = 8;

@@ -116,6 +116,7 @@ impl Order {
             let mut marks: Vec<Scope> =
                 routes.map(|rule| Scope::url(&rule.policy.query, &authority, &target)).collect();
             marks.push(Scope::url(&selvedge_cache::QueryPolicy::All, &authority, &target));
+            marks.push(Scope::any_query(&authority, &target));
             marks.sort_unstable_by_key(|scope| scope.to_parts());
             marks.dedup();
             scopes.extend(marks);

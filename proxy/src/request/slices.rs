@@ -384,7 +384,8 @@ fn changed(session: &Session, ctx: &RequestCtx) -> Box<Error> {
         let request = session.req_header();
         let authority = selvedge_cache::key::authority(request);
         let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
-        cache.purge(&[Scope::url(&rule.policy.query, &authority, target)], Purge::Hard);
+        let scopes = [Scope::url(&rule.policy.query, &authority, target), Scope::any_query(&authority, target)];
+        cache.purge(&scopes, Purge::Hard);
     }
     Error::explain(ErrorType::InvalidHTTPHeader, "the object has changed since other slices were stored").into_up()
 }

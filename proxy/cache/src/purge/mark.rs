@@ -67,6 +67,16 @@ impl Mark {
         mark
     }
 
+    /// Every URL of a path, for what is stored for several queries at once.
+    fn any_query(host: &[u8], target: &[u8]) -> Self {
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+        let mut hash = Hash::new(b'q');
+        hash.lower(host);
+        hash.end();
+        hash.part(b'/', if path.is_empty() { b"/" } else { path });
+        hash.mark()
+    }
+
     fn url(query: &QueryPolicy, host: &[u8], target: &[u8]) -> Self {
         let mut hash = Hash::new(b'u');
         key::each_part(Scheme::Https, query, b"", target, |part| match part {
@@ -114,7 +124,15 @@ impl Scope {
         Self { mark: Some(Mark::prefix(host, path.as_bytes())), host: Some(Mark::host(host)) }
     }
 
-    /// A URL with all its variants. `target` is path and query, read as routes with this `query` policy read it.
+    /// What is stored for a URL together with others of its path, which differ in what does not count of their queries (`No-Vary-Search`).
+    /// To be purged with every [`url`](Self::url).
+    #[must_use]
+    pub fn any_query(host: &str, target: &str) -> Self {
+        let host = bare_host(host.as_bytes());
+        Self { mark: Some(Mark::any_query(host, target.as_bytes())), host: Some(Mark::host(host)) }
+    }
+
+    /// A URL with all its variants, but for [`any_query`](Self::any_query). `target` is path and query, read as routes with this `query` policy read it.
     #[must_use]
     pub fn url(query: &QueryPolicy, host: &str, target: &str) -> Self {
         let host = bare_host(host.as_bytes());
@@ -179,6 +197,13 @@ impl Marks {
         each_prefix(host, path, |prefix| marks.push(prefix));
         tags.each_mark(scheme, authority, |mark| marks.push(mark));
         Self { epoch, marks: marks.into() }
+    }
+
+    /// Those of a response that is stored for other queries of its path as well.
+    #[must_use]
+    pub fn for_queries(self, authority: &[u8], target: &[u8]) -> Self {
+        let any = Mark::any_query(bare_host(authority), target);
+        Self { marks: self.marks.iter().copied().chain([any]).collect(), ..self }
     }
 }
 
@@ -294,6 +319,7 @@ mod tests {
             (Scope::url(&all, "a.example", "/a"), "a.example", "/a/", false),
             (Scope::url(&all, "a.example", ""), "a.example", "/", true),
             (Scope::tag("a.example"), "a.example", "/", false),
+            (Scope::any_query("a.example", "/a?b=1"), "a.example", "/a", false),
         ] {
             assert_eq!(reaches(scope, authority, target), reached, "{scope:?} {authority} {target}");
         }

@@ -11,6 +11,7 @@
 //! | [`store`] | may a response be kept, and for how long | RFC 9111, 3 and 4.2; RFC 5861 |
 //! | [`language`] | which language a client prefers | RFC 9110, 12.5.4; RFC 4647 |
 //! | [`vary`] | which requests a stored response may answer | RFC 9111, 4.1 |
+//! | [`search`] | which parts of a query count | `No-Vary-Search` |
 //! | [`reuse`] | what a request's own directives and conditions ask for | RFC 9111, 4.3.2 and 5.2.1 |
 //! | [`headers`] | which fields survive a hop, a 304, a reuse | RFC 9110, 7.6.1; RFC 9111, 3.1 and 3.2 |
 //! | [`invalidate`] | what an unsafe request puts out of date | RFC 9111, 4.4 |
@@ -21,6 +22,7 @@ pub mod headers;
 pub mod invalidate;
 pub mod language;
 pub mod reuse;
+pub mod search;
 pub mod store;
 pub mod structured;
 pub mod vary;
@@ -138,6 +140,7 @@ mod tests {
         fn parsers_take_any_text(text in "\\PC{0,40}|[a-z0-9=,;\"\\\\ ?@%:().*-]{0,40}") {
             let _ = directives::CacheControl::parse(&text);
             let _ = structured::parse(&text);
+            let _ = search::SearchVariance::parse(&text);
             let _ = date::parse(&text);
             if let Ok(value) = HeaderValue::from_str(&text) {
                 let mut headers = HeaderMap::new();

@@ -85,6 +85,8 @@ pub enum Reason {
     ServerError,
     /// Neither explicit nor heuristic lifetime, or none that could ever be used.
     NoLifetime,
+    /// Its `No-Vary-Search` is not the one by which its key was made: other queries would get it.
+    OtherQuery,
 }
 
 impl Reason {
@@ -103,13 +105,14 @@ impl Reason {
             Self::SetCookie => "set-cookie",
             Self::ServerError => "server-error",
             Self::NoLifetime => "no-lifetime",
+            Self::OtherQuery => "other-query",
         }
     }
 
     /// Whether the next response for the same key will most likely be refused too, so that it is worth remembering.
     #[must_use]
     pub fn is_lasting(self) -> bool {
-        !matches!(self, Self::Method | Self::RequestNoStore | Self::ServerError | Self::Status)
+        !matches!(self, Self::Method | Self::RequestNoStore | Self::ServerError | Self::Status | Self::OtherQuery)
     }
 }
 

@@ -99,19 +99,21 @@ pub fn strings(headers: &HeaderMap<HeaderValue>, field: &HeaderName) -> Option<V
     Some(members)
 }
 
-/// The bare values, as far as cache directives tell them apart.
+/// Values, as far as somebody tells them apart.
 #[derive(Debug, Clone, PartialEq)]
-enum Value {
+pub(super) enum Value {
     Integer(i64),
     Boolean(bool),
     /// A string or a token.
     Text(String),
-    /// A decimal, byte sequence, date, display string or inner list: no directive has one.
+    /// An inner list of strings.
+    Strings(Vec<String>),
+    /// A decimal, byte sequence, date, display string or another inner list: nobody has one.
     Other,
 }
 
 /// RFC 9651, 4.2.2: parse a dictionary, all of it or nothing.
-fn dictionary(text: &str) -> Option<Vec<(&str, Value)>> {
+pub(super) fn dictionary(text: &str) -> Option<Vec<(&str, Value)>> {
     if !text.is_ascii() {
         return None;
     }
@@ -169,12 +171,21 @@ impl<'a> Cursor<'a> {
         if !self.eat('(') {
             return self.bare_item();
         }
+        let mut strings = Some(Vec::new());
         loop {
             self.skip(&[' ']);
             if self.eat(')') {
-                return Some(Value::Other);
+                return Some(strings.map_or(Value::Other, Value::Strings));
             }
-            self.bare_item()?;
+            let is_string = self.rest.starts_with('"');
+            match self.bare_item()? {
+                Value::Text(text) if is_string => {
+                    if let Some(strings) = &mut strings {
+                        strings.push(text);
+                    }
+                }
+                _ => strings = None,
+            }
             self.parameters()?;
             if !self.rest.starts_with([' ', ')']) {
                 return None;
