@@ -128,7 +128,7 @@ fn what_does_not_run_here_is_a_fault_and_says_why() {
 }
 
 /// A filter crate without dependencies.
-fn plain_crate(profile: &str) -> TempDir {
+pub(crate) fn plain_crate(profile: &str) -> TempDir {
     let folder = TempDir::new().expect("a folder");
     let manifest = format!(
         "[package]\nname = \"plain-one\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\", \"rlib\"]\n[workspace]\n{profile}"

@@ -82,6 +82,8 @@ mod slices;
 mod story;
 
 mod cli;
+mod filter_new;
+mod filter_run;
 mod filter_tools;
 
 mod tls;

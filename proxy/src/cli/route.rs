@@ -41,7 +41,7 @@ pub(super) struct ExplainArgs {
     json: bool,
 }
 
-fn header(text: &str) -> Result<(String, String), String> {
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("expected `name: value`")?;
     Ok((name.to_owned(), value.trim().to_owned()))
 }

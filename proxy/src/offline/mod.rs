@@ -13,6 +13,8 @@ pub(crate) mod explain;
 
 mod trial;
 
+pub(crate) mod single;
+
 pub(crate) mod compare;
 
 use std::collections::BTreeMap;
@@ -54,8 +56,10 @@ impl Offline {
     pub(crate) fn load(path: &Path) -> Result<Self, OfflineError> {
         let loaded = node::loader().load(path).map_err(OfflineError::Config)?;
         let nobody = TestOrigin { down: true, ..TestOrigin::default() };
-        let resources =
-            Resources::offline(&loaded.config.node.module_cache, Box::new(move |_| Arc::new(Canned(nobody.clone()))));
+        let resources = Resources::offline(
+            &loaded.config.node.module_cache,
+            Box::new(move |_| Arc::new(Canned::new(nobody.clone()))),
+        );
         Self::of(loaded, resources.map_err(OfflineError::Engine)?, path)
     }
 

@@ -67,10 +67,21 @@ impl Offline {
 
     /// One request and its response, and what was seen of them inside.
     async fn exchange(&self, request: &selvedge_config::TestRequest) -> Result<(Response, Seen), String> {
-        let sent = Question::of(request).sent(self).map_err(|error| error.to_string())?;
         let witness = Arc::new(Witness::default());
+        let response = self.ask(&Question::of(request), &witness, 0).await?;
+        Ok((response, witness.seen()))
+    }
+
+    /// Sends a request through the proxy; of the response's body this much is kept, as it comes.
+    pub(super) async fn ask(
+        &self,
+        request: &Question,
+        witness: &Arc<Witness>,
+        keep: usize,
+    ) -> Result<Response, String> {
+        let sent = request.sent(self).map_err(|error| error.to_string())?;
         let mut edge = self.edge(&sent.listener);
-        edge.witness = Some(Arc::clone(&witness));
+        edge.witness = Some(Arc::clone(witness));
         let door = listening::door(&node::server_conf(), edge);
 
         let (mut client, pipe) = tokio::io::duplex(PIPE);
@@ -83,10 +94,10 @@ impl Offline {
         });
         // Who refuses a request may do so before all of it is written.
         let (mut reading, mut writing) = tokio::io::split(&mut client);
-        let (response, _written) = tokio::join!(Response::read(&mut reading), writing.write_all(&sent.bytes));
+        let (response, _written) = tokio::join!(Response::read(&mut reading, keep), writing.write_all(&sent.bytes));
         let response = response?;
         served.await.map_err(|_| "the exchange broke off".to_owned())?;
-        Ok((response, witness.seen()))
+        Ok(response)
     }
 }
 
@@ -107,20 +118,22 @@ impl Question {
 /// What upstreams of these names answer, and the others.
 fn answers(origins: &BTreeMap<String, TestOrigin>) -> DialFor {
     let origins = origins.clone();
-    Box::new(move |upstream| Arc::new(Canned(origins.get(upstream).cloned().unwrap_or_default())))
+    Box::new(move |upstream| Arc::new(Canned::new(origins.get(upstream).cloned().unwrap_or_default())))
 }
 
-/// A response as the client sees it, without its body.
-struct Response {
-    status: u16,
-    headers: HeaderMap,
+/// A response as the client sees it.
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    /// What was to be kept of its body, as it came: in chunks, perhaps.
+    pub(super) body: Vec<u8>,
 }
 
 impl Response {
     /// Reads to the end of the connection; interim responses are passed over.
-    async fn read(io: &mut tokio::io::ReadHalf<&mut DuplexStream>) -> Result<Self, String> {
+    async fn read(io: &mut tokio::io::ReadHalf<&mut DuplexStream>, keep: usize) -> Result<Self, String> {
         let mut buffer = BytesMut::new();
-        let mut response = None;
+        let mut response: Option<Self> = None;
         loop {
             while response.is_none()
                 && let Some(end) = memchr::memmem::find(&buffer, b"\r\n\r\n")
@@ -128,7 +141,9 @@ impl Response {
                 response = Self::parse(&buffer[..end])?;
                 buffer.advance(end + 4);
             }
-            if response.is_some() {
+            if let Some(response) = &mut response {
+                let room = keep.saturating_sub(response.body.len());
+                response.body.extend_from_slice(&buffer[..buffer.len().min(room)]);
                 buffer.clear();
             } else if buffer.len() > HEAD_MAX {
                 return Err("the response has no end of its header".into());
@@ -155,7 +170,11 @@ impl Response {
             headers.append(name, value);
         }
         // After 101 another protocol is spoken: it is final.
-        Ok(if (100..200).contains(&status) && status != 101 { None } else { Some(Self { status, headers }) })
+        Ok(if (100..200).contains(&status) && status != 101 {
+            None
+        } else {
+            Some(Self { status, headers, body: Vec::new() })
+        })
     }
 
     fn values(&self, name: &str) -> Vec<&[u8]> {

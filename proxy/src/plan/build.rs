@@ -65,6 +65,8 @@ pub struct Resources {
     /// What is counted about other nodes of the cluster, and who answers their messages.
     nodes: Arc<Counts>,
     messages: Arc<Handlers>,
+    /// Where the starts of filters are recorded, once that is wanted.
+    start_trace: OnceLock<Arc<selvedge_wasm::Trace>>,
     troubles: Mutex<HashMap<String, Arc<Trouble>>>,
     /// Looks after the upstreams of the plan in force.
     keeper: Arc<Keeper>,
@@ -140,6 +142,7 @@ impl Resources {
             counters: Arc::default(),
             nodes: Arc::default(),
             messages: Arc::default(),
+            start_trace: OnceLock::new(),
             troubles: Mutex::default(),
             keeper: Arc::new(keeper),
             demo: Mutex::new(None),
@@ -159,7 +162,13 @@ impl Resources {
             metrics: Arc::clone(&self.metrics),
             shared: Arc::clone(&self.shared),
             queues: Arc::clone(&self.queues),
+            start_trace: self.start_trace.get().cloned(),
         }
+    }
+
+    /// From now on the starts of filters are recorded here.
+    pub(crate) fn trace_starts(&self, trace: &Arc<selvedge_wasm::Trace>) {
+        let _ = self.start_trace.set(Arc::clone(trace));
     }
 
     /// Who answers the messages of other nodes of the cluster.
@@ -687,7 +696,7 @@ fn blind(filter: &Filter, name: &str, module: &Module) -> Option<Fault> {
 
 /// What a module is given of YAML settings. Without any it gets no configuration, as on other hosts, rather than the text `{}`; text is
 /// given as it is.
-fn as_configuration(settings: &serde_json::Value) -> Bytes {
+pub(crate) fn as_configuration(settings: &serde_json::Value) -> Bytes {
     match settings {
         serde_json::Value::Null => Bytes::new(),
         serde_json::Value::Object(settings) if settings.is_empty() => Bytes::new(),

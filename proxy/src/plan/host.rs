@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use selvedge_geoip::Geo;
 use selvedge_wasm::{
     Caller, Callout, CalloutFailure, CalloutResponse, ForeignError, GrpcEvents, GrpcMessages, GrpcRequest, GrpcStatus,
-    Host, Metrics, PluginStats, SharedData, SharedQueues,
+    Host, Metrics, PluginStats, SharedData, SharedQueues, Trace,
 };
 
 use crate::chain::foreign::{self, declared::Declared};
@@ -24,6 +24,7 @@ pub(crate) struct NodeHost {
     queues: Arc<SharedQueues>,
     counters: Arc<Counters>,
     declared: Declared,
+    start_trace: Option<Arc<Trace>>,
 }
 
 /// What a plugin is given of a plan. It changes with the plan, all of it at once.
@@ -42,6 +43,7 @@ impl NodeHost {
             queues: Arc::clone(&observed.queues),
             counters: Arc::clone(&observed.counters),
             declared: Declared::default(),
+            start_trace: observed.start_trace.clone(),
         }
     }
 
@@ -87,6 +89,10 @@ impl Host for NodeHost {
 
     fn stats(&self, plugin: &str) -> Arc<PluginStats> {
         self.counters.filter(plugin)
+    }
+
+    fn start_trace(&self) -> Option<Arc<Trace>> {
+        self.start_trace.clone()
     }
 
     /// Those that act on an exchange are in `chain/foreign.rs`.

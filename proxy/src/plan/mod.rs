@@ -23,6 +23,7 @@ use selvedge_config::{HashBy, RouteTimeouts};
 use selvedge_geoip::Geo;
 use selvedge_wasm::Plugin;
 
+pub(crate) use self::build::as_configuration;
 pub use self::build::{Built, Resources, build};
 use self::host::{NodeHost, View};
 pub use self::identity::Identity;

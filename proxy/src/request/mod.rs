@@ -231,6 +231,7 @@ impl ProxyHttp for Edge {
         if let Some(key) = &ctx.plan.trace {
             ctx.trace = key.take(session.downstream_session.req_header_mut());
         }
+        witness::begins(self, ctx);
         if let Some(to) = self.listener.redirect_to_https {
             return redirect::answer(session, to).await.map(|()| true);
         }

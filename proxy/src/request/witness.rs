@@ -1,14 +1,22 @@
 //! What a test of a configuration sees of an exchange beside its response. A node has no witness: then each of these is one branch.
 
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+
+use selvedge_wasm::Trace;
 
 use super::{Edge, RequestCtx, lookup};
 
 /// Sees the exchanges of one edge, the last one of them.
 #[derive(Default)]
-pub(crate) struct Witness(Mutex<Seen>);
+pub(crate) struct Witness {
+    seen: Mutex<Seen>,
+    /// Where the filters' doings are recorded, if that is wanted.
+    trace: Option<Arc<Trace>>,
+}
 
 /// What was seen.
 #[derive(Debug, Default, Clone)]
@@ -24,9 +32,21 @@ pub(crate) struct Seen {
 }
 
 impl Witness {
+    /// One that records what filters do.
+    pub(crate) fn tracing(trace: &Arc<Trace>) -> Self {
+        Self { trace: Some(Arc::clone(trace)), ..Self::default() }
+    }
+
     /// What was seen so far.
     pub(crate) fn seen(&self) -> Seen {
-        self.0.lock().clone()
+        self.seen.lock().clone()
+    }
+}
+
+/// An exchange begins.
+pub(super) fn begins(edge: &Edge, ctx: &mut RequestCtx) {
+    if let Some(witness) = &edge.witness {
+        ctx.trace.clone_from(&witness.trace);
     }
 }
 
@@ -34,7 +54,7 @@ impl Witness {
 pub(super) fn sent(edge: &Edge, session: &Session, request: &RequestHeader) {
     let Some(witness) = &edge.witness else { return };
     if session.subrequest_ctx.is_none() {
-        witness.0.lock().path = Some(String::from_utf8_lossy(request.raw_path()).into_owned());
+        witness.seen.lock().path = Some(String::from_utf8_lossy(request.raw_path()).into_owned());
     }
 }
 
@@ -44,7 +64,7 @@ pub(super) fn ended(edge: &Edge, session: &Session, ctx: &RequestCtx) {
     if session.subrequest_ctx.is_some() {
         return; // Nobody asked for it.
     }
-    let mut seen = witness.0.lock();
+    let mut seen = witness.seen.lock();
     seen.route = ctx.route.as_ref().map(|route| route.name().to_owned());
     seen.site = ctx.route.as_ref().map(|route| route.site().to_owned());
     seen.cache_key = ctx.cache.key().and_then(|_| lookup::key_in_words(session, ctx));

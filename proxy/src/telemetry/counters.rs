@@ -85,6 +85,8 @@ pub(crate) struct Observed {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shared: Arc<SharedData>,
     pub(crate) queues: Arc<SharedQueues>,
+    /// Where the starts of filters are recorded; nowhere in a node.
+    pub(crate) start_trace: Option<Arc<selvedge_wasm::Trace>>,
 }
 
 /// How many copies of requests may be under way: each may hold an answer of a few MiB.

@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::shared_data::SharedData;
 use crate::shared_queue::SharedQueues;
 use crate::stats::PluginStats;
+use crate::trace::Trace;
 
 /// The world outside the exchange, shared by all plugins of a process.
 pub trait Host: Send + Sync + 'static {
@@ -46,6 +47,11 @@ pub trait Host: Send + Sync + 'static {
     fn stats(&self, plugin: &str) -> Arc<PluginStats> {
         let _ = plugin;
         Arc::default()
+    }
+
+    /// Where the starts of VMs are to be recorded; `None`, which is nearly always, for nowhere.
+    fn start_trace(&self) -> Option<Arc<Trace>> {
+        None
     }
 
     /// A line a guest logged, at most 64 KiB, invalid UTF-8 replaced. The default writes a `tracing` event with target `selvedge::filter`.

@@ -83,5 +83,5 @@ pub use shared_queue::{QueueSize, SharedQueues};
 pub use stats::{CallbackSnapshot, PluginStats, StatsSnapshot};
 pub use stream::Stream;
 pub use tcp::{Peer, TcpStream};
-pub use trace::Trace;
+pub use trace::{Trace, TraceEvent, is_secret};
 pub use vm::CallError;

@@ -280,6 +280,13 @@ impl Plugin {
         self.start.alone.as_ref().is_some_and(|(_, configured)| *configured)
     }
 
+    /// Bytes of memory that the guests of a worker's streams share now. `None`: they are busy, or there are none.
+    #[must_use]
+    pub fn memory(&self, worker: usize) -> Option<usize> {
+        let vms = self.workers[worker % self.workers.len()].all();
+        vms.iter().map(|vm| vm.lock().ok().map(|vm| vm.memory())).sum::<Option<usize>>().filter(|bytes| *bytes > 0)
+    }
+
     /// Opens a stream context on a worker. To be called on that worker's thread. Workers beyond [`PluginOptions::workers`] wrap around.
     ///
     /// # Errors

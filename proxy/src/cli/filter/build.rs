@@ -48,7 +48,6 @@ pub(super) fn run(args: &BuildArgs) -> Done {
         debug: args.debug,
         offline: args.offline,
         quiet: args.json,
-        captured: false,
     })?;
 
     // Binaryen moves code and does not keep lines in step.

@@ -4,8 +4,10 @@ use std::env;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::Trouble;
@@ -23,6 +25,7 @@ pub(super) struct Project {
     /// The library's name with `_`, as its file is called.
     library: String,
     target_folder: PathBuf,
+    features: Vec<String>,
 }
 
 impl Project {
@@ -82,6 +85,7 @@ impl Project {
             workspace: text(&metadata["workspace_root"]).into(),
             library: text(&library["name"]).replace('-', "_"),
             target_folder: text(&metadata["target_directory"]).into(),
+            features: found["features"].as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default(),
             name,
         })
     }
@@ -92,12 +96,27 @@ impl Project {
         self.target_folder.join(TARGET).join(folder).join(format!("{}.wasm", self.library))
     }
 
+    /// Its folder.
+    pub(super) fn folder(&self) -> &Path {
+        self.manifest.parent().unwrap_or(Path::new("."))
+    }
+
+    /// Whether its manifest has this feature.
+    pub(super) fn has_feature(&self, name: &str) -> bool {
+        self.features.iter().any(|feature| feature == name)
+    }
+
     /// Builds it; what cargo and the compiler say goes to our stderr as it comes. Returns the module.
     pub(super) fn build(&self, how: &Build) -> Result<PathBuf, Trouble> {
+        self.build_as(how, &Building::default())
+    }
+
+    /// The same, in the hand of somebody who may stop it.
+    pub(super) fn build_as(&self, how: &Build, building: &Building) -> Result<PathBuf, Trouble> {
         let mut command = cargo();
         command.args(["build", "--target", TARGET, "--profile", &how.profile, "--manifest-path"]).arg(&self.manifest);
         // The library alone: tests and examples are not what is shipped.
-        command.args(["--lib", "--message-format", "json-render-diagnostics"]);
+        command.args(["--package", &self.name, "--lib", "--message-format", "json-render-diagnostics"]);
         if how.quiet {
             command.arg("--quiet");
         }
@@ -109,33 +128,35 @@ impl Project {
             command.env(format!("CARGO_PROFILE_{profile}_DEBUG"), "line-tables-only");
             command.env(format!("CARGO_PROFILE_{profile}_STRIP"), "none");
         }
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(if how.captured { Stdio::piped() } else { Stdio::inherit() })
-            .spawn()
-            .map_err(|error| no_cargo(&error))?;
-        let said = child
-            .stderr
-            .take()
-            .map(|stderr| std::thread::spawn(move || std::io::read_to_string(stderr).unwrap_or_default()));
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|error| no_cargo(&error))?;
+        let stdout = child.stdout.take();
+        *building.0.lock() = Some(child);
         let mut module = None;
-        if let Some(stdout) = child.stdout.take() {
+        if let Some(stdout) = stdout {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 module = module_of(&line, &self.library).or(module);
             }
         }
-        let ended = child.wait().map_err(|error| no_cargo(&error))?;
-        if ended.success() {
+        // It has closed its output, so it ends now.
+        let ended = building.0.lock().as_mut().map(Child::wait).transpose().map_err(|error| no_cargo(&error))?;
+        if ended.is_some_and(|ended| ended.success()) {
             return Ok(module.unwrap_or_else(|| self.artifact(&how.profile)));
         }
-        let said = said.and_then(|said| said.join().ok()).unwrap_or_default();
-        let missing = if target_is_installed() == Some(false) {
-            format!("the wasm target is missing: run `rustup target add {TARGET}`")
-        } else {
-            format!("{} does not build: see above", self.name)
-        };
-        Err(Trouble::new(if said.is_empty() { missing } else { format!("{missing}\n{said}") }))
+        Err(Trouble::new(format!("{} does not build: see above", self.name)))
+    }
+}
+
+/// A build under way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Building(Arc<Mutex<Option<Child>>>);
+
+impl Building {
+    /// Ends cargo, and so the build.
+    pub(super) fn stop(&self) {
+        if let Some(child) = self.0.lock().as_mut() {
+            let _ = child.kill(); // It may have ended.
+        }
     }
 }
 
@@ -148,8 +169,6 @@ pub(super) struct Build {
     pub(super) offline: bool,
     /// Only warnings and errors.
     pub(super) quiet: bool,
-    /// What the compiler says is in the error instead of on stderr.
-    pub(super) captured: bool,
 }
 
 /// The module that a line of cargo's messages tells of.

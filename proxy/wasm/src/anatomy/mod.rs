@@ -352,7 +352,8 @@ fn foreign_names(data: &[u8], found: &mut Vec<String>) {
         let length = after.iter().take(LONGEST_NAME).take_while(of_name).count();
         let name = String::from_utf8_lossy(&after[..length]);
         let name = name.trim_end_matches('.');
-        if !name.is_empty() {
+        let means_something_else = ["yaml", "schema", "about", "phases"].contains(&name);
+        if !name.is_empty() && !means_something_else {
             found.push(format!("selvedge.{name}"));
         }
         rest = after;

@@ -7,7 +7,7 @@ const GUEST: &str = r#"(module
     (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
     (import "env" "abort" (func $abort (param i32 i32 i32 i32)))
     (memory (export "memory") 2 16)
-    (data (i32.const 0) "selvedge.kv.get\00 selvedge.count_add selvedge.")
+    (data (i32.const 0) "selvedge.kv.get\00 selvedge.count_add selvedge. selvedge.yaml")
     (func $start)
     (func $_ZN4core3fmt5write17h0123456789abcdefE (result i32) i32.const 1)
     (func (export "proxy_abi_version_0_2_0"))

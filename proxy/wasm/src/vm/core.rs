@@ -1,5 +1,6 @@
 //! Making one guest call: under its deadline, with the exchange in reach of hostcalls, and with what it ends in explained.
 
+use std::any::Any;
 use std::ptr::NonNull;
 
 use wasmtime::{Instance, Store, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
@@ -48,7 +49,7 @@ impl<P: WasmParams, R: WasmResults> Callback<P, R> {
 
 impl Core {
     /// One guest call under the plugin's deadline. `Ok(None)` when the guest has no such callback.
-    pub(crate) fn call<P: WasmParams, R: WasmResults>(
+    pub(crate) fn call<P: WasmParams, R: WasmResults + 'static>(
         &mut self,
         callback: &mut Callback<P, R>,
         arguments: P,
@@ -56,7 +57,7 @@ impl Core {
         self.call_within(false, callback, arguments)
     }
 
-    pub(super) fn start_call<P: WasmParams, R: WasmResults>(
+    pub(super) fn start_call<P: WasmParams, R: WasmResults + 'static>(
         &mut self,
         callback: &mut Callback<P, R>,
         arguments: P,
@@ -65,7 +66,7 @@ impl Core {
         self.call_within(true, callback, arguments)
     }
 
-    fn call_within<P: WasmParams, R: WasmResults>(
+    fn call_within<P: WasmParams, R: WasmResults + 'static>(
         &mut self,
         starting: bool,
         callback: &mut Callback<P, R>,
@@ -85,7 +86,12 @@ impl Core {
 
         self.store.data().facts.stats.call_ended(counted, result.as_ref().err());
         if let Some((number, trace)) = traced {
-            trace.callback_ends(number, result.as_ref().map_or_else(ToString::to_string, |_| "returned".to_owned()));
+            let ended = match &result {
+                Ok(returned) if trace.is_telling() => meaning(name, returned).to_owned(),
+                Ok(_) => "returned".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            trace.callback_ends(number, ended, result.is_err());
         }
         result
     }
@@ -208,7 +214,8 @@ impl Core {
         }
         let mut message = error.root_cause().to_string();
         if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
-            let names: Vec<String> = backtrace.frames().iter().filter_map(frame).take(MAX_FRAMES).collect();
+            let names: Vec<String> = backtrace.frames().iter().take(MAX_FRAMES).map(frame).collect();
+            let names = past_the_panic(&names);
             if !names.is_empty() {
                 message = format!("{message}, in {}", names.join(" < "));
             }
@@ -220,17 +227,52 @@ impl Core {
     }
 }
 
+/// The frames of a panic below its machinery, which says nothing about where it came from.
+fn past_the_panic(frames: &[String]) -> &[String] {
+    let machinery = ["core::panicking::panic", "std::panicking::", "rust_begin_unwind"];
+    let last = frames.iter().rposition(|frame| machinery.iter().any(|part| frame.contains(part)));
+    match last {
+        Some(last) if last + 1 < frames.len() => &frames[last + 1..],
+        _ => frames,
+    }
+}
+
+/// What a callback means by what it returns.
+fn meaning<R: 'static>(callback: &str, returned: &Option<R>) -> &'static str {
+    let number = (returned as &dyn Any).downcast_ref::<Option<u32>>().copied().flatten();
+    let decides = ["proxy_on_request_", "proxy_on_response_", "proxy_on_downstream_data", "proxy_on_upstream_data"];
+    match (number, callback) {
+        (Some(0), "proxy_on_vm_start" | "proxy_on_configure") => "refused",
+        (Some(_), "proxy_on_vm_start" | "proxy_on_configure") => "accepted",
+        (Some(0), "proxy_on_done") => "not yet",
+        (Some(0), _) if decides.iter().any(|prefix| callback.starts_with(prefix)) => "Continue",
+        (Some(_), _) if decides.iter().any(|prefix| callback.starts_with(prefix)) => "Pause",
+        _ => "returned",
+    }
+}
+
 /// Frames of a backtrace in an error: enough to get out of the panic machinery and to the filter's own functions.
 const MAX_FRAMES: usize = 16;
 
-/// A frame as `function (file:line)`; the place only where the module carries debug information.
-fn frame(frame: &wasmtime::FrameInfo) -> Option<String> {
-    let name = rustc_demangle::demangle(frame.func_name()?);
-    let place = frame.symbols().first().and_then(|symbol| Some((symbol.file()?, symbol.line()?)));
-    Some(match place {
-        Some((file, line)) => format!("{name:#} ({file}:{line})"),
-        None => format!("{name:#}"),
-    })
+/// A frame as `function (file:line)`; the place only where the module carries debug information. Without names it has its number, which
+/// tools that look at the module know it by. Functions that the compiler has put into it are frames of their own, as far as they are told.
+fn frame(frame: &wasmtime::FrameInfo) -> String {
+    let own = match frame.func_name() {
+        Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
+        None => format!("function {}", frame.func_index()),
+    };
+    let symbols = frame.symbols();
+    let told = symbols.iter().enumerate().map(|(index, symbol)| {
+        // The outermost is the function itself, which the section of names calls by its whole name.
+        let inlined = symbol.name().filter(|_| index + 1 < symbols.len());
+        let name = inlined.map_or_else(|| own.clone(), |name| format!("{:#}", rustc_demangle::demangle(name)));
+        match (symbol.file(), symbol.line()) {
+            (Some(file), Some(line)) => format!("{name} ({file}:{line})"),
+            _ => name,
+        }
+    });
+    let told: Vec<String> = told.collect();
+    if told.is_empty() { own } else { told.join(" < ") }
 }
 
 /// The exchange in the store's data, without its lifetime: a store outlives every exchange, so its type cannot name one.

@@ -115,9 +115,11 @@ impl Vm {
         role: Role,
     ) -> Result<Self, StartError> {
         let mut vm = Self::make(instance, facts.clone(), ticks, role).map_err(StartError::Call)?;
+        vm.core.store.data_mut().trace = facts.host.start_trace();
         vm.initialize().map_err(StartError::Call)?;
         vm.configure(&facts)?;
-        vm.core.store.data_mut().quiet = false;
+        let state = vm.core.store.data_mut();
+        (state.quiet, state.trace) = (false, None);
         Ok(vm)
     }
 
@@ -184,6 +186,11 @@ impl Vm {
             unclaimed.into_iter().for_each(|queue| host.queues().claim(queue, &registrant));
         }
         self.role = Role::Root;
+    }
+
+    /// Bytes of its memory now.
+    pub(crate) fn memory(&self) -> usize {
+        self.core.store.data().memory.map_or(0, |memory| memory.data_size(&self.core.store))
     }
 
     pub(crate) fn name(&self) -> String {
