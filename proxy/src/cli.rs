@@ -4,6 +4,7 @@ mod cache;
 mod config;
 mod filter;
 mod route;
+mod schema;
 mod test;
 
 use std::fmt::Display;
@@ -55,11 +56,7 @@ enum Command {
     #[command(subcommand)]
     Filter(filter::FilterCommand),
     /// Print the JSON Schema of the configuration, for editors.
-    Schema {
-        /// The schema of included files instead: the same keys, none required.
-        #[arg(long)]
-        include: bool,
-    },
+    Schema(schema::SchemaArgs),
     /// Mint a JSON Web Token (HS256) that a `jwt-auth` filter of a configuration accepts, to try things out.
     Token(TokenArgs),
 }
@@ -103,10 +100,7 @@ pub fn main() -> ExitCode {
         Command::Cache(command) => cache::run(command),
         Command::Test(args) => test::run(&args),
         Command::Filter(command) => filter::run(command),
-        Command::Schema { include } => {
-            let schema = if include { selvedge_config::include_schema() } else { selvedge_config::schema() };
-            print(format_args!("{schema:#}\n"))
-        }
+        Command::Schema(args) => schema::run(&args),
         Command::Token(args) => match token(&args) {
             Ok(token) => print(format_args!("{token}\n")),
             Err(error) => complain(format_args!("{error:#}\n"), ExitCode::FAILURE),

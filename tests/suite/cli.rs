@@ -90,7 +90,7 @@ sites: [{ hosts: [\"*\"], routes: [{ filters: [limit], to: demo }] }]
     let output = selvedge(&["check"], folder.path());
     let report = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{report}");
-    assert!(report.contains("config.yaml:8:35") && report.contains("limit") && report.contains("brust"), "{report}");
+    assert!(report.contains("config.yaml:8:28") && report.contains("limit") && report.contains("brust"), "{report}");
 }
 
 #[test]

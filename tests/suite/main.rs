@@ -84,6 +84,7 @@ mod story;
 mod cli;
 mod filter_new;
 mod filter_run;
+mod filter_settings;
 mod filter_tools;
 
 mod tls;

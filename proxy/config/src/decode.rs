@@ -473,7 +473,7 @@ pub(crate) fn settings(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Settings> {
 
 fn json(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMap<String, Place>) -> Option<Value> {
     let secret = matches!(&at.node.data, Data::Scalar(scalar) if scalar.has_variables());
-    places.insert(pointer.to_owned(), Place { position: at.node.position.clone(), secret });
+    places.insert(pointer.to_owned(), Place { position: at.node.position.clone(), key: None, secret });
     match &at.node.data {
         Data::Broken => None,
         Data::Scalar(scalar) => match scalar.kind() {
@@ -512,6 +512,9 @@ fn json(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMap<Strin
                     Some(_) => secret_file(cx, &inner, &inner_pointer, places),
                     None => json(cx, &inner, &inner_pointer, places),
                 };
+                if let Some(place) = places.get_mut(&inner_pointer) {
+                    place.key = Some(entry.key_position.clone());
+                }
                 match value {
                     Some(value) => drop(object.insert(key.to_owned(), value)),
                     None => whole = false,
@@ -525,7 +528,7 @@ fn json(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMap<Strin
 /// The content of the file that `X_file` names.
 fn secret_file(cx: &mut Cx<'_>, at: &At<'_>, pointer: &str, places: &mut BTreeMap<String, Place>) -> Option<Value> {
     let content = secret_text(cx, at)?;
-    places.insert(pointer.to_owned(), Place { position: at.node.position.clone(), secret: true });
+    places.insert(pointer.to_owned(), Place { position: at.node.position.clone(), key: None, secret: true });
     Some(Value::String(content))
 }
 
@@ -633,8 +636,9 @@ pub(crate) fn brief(text: &str) -> String {
     if text.chars().nth(LONGEST).is_some() { format!("{clean}..") } else { clean }
 }
 
-/// "did you mean", or what there is.
-pub(crate) fn suggest(what: &str, word: &str, known: &[&str]) -> String {
+/// For a word that is none of those known: "did you mean …?", or what there is (`what`, in the plural).
+#[must_use]
+pub fn suggest(what: &str, word: &str, known: &[&str]) -> String {
     match nearest(word, known) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known {what}: {}", quoted(known)),

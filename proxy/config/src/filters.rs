@@ -313,6 +313,13 @@ impl FilterUse {
         nearest(&self.places, pointer).map_or(&self.position, |place| &place.position)
     }
 
+    /// Where the key of the value at a JSON pointer is written; where the value itself is, if it has no key.
+    #[must_use]
+    pub fn key_position_of(&self, pointer: &str) -> &Position {
+        let key = self.places.get(pointer).and_then(|place| place.key.as_ref());
+        key.unwrap_or_else(|| self.position_of(pointer))
+    }
+
     /// Whether the value at a JSON pointer came from a file or from the environment, so that it must not be shown.
     #[must_use]
     pub fn is_secret(&self, pointer: &str) -> bool {

@@ -52,6 +52,7 @@ pub use bind::Bind;
 pub use cache::{Admit, Beyond, Cache, CacheDisk, CacheMemory, CachePurge, Collapse, DiskFolder};
 pub use cases::{Expect, Test, TestOrigin, TestRequest};
 pub use cluster::{Cluster, ClusterDeadlines, ClusterPeer, ClusterTls, Peers, Region};
+pub use decode::suggest;
 pub use effective::{Change, Difference, Effective, REDACTED, Secret};
 pub use filters::{BodyMode, Filter, FilterLimits, FilterUse, HeaderEncoding, OnFailure, OnPause, WasmSource};
 pub use geo::{Geo, GeoDatabase, Reload};

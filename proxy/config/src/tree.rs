@@ -25,6 +25,8 @@ pub(crate) const MAX_NODES: usize = 2_000_000;
 #[derive(Clone, PartialEq)]
 pub(crate) struct Place {
     pub(crate) position: Position,
+    /// Where its key is written, if it has one.
+    pub(crate) key: Option<Position>,
     pub(crate) secret: bool,
 }
 

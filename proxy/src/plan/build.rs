@@ -26,12 +26,13 @@ use selvedge_wasm::{
     SharedQueues, Snapshots,
 };
 use sha2::{Digest, Sha256};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::host::{NodeHost, View};
 use super::identity::Identity;
 use super::live::{Live, Registry};
 use super::router::{Router, Rule};
+use super::settings::{self, Schema};
 use super::{BodyMode, CacheRule, ChainFilter, Plan, Route, Split, Target, TcpRoute, Trouble};
 use crate::bundled;
 use crate::cluster::counts::Counts;
@@ -288,10 +289,18 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         &mut faults,
     ));
     let modules = modules(&config, resources, &mut files, &mut faults);
+    let schemas = schemas(&config, &modules, &mut faults);
 
     let view = Arc::new(View { upstreams: Arc::clone(&upstreams), geo: geo.clone() });
-    let mut plugins =
-        Plugins { resources, config: &config, modules, view, started: HashMap::new(), troubles: BTreeMap::new() };
+    let mut plugins = Plugins {
+        resources,
+        config: &config,
+        modules,
+        schemas,
+        view,
+        started: HashMap::new(),
+        troubles: BTreeMap::new(),
+    };
 
     let node = Identity::new(&config.node.name);
     let mut router = Router::default();
@@ -570,6 +579,33 @@ fn modules(
     modules
 }
 
+/// What modules say about the settings of their filters.
+fn schemas(
+    config: &Config,
+    modules: &HashMap<String, Option<Arc<Module>>>,
+    faults: &mut Vec<Fault>,
+) -> HashMap<String, Schema> {
+    let mut schemas = HashMap::new();
+    for (name, filter) in &config.filters {
+        let Some(module) = modules.get(name).and_then(Option::as_ref) else { continue };
+        let Some(json) = module.settings_schema() else { continue };
+        match Schema::read(json) {
+            Ok(schema) => {
+                if !schema.unchecked.is_empty() {
+                    warn!(filter = %name, keywords = ?schema.unchecked, "not checked in settings: only the filter itself knows them");
+                }
+                schemas.insert(name.clone(), schema);
+            }
+            Err(why) => {
+                let message =
+                    format!("the module's schema of its settings (custom section selvedge.schema) is none: {why}");
+                faults.push(Fault::at(&filter.wasm_position, message));
+            }
+        }
+    }
+    schemas
+}
+
 fn load(resources: &Resources, name: &str, filter: &Filter) -> Result<Arc<Module>, String> {
     let wasm: Cow<'_, [u8]> = match &filter.wasm {
         WasmSource::Builtin(builtin) => {
@@ -596,6 +632,8 @@ struct Plugins<'c> {
     resources: &'c Resources,
     config: &'c Config,
     modules: HashMap<String, Option<Arc<Module>>>,
+    /// What the settings of a filter may be, by its name, where its module says so.
+    schemas: HashMap<String, Schema>,
     view: Arc<View>,
     started: HashMap<(String, String), Option<Live>>,
     troubles: BTreeMap<String, Arc<Trouble>>,
@@ -636,6 +674,15 @@ impl Plugins<'_> {
 
     /// The plugin that runs with these settings already, or a new one.
     fn start(&self, used: &FilterUse, filter: &Filter, module: Arc<Module>, faults: &mut Vec<Fault>) -> Option<Live> {
+        // Also for one that runs: upstreams that its settings name may have gone.
+        if let Some(schema) = self.schemas.get(&used.name) {
+            let wrong = settings::check(schema, used, self.config);
+            if !wrong.is_empty() {
+                faults.extend(wrong);
+                return None;
+            }
+        }
+
         let options = PluginOptions {
             name: used.name.clone(),
             root_id: filter.root_id.clone(),

@@ -6,6 +6,7 @@ mod host;
 mod identity;
 mod live;
 mod router;
+mod settings;
 mod trouble;
 
 use std::collections::BTreeMap;

@@ -75,7 +75,7 @@ pub use grpc::{
 pub use host::{Caller, ForeignError, Host, LogLevel};
 pub use limits::Limits;
 pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics, Series};
-pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase};
+pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase, settings_schema};
 pub use module_cache::CacheDirError;
 pub use plugin::{Isolation, Plugin, PluginOptions, Snapshots, StartError};
 pub use shared_data::{SharedData, SharedDataError, SharedDataLimits, SharedDataSize};

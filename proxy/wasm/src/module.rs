@@ -20,7 +20,7 @@ pub struct Module {
     origin: ModuleOrigin,
     abi: AbiVersion,
     phases: Phases,
-    config_schema: Option<String>,
+    settings_schema: Option<String>,
     instance: InstancePre<State>,
     wasm: Bytes,
 }
@@ -105,7 +105,18 @@ pub enum LoadError {
         #[source]
         source: UnknownPhase,
     },
+    /// Its custom section `selvedge.schema` cannot be a schema.
+    #[error("module {module}: custom section selvedge.schema: {reason}")]
+    SettingsSchema {
+        /// The module's name.
+        module: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
 }
+
+/// The most that a schema may have.
+const MAX_SCHEMA: usize = 64 * 1024;
 
 impl Module {
     /// Loads a module under a name for messages: compiled code from the cache when there is some, compiled and kept otherwise.
@@ -143,8 +154,8 @@ impl Module {
                 .map_err(|source| LoadError::Phases { module: name.to_owned(), source })?,
             None => Phases::of_exports(|export| code.get_export(export).is_some()),
         };
-        let config_schema =
-            custom_section(wasm, "selvedge.config-schema").map(|json| String::from_utf8_lossy(json).into_owned());
+        let settings_schema =
+            settings_schema(wasm).map_err(|reason| LoadError::SettingsSchema { module: name.to_owned(), reason })?;
         Ok(Arc::new(Self {
             engine: engine.clone(),
             name: name.to_owned(),
@@ -152,7 +163,7 @@ impl Module {
             origin,
             abi,
             phases,
-            config_schema,
+            settings_schema,
             instance,
             wasm: Bytes::copy_from_slice(wasm),
         }))
@@ -189,10 +200,10 @@ impl Module {
         self.phases
     }
 
-    /// JSON Schema of the plugin's configuration, from the custom section `selvedge.config-schema`.
+    /// JSON Schema of the plugin's configuration, from the custom section `selvedge.schema`: text of at most 64 KiB, not read any further.
     #[must_use]
-    pub fn config_schema(&self) -> Option<&str> {
-        self.config_schema.as_deref()
+    pub fn settings_schema(&self) -> Option<&str> {
+        self.settings_schema.as_deref()
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -406,6 +417,18 @@ fn check_allocator(name: &str, code: &wasmtime::Module) -> Result<(), LoadError>
         None => Ok(()),
         Some(import) => Err(LoadError::NoAllocator { module: name.to_owned(), import: import.name().to_owned() }),
     }
+}
+
+/// The JSON Schema of a plugin's configuration in the bytes of a module: its custom section `selvedge.schema`, if it has one.
+///
+/// # Errors
+/// It has more than 64 KiB, or is not text.
+pub fn settings_schema(wasm: &[u8]) -> Result<Option<String>, &'static str> {
+    let Some(section) = custom_section(wasm, "selvedge.schema") else { return Ok(None) };
+    if section.len() > MAX_SCHEMA {
+        return Err("it has more than 64 KiB");
+    }
+    std::str::from_utf8(section).map(|json| Some(json.to_owned())).map_err(|_| "it is not text")
 }
 
 /// The content of the first custom section of this name. wasmtime has validated the module before; this walk trusts none of it.

@@ -46,10 +46,10 @@ fn phases_come_from_the_custom_section_or_else_the_exports() {
     let module = load(&format!("(module {ABI} {exports})")).unwrap();
     assert_eq!(module.phases(), Phases::REQUEST_HEADERS | Phases::LOG);
     let module = load(&format!(
-        r#"(module {ABI} {exports} (@custom "selvedge.phases" "log") (@custom "selvedge.config-schema" "{{}}"))"#
+        r#"(module {ABI} {exports} (@custom "selvedge.phases" "log") (@custom "selvedge.schema" "{{}}"))"#
     ))
     .unwrap();
-    assert_eq!((module.phases(), module.config_schema()), (Phases::LOG, Some("{}")));
+    assert_eq!((module.phases(), module.settings_schema()), (Phases::LOG, Some("{}")));
     assert_eq!(Module::load(&engine(), "noop", &guest_wasm("noop")).unwrap().phases(), Phases::ALL);
 }
 
