@@ -1,4 +1,4 @@
-//! Waiting for a body or for its start, and replacing it.
+//! Waiting for a body, for its start or for its next piece, and replacing it.
 //!
 //! A new body takes the place of the first bytes of the old one, and what comes after them is thrown away as it comes. So nothing
 //! piles up, and it does not matter how the message ends: with a last piece, an empty one, or trailers.
@@ -8,10 +8,13 @@
 //!          --set_body---------------------------------------------------------------------> Placed
 //! ```
 
+mod flow;
+
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 
+use self::flow::Flow;
 use crate::host::{self, Buffer, Map};
 
 /// Which half of an exchange.
@@ -24,6 +27,13 @@ pub enum Direction {
 }
 
 impl Direction {
+    pub(crate) fn trailers(self) -> Map {
+        match self {
+            Self::Request => Map::RequestTrailers,
+            Self::Response => Map::ResponseTrailers,
+        }
+    }
+
     pub(crate) fn map(self) -> Map {
         match self {
             Self::Request => Map::Request,
@@ -69,6 +79,34 @@ pub struct BodyUnavailable {
     pub direction: Direction,
 }
 
+/// Why a whole body is not what it was read as. `?` makes it a reply: 413 or 400 for a request, 502 for a response.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// It is longer than the filter is ready to hold.
+    #[error(transparent)]
+    TooLarge(BodyTooLarge),
+    /// It is not UTF-8.
+    #[error("the {direction:?} body is not text")]
+    NotText {
+        /// Whose body it is.
+        direction: Direction,
+    },
+    /// It is not JSON, or not of the form expected.
+    #[error("the {direction:?} body is not the JSON expected: {reason}")]
+    NotJson {
+        /// Whose body it is.
+        direction: Direction,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+}
+
+impl From<BodyTooLarge> for BodyError {
+    fn from(error: BodyTooLarge) -> Self {
+        Self::TooLarge(error)
+    }
+}
+
 /// The start of a body, from [`Message::body_prefix`](crate::Message::body_prefix).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix {
@@ -90,6 +128,7 @@ pub(crate) struct Body {
     end: Cell<bool>,
     content: RefCell<Content>,
     waker: RefCell<Option<Waker>>,
+    pub(crate) flow: Flow,
 }
 
 #[derive(Debug)]
@@ -113,6 +152,7 @@ impl Body {
             end: Cell::new(false),
             content: RefCell::new(Content::Original),
             waker: RefCell::default(),
+            flow: Flow::default(),
         }
     }
 
@@ -139,6 +179,7 @@ impl Body {
     pub(crate) fn released(&self) {
         self.held.set(0);
         self.placed.set(0);
+        self.flow.released();
     }
 
     /// Puts the new body in its place, or throws away what has come behind it.
@@ -256,13 +297,30 @@ impl Body {
 
     /// Makes `bytes` what the host holds from `start` on. `false`: it did not take them.
     fn write(&self, start: usize, bytes: &[u8]) -> bool {
-        let size = self.held.get().saturating_sub(start);
+        self.splice(start, self.held.get().saturating_sub(start), bytes)
+    }
+
+    /// Replaces `size` of the bytes that the host holds. `false`: it did not take them.
+    fn splice(&self, start: usize, size: usize, bytes: &[u8]) -> bool {
+        let held = self.held.get();
         if size == 0 && bytes.is_empty() {
             return true;
         }
-        match host::current().set_buffer(self.direction.buffer(), start, size, bytes) {
+        let buffer = self.direction.buffer();
+        let current = host::current();
+        // All of it, or behind it: other hosts take nothing else.
+        let done = if size == held || start == held {
+            current.set_buffer(buffer, start, size, bytes)
+        } else {
+            let Some(whole) = current.buffer(buffer, 0, held).filter(|whole| whole.len() == held) else {
+                log::warn!("the host does not show the {:?} body that is to be changed", self.direction);
+                return false;
+            };
+            current.set_buffer(buffer, 0, held, &[&whole[..start], bytes, &whole[start + size..]].concat())
+        };
+        match done {
             Ok(()) => {
-                self.held.set(start + bytes.len());
+                self.held.set(held - size + bytes.len());
                 true
             }
             Err(status) => {

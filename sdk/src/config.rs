@@ -29,10 +29,11 @@ mod units;
 
 mod values;
 
+use std::fmt::{self, Display, Formatter};
 use std::marker::PhantomData;
 
 use serde::Deserializer;
-use serde::de::{Error, IntoDeserializer, value};
+use serde::de::{Error, Expected, IntoDeserializer, Unexpected};
 
 pub use self::json::Json;
 pub use self::units::{ByteSize, NotASize};
@@ -135,9 +136,37 @@ pub fn read<'de, T: Config, D: Deserializer<'de>>(from: D) -> Result<T, D::Error
 /// It is none of this type's: a bug of the filter.
 #[doc(hidden)]
 #[allow(clippy::panic, reason = "a literal that does not fit its type is a bug that the first run must show")]
-pub fn literal<'de, T: Config>(field: &str, value: impl IntoDeserializer<'de, value::Error>) -> T {
+pub fn literal<'de, T: Config>(field: &str, value: impl IntoDeserializer<'de, Mistake>) -> T {
     T::read(value.into_deserializer())
         .unwrap_or_else(|error| panic!("the default or a bound of setting `{field}` is none: {error}"))
+}
+
+/// What is wrong with a literal. Not serde's own error: that one can show what it met instead, and so brings the formatting of floating
+/// point numbers, 15 KB, into every guest.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Mistake(String);
+
+impl Display for Mistake {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+impl Error for Mistake {
+    fn custom<T: Display>(message: T) -> Self {
+        Self(message.to_string())
+    }
+
+    fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self(format!("expected {expected}"))
+    }
+
+    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self(format!("expected {expected}"))
+    }
 }
 
 /// Why a value is refused.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use crate::reply::Status;
-use crate::{Config, Reply, Request, Response, config};
+use crate::{Config, Exchange, Reply, Request, Response, config};
 
 /// One filter of a chain. Put `#[filter]` on the impl; see the [crate documentation](crate) for a whole one.
 ///
@@ -57,11 +57,16 @@ pub trait Filter: Sized + 'static {
         Ok(Continue::Next)
     }
 
-    /// Runs every [`TICK`](Filter::TICK), outside any stream: refresh what is cached, publish a gauge.
-    fn tick(&self) {}
+    /// Runs once per VM, after [`new`](Filter::new) and outside any stream: fetch what every request will need. It may wait for callouts;
+    /// requests do not wait for it.
+    async fn start(&self) {}
 
-    /// Runs when the stream is over, whatever way it ended: count it, log it.
-    fn done(&self, _stream: &Self::Stream) {}
+    /// Runs every [`TICK`](Filter::TICK), outside any stream: refresh what is cached, publish a gauge. It may wait for callouts; while it
+    /// does, ticks are left out. Where nothing is waited for, it may be written as a plain `fn`.
+    async fn tick(&self) {}
+
+    /// Runs when the stream is over, whatever way it ended: count it, log it. `#[filter]` adds the parameters that are left out.
+    fn done(&self, _exchange: &Exchange, _stream: &Self::Stream) {}
 }
 
 /// The verdict of a hook that does not answer itself.
@@ -87,14 +92,23 @@ pub struct Hooks {
     pub response_body: bool,
     /// [`Filter::done`] is overridden.
     pub done: bool,
+    /// [`Filter::start`] is overridden.
+    pub start: bool,
     /// [`Filter::tick`] is overridden.
     pub tick: bool,
 }
 
 impl Hooks {
     /// Everything is called: a filter without `#[filter]`.
-    pub const ALL: Self =
-        Self { request: true, request_body: true, response: true, response_body: true, done: true, tick: true };
+    pub const ALL: Self = Self {
+        request: true,
+        request_body: true,
+        response: true,
+        response_body: true,
+        done: true,
+        start: true,
+        tick: true,
+    };
 }
 
 /// Turns what is missing or failed into an answer: `req.header("x-api-key").or_deny(401, "missing api key")?`.

@@ -113,11 +113,18 @@ impl<F: Filter> Guest<F> {
     /// `proxy_on_http_call_response`: the context it names is the plugin's, so the sender is looked up.
     pub fn on_http_call_response(&self, token: u32, headers: usize, body: usize) {
         let Some(sender) = upstream::sender(token) else { return };
-        if let Some(stream) = self.streams.borrow_mut().get_mut(&sender)
-            && Host.enter(sender)
-        {
+        if let Some(stream) = self.streams.borrow_mut().get_mut(&sender) {
+            if Host.enter(sender) {
+                upstream::enter(sender);
+                stream.on_call_response(token, headers, body);
+            }
+            return;
+        }
+        if F::HOOKS.start || F::HOOKS.tick {
             upstream::enter(sender);
-            stream.on_call_response(token, headers, body);
+            if let Some((_, root)) = self.roots.borrow().iter().find(|(root, _)| *root == sender) {
+                root.on_call_response(token, headers, body);
+            }
         }
     }
 

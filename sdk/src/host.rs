@@ -31,6 +31,10 @@ pub enum Map {
     Request,
     /// Of the response.
     Response,
+    /// Behind the body of the request.
+    RequestTrailers,
+    /// Behind the body of the response.
+    ResponseTrailers,
     /// Of the answer to a callout, while it is delivered.
     CallResponse,
 }
@@ -190,6 +194,11 @@ pub trait Host {
 
     /// Answers in place of the other side.
     fn reply(&self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {}
+
+    /// The same, with what a client that speaks gRPC is told instead of the status.
+    fn reply_grpc(&self, status: u16, headers: &[(&str, &[u8])], body: &[u8], grpc_status: u8) {
+        self.reply(status, headers, body);
+    }
 
     /// Calls a function beyond the ABI.
     ///

@@ -72,7 +72,7 @@
 //!
 //! Build it with `cargo build --release --target wasm32-wasip1` (after `rustup target add wasm32-wasip1`); the module is
 //! `target/wasm32-wasip1/release/<crate>.wasm`. Set `opt-level = "s"` or `3`, `lto = "fat"`, `codegen-units = 1` and
-//! `panic = "abort"` in the profile: a filter without settings is then about 55 KB, one with JSON settings about 135 KB.
+//! `panic = "abort"` in the profile: a filter without settings is then about 56 KB, one with settings from 140 KB.
 //!
 //! # Testing
 //!
@@ -96,7 +96,8 @@
 //! | [`Filter::request`] | when the request's headers are there | [`Flow`] |
 //! | [`Filter::response`] | when the response's headers are there | [`Flow`] |
 //! | [`Filter::done`] | when the exchange is over | |
-//! | [`Filter::tick`] | every [`Filter::TICK`] | |
+//! | [`Filter::start`] | once per VM, outside of exchanges | |
+//! | [`Filter::tick`] | every [`Filter::TICK`], outside of exchanges | |
 //!
 //! A [`Flow`] is `Ok(Next)`, or `Err(reply)` to answer now. So `?` denies, with [`OrDeny::or_deny`] for what is missing or failed:
 //! `request.header("x-api-key").or_deny(401, "missing api key")?`.
@@ -108,12 +109,15 @@
 //! # Waiting
 //!
 //! A hook that waits holds its message: nothing of it, not even the headers, reaches the other side until the hook is done. There
-//! are three things to wait for. Any combination works ([`join`], or the `futures` crate):
+//! are a few things to wait for. Any combination works ([`join`], or the `futures` crate):
 //!
-//! - **A body**, [`request.body(limit).await?`](Message::body). Over the limit the `?` answers 413 (502 for a response). A body that
+//! - **A body**, [`request.body(limit).await?`](Message::body), or as [`text`](Message::text) or [`json`](Message::json). Over the limit the `?` answers 413 (502 for a response). A body that
 //!   you do not ask for streams past the filter and is never copied into it; [`set_body`](Message::set_body) replaces it.
 //! - **The start of a body**, [`request.body_prefix(limit).await?`](Message::body_prefix): the first bytes decide, and the rest streams
 //!   past, however long it is.
+//! - **The next piece of a body**, [`response.chunk().await?`](Message::chunk): the one exception, the message goes on while the hook
+//!   waits. [`transform`](Message::transform) passes a body through a function as it streams.
+//! - **The trailers**, [`response.trailers().await`](Message::trailers); the body passes meanwhile.
 //! - **A callout**, `upstream("authz").get("/check").send().await`, see [`upstream`](mod@upstream). The upstream is one of the proxy's
 //!   configuration, which also says how to reach it.
 //!
@@ -145,6 +149,8 @@ pub mod clock;
 
 pub mod config;
 
+mod exchange;
+
 pub mod facts;
 
 mod filter;
@@ -174,14 +180,16 @@ mod several;
 
 pub mod runtime;
 
+mod trailers;
+
 pub mod upstream;
 
 /// The version of this crate.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-pub use body::{BodyTooLarge, BodyUnavailable, Limit, Prefix};
+pub use body::{BodyError, BodyTooLarge, BodyUnavailable, Limit, Prefix};
 pub use config::{ByteSize, Config};
-pub use facts::{Client, exchange};
+pub use facts::{Client, Exchange, exchange};
 pub use filter::{Continue, Filter, Flow, Hooks, OrDeny};
 pub use http::{self, HeaderName, Method, StatusCode, Uri};
 pub use join::join;
@@ -194,6 +202,7 @@ pub use selvedge_sdk_macros::{Config, filter, test};
 pub use serde;
 pub use serde_json;
 pub use several::{first_ok, join_all, join3, race};
+pub use trailers::Trailers;
 pub use upstream::{CallError, CallFailure, CallResponse, Upstream};
 
 /// What a filter needs, in one `use`.
@@ -205,7 +214,7 @@ pub mod prelude {
     pub use selvedge_sdk_macros::{Config, filter};
 
     pub use crate::config::{ByteSize, Config};
-    pub use crate::facts::{Client, exchange};
+    pub use crate::facts::{Client, Exchange, exchange};
     pub use crate::filter::Continue::Next;
     pub use crate::filter::{Continue, Filter, Flow, OrDeny};
     pub use crate::join::join;
@@ -216,5 +225,5 @@ pub mod prelude {
     pub use crate::response::Response;
     pub use crate::several::{first_ok, join_all, join3, race};
     pub use crate::upstream::{CallError, CallFailure, CallResponse, Upstream, upstream};
-    pub use crate::{BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, kv, metrics};
+    pub use crate::{BodyError, BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, kv, metrics};
 }

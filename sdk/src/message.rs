@@ -4,11 +4,15 @@ use std::fmt::{self, Debug, Formatter};
 use std::ops::Deref;
 use std::rc::Rc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::body::{Body, Limit};
 use crate::host;
-use crate::{BodyTooLarge, BodyUnavailable, Prefix};
+use crate::{BodyError, BodyTooLarge, BodyUnavailable, Prefix, Trailers};
 
-/// A header value: bytes, mostly but not always UTF-8 (RFC 9110, 5.5).
+/// A header value: bytes, mostly but not always UTF-8 (RFC 9110, 5.5). It holds whatever a host may give, and converts from and to the one
+/// of the crate [`http`], which anything that takes a value also takes.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct HeaderValue(Vec<u8>);
 
@@ -32,6 +36,21 @@ impl HeaderValue {
 impl From<Vec<u8>> for HeaderValue {
     fn from(bytes: Vec<u8>) -> Self {
         Self(bytes)
+    }
+}
+
+impl From<http::HeaderValue> for HeaderValue {
+    fn from(value: http::HeaderValue) -> Self {
+        Self(value.as_bytes().to_vec())
+    }
+}
+
+/// Fails for what the crate `http` takes for no value (control characters), and other hosts may send.
+impl TryFrom<HeaderValue> for http::HeaderValue {
+    type Error = http::header::InvalidHeaderValue;
+
+    fn try_from(value: HeaderValue) -> Result<Self, Self::Error> {
+        Self::try_from(value.0)
     }
 }
 
@@ -141,6 +160,85 @@ impl Message {
         self.body.whole(limit.bytes()).await
     }
 
+    /// The same as [`body`](Message::body).
+    ///
+    /// # Errors
+    /// As `body`.
+    pub async fn bytes(&mut self, limit: impl Limit) -> Result<Vec<u8>, BodyTooLarge> {
+        self.body(limit).await
+    }
+
+    /// The whole [`body`](Message::body) as text.
+    ///
+    /// # Errors
+    /// It is too large, or not UTF-8.
+    pub async fn text(&mut self, limit: impl Limit) -> Result<String, BodyError> {
+        let bytes = self.body(limit).await?;
+        String::from_utf8(bytes).map_err(|_| BodyError::NotText { direction: self.body.direction() })
+    }
+
+    /// The whole [`body`](Message::body), read as JSON.
+    ///
+    /// # Errors
+    /// It is too large, not JSON, or not of this form.
+    pub async fn json<T: DeserializeOwned>(&mut self, limit: impl Limit) -> Result<T, BodyError> {
+        let bytes = self.body(limit).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| BodyError::NotJson { direction: self.body.direction(), reason: error.to_string() })
+    }
+
+    /// Waits for the next piece of the body; `None` at its end. The headers go on with the first wait, and every piece with the wait for
+    /// the one after it: the body streams, and however long it is, one piece is held. Between two pieces the hook may wait for
+    /// something else, a callout say; the message then waits with it. The end of the hook lets go what is left, unread.
+    ///
+    /// Pieces are as the host has them, mostly up to 64 KiB, and cut anywhere. A piece that is not replaced with
+    /// [`set_chunk`](Message::set_chunk) goes on as it is.
+    ///
+    /// # Errors
+    /// [`BodyUnavailable`] when the host does not give the bytes that it has announced.
+    pub async fn chunk(&mut self) -> Result<Option<Vec<u8>>, BodyUnavailable> {
+        self.body.chunk().await
+    }
+
+    /// Replaces the last piece that [`chunk`](Message::chunk) gave. Called again, or when `chunk` has given `None`, it adds behind it.
+    ///
+    /// A piece of another length than the old one needs a message that does not say how long its body is: remove `content-length` before
+    /// the first `chunk`. Where that was forgotten the piece goes on unchanged and the log says so.
+    pub fn set_chunk(&mut self, bytes: impl AsRef<[u8]>) {
+        self.body.set_chunk(bytes.as_ref());
+    }
+
+    /// Passes the body through a function as it streams, piece by piece, in bounded memory. At the end the function is called once more,
+    /// with no bytes and `true`: what it has kept back then goes on behind the rest. Removes `content-length`.
+    ///
+    /// ```
+    /// # use selvedge_sdk::prelude::*;
+    /// # async fn hook(response: &mut Response) -> Flow {
+    /// response.transform(|piece, _last| piece.to_ascii_uppercase()).await?;
+    /// # Ok(Next) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`chunk`](Message::chunk).
+    pub async fn transform(&mut self, mut piece: impl FnMut(Vec<u8>, bool) -> Vec<u8>) -> Result<(), BodyUnavailable> {
+        self.remove_header("content-length");
+        while let Some(bytes) = self.chunk().await? {
+            let bytes = piece(bytes, false);
+            self.set_chunk(bytes);
+        }
+        let rest = piece(Vec::new(), true);
+        self.set_chunk(rest);
+        Ok(())
+    }
+
+    /// Lets the body pass, and waits for what stands behind it. Without a body, or without trailers, they are empty.
+    ///
+    /// Request trailers reach an HTTP/1 origin from no host, and in Selvedge from none at all; responses' pass on HTTP/2 (gRPC).
+    pub async fn trailers(&mut self) -> Trailers {
+        self.body.passed().await;
+        Trailers::new(self.body.direction().trailers())
+    }
+
     /// Waits for the first `limit` bytes of the body, or for its end when that comes first, and copies at most that much into the
     /// guest. Nothing reaches the other side meanwhile, not even the headers. When the hook is done the message goes on whole, and
     /// the rest of the body streams past the filter unread: a body of any length costs no more than its first `limit` bytes.
@@ -169,5 +267,34 @@ impl Message {
     /// cannot, a warning is logged.
     pub fn set_body(&mut self, bytes: impl Into<Vec<u8>>) {
         self.body.replace(bytes.into());
+    }
+
+    /// Makes this text the body, with its length and its type (`text/plain`, unless another `text/..` is set).
+    pub fn set_text(&mut self, text: impl Into<String>) {
+        if !self.header_str("content-type").is_some_and(|kind| kind.starts_with("text/")) {
+            self.set_header("content-type", "text/plain; charset=utf-8");
+        }
+        self.set_body(text.into());
+    }
+
+    /// Makes this value the body, as JSON, with its length and its type (`application/json`, unless another one of JSON is set).
+    ///
+    /// # Errors
+    /// The value cannot be written as JSON. The message is as it was.
+    pub fn set_json(&mut self, value: &impl Serialize) -> Result<(), BodyError> {
+        let json = serde_json::to_vec(value)
+            .map_err(|error| BodyError::NotJson { direction: self.body.direction(), reason: error.to_string() })?;
+        if !self.is_json() {
+            self.set_header("content-type", "application/json");
+        }
+        self.set_body(json);
+        Ok(())
+    }
+
+    /// Whether the type of the body is JSON: `application/json`, or a type that ends with `+json` (RFC 6839).
+    pub fn is_json(&self) -> bool {
+        let kind = self.header_str("content-type").unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        kind == "application/json" || kind.ends_with("+json")
     }
 }

@@ -2,10 +2,11 @@
 
 use http::StatusCode;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::body::Direction;
 use crate::host;
-use crate::{BodyTooLarge, BodyUnavailable};
+use crate::{BodyError, BodyTooLarge, BodyUnavailable};
 
 /// A local reply: what a hook returns as `Err` to answer in place of the other side.
 ///
@@ -19,6 +20,7 @@ pub struct Reply {
     status: u16,
     headers: Vec<(String, Vec<u8>)>,
     body: Vec<u8>,
+    grpc_status: Option<u8>,
 }
 
 /// A status: a number or a [`StatusCode`].
@@ -42,7 +44,7 @@ impl Status for StatusCode {
 impl Reply {
     /// A reply with this status, no headers of its own and no body. The host adds `content-length` and `date`.
     pub fn new(status: impl Status) -> Self {
-        Self { status: status.code(), headers: Vec::new(), body: Vec::new() }
+        Self { status: status.code(), headers: Vec::new(), body: Vec::new(), grpc_status: None }
     }
 
     /// Adds a header. A name or value that cannot stand in a header (control characters, as in an injected line break) is left
@@ -83,6 +85,19 @@ impl Reply {
         }
     }
 
+    /// Sets the body to a problem document (RFC 9457) of type `about:blank`: what went wrong, and what of it is special to this occurrence.
+    pub fn problem(self, title: &str, detail: &str) -> Self {
+        let problem = json!({ "type": "about:blank", "title": title, "status": self.status, "detail": detail });
+        self.header("content-type", "application/problem+json").body(problem.to_string())
+    }
+
+    /// What a client that speaks gRPC is told instead of the status, if that says it better than the host would (403 is 7, say): a code of
+    /// gRPC, 0 to 16. Others see nothing of it.
+    pub fn grpc_status(mut self, code: u8) -> Self {
+        self.grpc_status = Some(code.min(16));
+        self
+    }
+
     /// Sends the client elsewhere: `Reply::new(302).redirect("/login")`.
     pub fn redirect(self, location: impl AsRef<[u8]>) -> Self {
         self.header("location", location)
@@ -105,7 +120,11 @@ impl Reply {
 
     pub(crate) fn send(self) {
         let headers: Vec<(&str, &[u8])> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
-        host::current().reply(self.status, &headers, &self.body);
+        let current = host::current();
+        match self.grpc_status {
+            None => current.reply(self.status, &headers, &self.body),
+            Some(code) => current.reply_grpc(self.status, &headers, &self.body, code),
+        }
     }
 }
 
@@ -114,6 +133,23 @@ impl From<BodyTooLarge> for Reply {
         match error.direction {
             Direction::Request => Self::new(413).text("request body too large"),
             Direction::Response => Self::new(502).text("response body too large"),
+        }
+    }
+}
+
+impl From<BodyError> for Reply {
+    fn from(error: BodyError) -> Self {
+        log::debug!("{error}");
+        match error {
+            BodyError::TooLarge(error) => error.into(),
+            BodyError::NotText { direction: Direction::Request } => Self::new(400).text("request body is not text"),
+            BodyError::NotJson { direction: Direction::Request, .. } => {
+                Self::new(400).text("request body is not the JSON expected")
+            }
+            BodyError::NotText { direction: Direction::Response } => Self::new(502).text("response body is not text"),
+            BodyError::NotJson { direction: Direction::Response, .. } => {
+                Self::new(502).text("response body is not the JSON expected")
+            }
         }
     }
 }

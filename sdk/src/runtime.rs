@@ -8,14 +8,17 @@
 //!                 -> Ready(reply)  send the reply, Pause
 //!                 -> Pending       Pause -> body or trailers -> poll -> as above
 //!                                        -> callout answered -> poll -> Ready(Next) resumes the message
+//!                    for a chunk   Continue: what is there goes on, and the hook with what comes
 //! ```
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fmt::{self, Debug, Formatter};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::body::Body;
+use crate::facts;
 use crate::filter::{Continue, Filter, Flow};
 use crate::host::{self, Direction};
 use crate::request::Request;
@@ -32,14 +35,24 @@ pub enum Action {
 }
 
 /// The plugin context: one filter and its configuration.
-#[derive(Debug)]
 pub struct Root<F: Filter> {
     filter: Option<Rc<F>>,
+    /// The hooks outside of streams that wait: `start`, and the last `tick`.
+    starting: RefCell<Option<Task>>,
+    ticking: RefCell<Option<Task>>,
 }
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 impl<F: Filter> Default for Root<F> {
     fn default() -> Self {
-        Self { filter: None }
+        Self { filter: None, starting: RefCell::default(), ticking: RefCell::default() }
+    }
+}
+
+impl<F: Filter> Debug for Root<F> {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Root").field("configured", &self.filter.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -48,9 +61,13 @@ impl<F: Filter> Root<F> {
     pub fn configure(&mut self, json: &[u8]) -> bool {
         match F::configure(json) {
             Ok(filter) => {
-                self.filter = Some(Rc::new(filter));
+                let filter = Rc::new(filter);
+                self.filter = Some(filter.clone());
                 if let Some(period) = F::TICK.filter(|_| F::HOOKS.tick) {
                     host::current().set_tick_period(period);
+                }
+                if F::HOOKS.start {
+                    run(&self.starting, Box::pin(async move { filter.start().await }));
                 }
                 true
             }
@@ -61,16 +78,45 @@ impl<F: Filter> Root<F> {
         }
     }
 
-    /// Runs the tick hook.
+    /// Runs the tick hook, unless the last one still waits.
     pub fn tick(&self) {
-        if let Some(filter) = &self.filter {
-            filter.tick();
+        if F::HOOKS.tick
+            && let Some(filter) = &self.filter
+            && self.ticking.borrow().is_none()
+        {
+            let filter = filter.clone();
+            run(&self.ticking, Box::pin(async move { filter.tick().await }));
+        }
+    }
+
+    /// A callout of a hook outside of streams is answered, or has failed (no headers).
+    pub fn on_call_response(&self, token: u32, headers: usize, body: usize) {
+        upstream::answered(token, headers, body);
+        if F::HOOKS.start {
+            resume(&self.starting);
+        }
+        if F::HOOKS.tick {
+            resume(&self.ticking);
         }
     }
 
     /// Opens a stream; `None` before a valid configuration.
     pub fn open(&self) -> Option<Stream<F>> {
         self.filter.as_ref().map(|filter| Stream::new(filter.clone()))
+    }
+}
+
+/// Begins a hook outside of streams.
+fn run(place: &RefCell<Option<Task>>, task: Task) {
+    place.replace(Some(task));
+    resume(place);
+}
+
+fn resume(place: &RefCell<Option<Task>>) {
+    // Not borrowed while it runs.
+    let Some(mut task) = place.take() else { return };
+    if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        place.replace(Some(task));
     }
 }
 
@@ -145,7 +191,8 @@ impl<F: Filter> Stream<F> {
     pub fn on_call_response(&mut self, token: u32, headers: usize, body: usize) {
         upstream::answered(token, headers, body);
         for half in [&mut self.request, &mut self.response] {
-            if half.poll() == Step::Next {
+            if matches!(half.poll(), Step::Next | Step::Flowing) && half.paused {
+                half.paused = false;
                 host::current().resume(half.body.direction());
                 half.body.released();
             }
@@ -158,7 +205,7 @@ impl<F: Filter> Stream<F> {
         self.response.task = None;
         if F::HOOKS.done {
             let stream = Lease::of(self.state.clone());
-            self.filter.done(&stream.value);
+            self.filter.done(&facts::exchange(), &stream.value);
         }
     }
 }
@@ -186,6 +233,8 @@ struct Half {
     body: Rc<Body>,
     task: Option<Pin<Box<dyn Future<Output = Flow>>>>,
     replied: bool,
+    /// The last callback has held the message.
+    paused: bool,
 }
 
 /// What a poll came to.
@@ -193,8 +242,10 @@ struct Half {
 enum Step {
     /// There is nothing to poll.
     Idle,
-    /// The hook waits.
+    /// The hook waits, and the message with it.
     Pending,
+    /// The hook waits for more of the message, and what is there goes on.
+    Flowing,
     /// The hook has let the message pass, just now.
     Next,
     /// The hook has answered, just now.
@@ -203,7 +254,7 @@ enum Step {
 
 impl Half {
     fn new(direction: Direction, callbacks: bool) -> Self {
-        Self { body: Rc::new(Body::new(direction, callbacks)), task: None, replied: false }
+        Self { body: Rc::new(Body::new(direction, callbacks)), task: None, replied: false, paused: false }
     }
 
     fn start(&mut self, end: bool, hook: impl Future<Output = Flow> + 'static) -> Action {
@@ -237,18 +288,21 @@ impl Half {
     }
 
     fn advance(&mut self) -> Action {
-        match self.poll() {
+        let action = match self.poll() {
             Step::Idle if self.replied => Action::Pause,
-            Step::Idle | Step::Next => Action::Continue,
+            Step::Idle | Step::Next | Step::Flowing => Action::Continue,
             Step::Pending | Step::Replied => Action::Pause,
-        }
+        };
+        self.paused = action == Action::Pause;
+        action
     }
 
     /// Polls the hook. Its waker does nothing: every callback that can bring news polls.
     fn poll(&mut self) -> Step {
         let Some(task) = &mut self.task else { return Step::Idle };
+        self.body.flow.close();
         let Poll::Ready(flow) = task.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-            return Step::Pending;
+            return if self.body.flow.is_open() { Step::Flowing } else { Step::Pending };
         };
 
         self.task = None;

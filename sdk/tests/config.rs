@@ -8,7 +8,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use selvedge_sdk::config::{Json, parse, schema};
-use selvedge_sdk::http::HeaderValue;
 use selvedge_sdk::prelude::*;
 use serde_json::{Value, json};
 
@@ -35,6 +34,8 @@ struct Everything {
     header: HeaderName,
     #[config(default = "no-store")]
     value: HeaderValue,
+    #[config(default = "public")]
+    wire: selvedge_sdk::http::HeaderValue,
     #[config(default = ["GET", "HEAD"], max_len = 3)]
     methods: Vec<Method>,
     #[config(default = 403)]

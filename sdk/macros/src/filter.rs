@@ -3,7 +3,7 @@
 use proc_macro2::{Literal, TokenStream};
 use quote::quote;
 use syn::parse::{Parse, ParseStream};
-use syn::{Error, Ident, ImplItem, ImplItemFn, ItemImpl, LitStr, Result, Token, Type, parse_quote};
+use syn::{Error, FnArg, Ident, ImplItem, ImplItemFn, ItemImpl, LitStr, Result, Token, Type, parse_quote};
 
 use crate::hooks::{self, Bodies, Hooks};
 
@@ -237,7 +237,7 @@ fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
         }
     }
 
-    let Hooks { request, response, done, tick, bodies } = hooks;
+    let Hooks { request, response, done, start, tick, bodies } = hooks;
     let Bodies { request: request_body, response: response_body } = bodies;
     item.items.push(parse_quote! {
         const HOOKS: ::selvedge_sdk::Hooks = ::selvedge_sdk::Hooks {
@@ -246,6 +246,7 @@ fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
             response: #response,
             response_body: #response_body,
             done: #done,
+            start: #start,
             tick: #tick,
         };
     });
@@ -259,9 +260,25 @@ fn add_parameters(function: &mut ImplItemFn) {
         "request" | "response" if inputs.len() == 2 => {
             inputs.push(parse_quote! { _: &mut <Self as ::selvedge_sdk::Filter>::Stream });
         }
-        "done" if inputs.len() == 1 => inputs.push(parse_quote! { _: &<Self as ::selvedge_sdk::Filter>::Stream }),
+        "done" => {
+            if !inputs.iter().any(is_exchange) {
+                inputs.insert(1, parse_quote! { _: &::selvedge_sdk::Exchange });
+            }
+            if inputs.len() == 2 {
+                inputs.push(parse_quote! { _: &<Self as ::selvedge_sdk::Filter>::Stream });
+            }
+        }
+        // One that waits for nothing.
+        "start" | "tick" if function.sig.asyncness.is_none() => function.sig.asyncness = Some(parse_quote!(async)),
         _ => {}
     }
+}
+
+/// `exchange: &Exchange`
+fn is_exchange(argument: &FnArg) -> bool {
+    let FnArg::Typed(argument) = argument else { return false };
+    let Type::Reference(reference) = &*argument.ty else { return false };
+    matches!(&*reference.elem, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Exchange"))
 }
 
 fn associated_type<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a Type> {

@@ -5,7 +5,20 @@ use quote::ToTokens as _;
 use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, Pat};
 
 /// The methods of a request or response that need its body callbacks.
-const BODY_METHODS: [&str; 3] = ["body", "body_prefix", "set_body"];
+const BODY_METHODS: [&str; 12] = [
+    "body",
+    "body_prefix",
+    "bytes",
+    "chunk",
+    "json",
+    "set_body",
+    "set_chunk",
+    "set_json",
+    "set_text",
+    "text",
+    "trailers",
+    "transform",
+];
 
 /// Whose body the filter reads or replaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +33,7 @@ pub(crate) struct Hooks {
     pub(crate) request: bool,
     pub(crate) response: bool,
     pub(crate) done: bool,
+    pub(crate) start: bool,
     pub(crate) tick: bool,
     pub(crate) bodies: Bodies,
 }
@@ -34,6 +48,7 @@ pub(crate) fn of(item: &ItemImpl, declared: Option<Bodies>) -> Hooks {
         request: request.is_some(),
         response: response.is_some(),
         done: method(item, "done").is_some(),
+        start: method(item, "start").is_some(),
         tick: method(item, "tick").is_some(),
         bodies: declared.unwrap_or(found),
     }

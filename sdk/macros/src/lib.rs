@@ -18,8 +18,8 @@ use proc_macro::TokenStream;
 /// them, one name per line, so that a host does not enter the guest for nothing: `request_headers`, `request_body`,
 /// `request_trailers`, `response_headers`, `response_body`, `response_trailers`, `log`.
 ///
-/// **Bodies.** Body callbacks are asked for where the hook may read or replace the body: where `.body(` or `.set_body(` is called on
-/// its first parameter, or where that parameter is handed on (`self.check(request)`; not `self.check(&*request)`), since whoever gets
+/// **Bodies.** Body callbacks are asked for where the hook may read or replace the body: where `.body(`, `.text(`, `.json(`, `.chunk(`,
+/// `.transform(`, `.trailers(`, `.set_body(` and the like are called on its first parameter, or where that parameter is handed on (`self.check(request)`; not `self.check(&*request)`), since whoever gets
 /// it may read the body. Trailers come with them: a body that is followed by trailers ends there. The attribute
 /// overrides this, for a filter that hands the request on and never reads a body, or to say it aloud:
 /// `#[filter(body = "none")]`, `"request"`, `"response"`, `"both"`. A hook that reads a body which the attribute denies panics.
@@ -30,6 +30,9 @@ use proc_macro::TokenStream;
 ///
 /// **About it.** Two more custom sections of the module: `selvedge.schema` holds the JSON Schema of `type Config`, `selvedge.about` says
 /// in JSON which crate it is (`name`, `version`, `description`), which `filter`, and which version of the `sdk` it was made with.
+///
+/// **Outside of exchanges.** `start` and `tick` may be plain functions where they wait for nothing. `done` takes `exchange: &Exchange`, the
+/// stream's state, both in this order, or neither.
 ///
 /// There can be one per crate, without type parameters.
 #[proc_macro_attribute]

@@ -246,6 +246,15 @@ impl Key for HeaderName {
     const NAMES: Json = Self::SCHEMA;
 }
 
+/// As [`http::HeaderValue`] where it is written: text without control characters.
+impl Config for crate::HeaderValue {
+    const SCHEMA: Json = HeaderValue::SCHEMA;
+
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        HeaderValue::read(from).map(Self::from)
+    }
+}
+
 impl Length for String {
     const LEAST: &'static str = "minLength";
     const MOST: &'static str = "maxLength";

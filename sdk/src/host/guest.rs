@@ -261,21 +261,11 @@ impl Host for Guest {
     }
 
     fn reply(&self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
-        let headers = pairs::write(headers);
-        // SAFETY: the host reads the body and the map; the details are empty.
-        done(unsafe {
-            sys::proxy_send_local_response(
-                u32::from(status),
-                [].as_ptr(),
-                0,
-                body.as_ptr(),
-                body.len(),
-                headers.as_ptr(),
-                headers.len(),
-                NO_GRPC_STATUS,
-            )
-        })
-        .unwrap_or_else(|refused| log::warn!("the reply {status} was not sent: {refused}"));
+        reply(status, headers, body, NO_GRPC_STATUS);
+    }
+
+    fn reply_grpc(&self, status: u16, headers: &[(&str, &[u8])], body: &[u8], grpc_status: u8) {
+        reply(status, headers, body, i32::from(grpc_status));
     }
 
     fn foreign(&self, name: &str, argument: &[u8]) -> Result<Vec<u8>, Status> {
@@ -299,6 +289,24 @@ impl Host for Guest {
         done(unsafe { sys::proxy_set_tick_period_milliseconds(milliseconds(period)) })
             .unwrap_or_else(|status| log::warn!("the host gives no ticks: {status}"));
     }
+}
+
+fn reply(status: u16, headers: &[(&str, &[u8])], body: &[u8], grpc_status: i32) {
+    let headers = pairs::write(headers);
+    // SAFETY: the host reads the body and the map; the details are empty.
+    done(unsafe {
+        sys::proxy_send_local_response(
+            u32::from(status),
+            [].as_ptr(),
+            0,
+            body.as_ptr(),
+            body.len(),
+            headers.as_ptr(),
+            headers.len(),
+            grpc_status,
+        )
+    })
+    .unwrap_or_else(|refused| log::warn!("the reply {status} was not sent: {refused}"));
 }
 
 fn log(level: u32, message: &str) {
@@ -344,7 +352,9 @@ fn milliseconds(duration: Duration) -> u32 {
 fn map_kind(map: Map) -> u32 {
     match map {
         Map::Request => 0,
+        Map::RequestTrailers => 1,
         Map::Response => 2,
+        Map::ResponseTrailers => 3,
         Map::CallResponse => 6,
     }
 }

@@ -12,7 +12,7 @@ use selvedge_sdk::host::{self, Buffer, Direction, Host, Map, MetricKind, Status}
 use selvedge_sdk::runtime::{self, Action, Root};
 use selvedge_sdk::{Filter, Reply};
 
-use crate::exchange::{Exchange, Refused, Side};
+use crate::exchange::{self, Exchange, Fields, Refused, Side};
 use crate::guest::{Callout, Guest, NoAnswer, Step, Stream};
 use crate::seen::Seen;
 use crate::store::{self, FakeStore, Store};
@@ -82,9 +82,12 @@ impl<F: Filter> Guest for Native<F> {
         mem::take(&mut self.host.state.borrow_mut().step.callouts)
     }
 
-    fn root_answered(&self, _token: u32, _answer: Result<&Reply, NoAnswer>) -> Result<(), String> {
-        // Hooks outside of streams do not wait.
-        Ok(())
+    fn root_answered(&self, token: u32, answer: Result<&Reply, NoAnswer>) -> Result<(), String> {
+        let (headers, body) = answer.map_or((0, 0), |answer| (answer.headers().len() + 1, answer.bytes().len()));
+        self.host.state.borrow_mut().answer = Some(answer.cloned());
+        let result = self.with(|root| root.on_call_response(token, headers, body));
+        self.host.state.borrow_mut().answer = None;
+        result
     }
 
     fn metrics(&self) -> Vec<(String, u64)> {
@@ -273,6 +276,10 @@ impl Host for FakeHost {
 
     fn header(&self, map: Map, name: &str) -> Option<Vec<u8>> {
         let state = self.state.borrow();
+        if let Some(side) = side_of_trailers(map) {
+            let trailers = state.exchange.half(side).trailers.as_ref()?;
+            return trailers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone());
+        }
         match side(map) {
             Some(side) => state.exchange.half(side).header(name).map(<[u8]>::to_vec),
             None => {
@@ -284,6 +291,9 @@ impl Host for FakeHost {
 
     fn headers(&self, map: Map) -> Vec<(String, Vec<u8>)> {
         let state = self.state.borrow();
+        if let Some(side) = side_of_trailers(map) {
+            return state.exchange.half(side).trailers.clone().unwrap_or_default();
+        }
         match side(map) {
             Some(side) => state.exchange.half(side).headers.clone().unwrap_or_default(),
             None => state.answered().map(answer_fields).unwrap_or_default(),
@@ -291,15 +301,28 @@ impl Host for FakeHost {
     }
 
     fn set_header(&self, map: Map, name: &str, value: &[u8]) -> Result<(), Status> {
-        self.change(map, |exchange, side| exchange.set_header(side, name, value))
+        match side_of_trailers(map) {
+            Some(side) => self.change_trailers(side, name, value, |trailers| exchange::set(trailers, name, value)),
+            None => self.change(map, |exchange, side| exchange.set_header(side, name, value)),
+        }
     }
 
     fn add_header(&self, map: Map, name: &str, value: &[u8]) -> Result<(), Status> {
-        self.change(map, |exchange, side| exchange.add_header(side, name, value))
+        match side_of_trailers(map) {
+            Some(side) => self.change_trailers(side, name, value, |trailers| {
+                trailers.push((name.to_ascii_lowercase(), value.to_vec()));
+            }),
+            None => self.change(map, |exchange, side| exchange.add_header(side, name, value)),
+        }
     }
 
     fn remove_header(&self, map: Map, name: &str) -> Result<(), Status> {
-        self.change(map, |exchange, side| exchange.remove_header(side, name))
+        match side_of_trailers(map) {
+            Some(side) => self.change_trailers(side, name, b"", |trailers| {
+                trailers.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
+            }),
+            None => self.change(map, |exchange, side| exchange.remove_header(side, name)),
+        }
     }
 
     fn buffer(&self, buffer: Buffer, start: usize, max: usize) -> Option<Vec<u8>> {
@@ -447,6 +470,18 @@ impl Store for FakeHost {
 }
 
 impl FakeHost {
+    fn change_trailers(
+        &self,
+        side: Side,
+        name: &str,
+        value: &[u8],
+        change: impl FnOnce(&mut Fields),
+    ) -> Result<(), Status> {
+        let mut state = self.state.borrow_mut();
+        let trailers = state.exchange.half_mut(side).trailers_mut(name, value);
+        trailers.map(change).map_err(|Refused| Status::BadArgument)
+    }
+
     fn change(&self, map: Map, change: impl FnOnce(&mut Exchange, Side) -> Result<(), Refused>) -> Result<(), Status> {
         let side = side(map).ok_or(Status::BadArgument)?;
         change(&mut self.state.borrow_mut().exchange, side).map_err(|Refused| Status::BadArgument)
@@ -469,6 +504,14 @@ fn side(map: Map) -> Option<Side> {
     match map {
         Map::Request => Some(Side::Request),
         Map::Response => Some(Side::Response),
-        Map::CallResponse => None,
+        Map::RequestTrailers | Map::ResponseTrailers | Map::CallResponse => None,
+    }
+}
+
+fn side_of_trailers(map: Map) -> Option<Side> {
+    match map {
+        Map::RequestTrailers => Some(Side::Request),
+        Map::ResponseTrailers => Some(Side::Response),
+        Map::Request | Map::Response | Map::CallResponse => None,
     }
 }

@@ -27,7 +27,11 @@ mod api_key;
 #[path = "../../examples/tour.rs"]
 mod tour;
 
+#[path = "../../examples/flow.rs"]
+mod flow;
+
 use api_key::ApiKey;
+use flow::Flowing;
 use hello::Hello;
 use tour::Tour;
 use upper::Upper;
@@ -116,6 +120,16 @@ claims!(
     a_reply_may_repeat_a_header,
     a_response_waits_for_a_callout,
     a_response_is_replaced,
+    a_document_is_changed_with_its_length,
+    a_document_that_is_none_is_400_or_413,
+    a_body_is_transformed_as_it_streams,
+    each_piece_may_wait_for_an_answer,
+    what_has_passed_is_told_behind_the_body,
+    trailers_are_read_and_changed,
+    an_announced_length_is_kept,
+    what_runs_at_the_start_and_in_ticks_waits_for_answers,
+    a_problem_is_a_document,
+    the_end_of_an_exchange_knows_how_it_went,
 );
 
 fn hello_greets<H: Host>(host: impl Fn() -> H) {
@@ -356,6 +370,126 @@ fn a_response_is_replaced<H: Host>(host: impl Fn() -> H) {
     let outcome = tester.get("/").send();
     assert_eq!((outcome.status(), outcome.header("x-secret")), (500, None));
     assert_eq!(outcome.text(), "the origin has said too much\n");
+}
+
+fn flowing<H: Host>(host: H) -> Tester<H::Of<Flowing>> {
+    host.tester::<Flowing>("flow").config(json!({"words": "words"})).upstream("words", |seen| match seen.path() {
+        "/say" => Reply::new(200).body(format!("<{}>", seen.text())),
+        path => Reply::new(200).body(path.trim_start_matches('/').to_owned()),
+    })
+}
+
+fn a_document_is_changed_with_its_length<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host());
+    tester.start().unwrap();
+    tester.advance(Duration::ZERO);
+    for chunk in [1, 5, 100] {
+        let outcome = tester.post("/document").body(r#"{"a":1}"#).chunked(chunk).send();
+        let seen = outcome.upstream().unwrap();
+        assert_eq!(seen.json::<serde_json::Value>(), json!({"a": 1, "word": "first"}));
+        assert_eq!(seen.header("content-length"), Some(seen.body().len().to_string().as_str()));
+        assert_eq!(seen.header("content-type"), Some("application/json"));
+    }
+    let outcome = tester.post("/document").header("content-type", "application/hal+json").body("{}").send();
+    assert_eq!(outcome.upstream().unwrap().header("content-type"), Some("application/hal+json"));
+    let outcome = tester.post("/text").body("one word").send();
+    let seen = outcome.upstream().unwrap();
+    assert_eq!((seen.text(), seen.header("content-length")), ("one first", Some("9")));
+    assert_eq!(seen.header("content-type"), Some("text/plain; charset=utf-8"));
+}
+
+fn a_document_that_is_none_is_400_or_413<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host());
+    assert_eq!(tester.post("/document").body("{").send().status(), 400);
+    assert_eq!(tester.post("/document").body(format!("{:2000}", "{}")).send().status(), 413);
+    assert_eq!(tester.post("/text").body(b"\xff").send().status(), 400);
+}
+
+fn a_body_is_transformed_as_it_streams<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host()).origin(|_| Reply::new(200).body("one two three"));
+    for chunk in [1, 2, 3, 7, 100] {
+        let outcome = tester.get("/words").chunked(chunk).send();
+        assert_eq!((outcome.text(), outcome.header("content-length")), ("one! two! three!", None), "{chunk}");
+        assert_eq!(tester.get("/words").chunked(chunk).trailers().send().text(), "one! two! three!", "{chunk}");
+    }
+    assert_eq!(tester.get("/words").send().text(), "one! two! three!");
+    let tester = flowing(host());
+    assert_eq!(tester.get("/words").send().text(), "", "nothing to transform");
+}
+
+fn each_piece_may_wait_for_an_answer<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host()).origin(|_| Reply::new(200).body("abcdef"));
+    assert_eq!(tester.get("/ask").chunked(4).send().text(), "<abcd><ef>|end");
+    assert_eq!(tester.get("/ask").send().text(), "<abcdef>|end");
+    assert_eq!(tester.get("/ask").chunked(3).trailers().send().text(), "<abc><def>|end");
+    tester.upstream_down("words");
+    let outcome = tester.get("/ask").chunked(2).send();
+    assert!(outcome.is_cut(), "the headers had gone: {outcome:?}");
+}
+
+fn what_has_passed_is_told_behind_the_body<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host()).origin(|_| Reply::new(200).body([1, 2, 3, 4]));
+    for chunk in [1, 3, 4] {
+        let outcome = tester.get("/sum").chunked(chunk).trailers().send();
+        assert_eq!((outcome.body(), outcome.trailer("x-sum")), (&[1, 2, 3, 4][..], Some("10")));
+    }
+}
+
+fn trailers_are_read_and_changed<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host()).origin(|_| {
+        let answer = selvedge_sdk_testing::Answer::from(Reply::new(200).body("streams past"));
+        answer.trailer("grpc-status", "5").trailer("x-internal", "secret")
+    });
+    for request in [tester.get("/status"), tester.get("/status").chunked(3)] {
+        let outcome = request.send();
+        assert_eq!(outcome.text(), "streams past");
+        assert_eq!((outcome.trailer("grpc-status"), outcome.trailer("x-internal")), (Some("5"), None));
+        assert_eq!(outcome.trailer("x-seen"), Some("1"));
+        assert!(outcome.logs().contains(&"INFO gRPC status 5".to_owned()), "{:?}", outcome.logs());
+    }
+    let tester = flowing(host()).origin(|_| Reply::new(200).body("no trailers"));
+    let outcome = tester.get("/status").send();
+    assert_eq!(outcome.text(), "no trailers");
+    assert!(outcome.logs().iter().any(|line| line.starts_with("WARN trailer x-seen could not be added")));
+}
+
+fn an_announced_length_is_kept<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host()).origin(|_| Reply::new(200).body("as announced"));
+    let outcome = tester.get("/announced").send();
+    assert_eq!((outcome.text(), outcome.header("content-length")), ("as announced", Some("12")));
+    assert!(outcome.logs().iter().any(|line| line.contains("remove content-length")), "{:?}", outcome.logs());
+}
+
+fn what_runs_at_the_start_and_in_ticks_waits_for_answers<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host());
+    tester.start().unwrap();
+    tester.advance(Duration::ZERO);
+    let word = |expected: &str| {
+        let outcome = tester.post("/text").body("word").send();
+        assert_eq!(outcome.upstream().unwrap().text(), expected);
+    };
+    word("first");
+    tester.advance(Duration::from_secs(61));
+    word("next");
+    tester.upstream_down("words");
+    tester.advance(Duration::from_secs(61));
+    word("next");
+    assert_eq!(tester.calls("words"), 3);
+    assert!(tester.logs().iter().any(|line| line.starts_with("WARN the old word stays")), "{:?}", tester.logs());
+}
+
+fn a_problem_is_a_document<H: Host>(host: impl Fn() -> H) {
+    let outcome = flowing(host()).get("/problem").send();
+    assert_eq!((outcome.status(), outcome.header("content-type")), (403, Some("application/problem+json")));
+    let expected =
+        json!({"type": "about:blank", "title": "not for you", "status": 403, "detail": "only words are let in"});
+    assert_eq!(outcome.json::<serde_json::Value>(), expected);
+}
+
+fn the_end_of_an_exchange_knows_how_it_went<H: Host>(host: impl Fn() -> H) {
+    let tester = flowing(host()).origin(|_| Reply::new(204).header("content-type", "text/x"));
+    let logs = tester.get("/end?q=1").send().logs().join("\n");
+    assert!(logs.contains("DEBUG GET /end?q=1 204 Some(6) no word yet"), "{logs}");
 }
 
 #[cfg(feature = "wasm")]
