@@ -29,6 +29,7 @@ pub struct Handles {
     stats: Stats,
     notes: Kv<Note>,
     visits: SharedCounter,
+    questions: RateLimit,
 }
 
 #[filter(body = "none")]
@@ -40,6 +41,7 @@ impl Filter for Handles {
             stats: Stats::define(),
             notes: Kv::new("notes"),
             visits: SharedCounter::new("visits").window(Duration::from_secs(60)),
+            questions: RateLimit::per_minute("questions", 60).burst(3),
         })
     }
 
@@ -97,6 +99,36 @@ impl Filter for Handles {
                 Err(Reply::new(200).json(&(sum, self.visits.get(&key)?)))
             }
 
+            // 429 with Retry-After when there are too many.
+            "/question" => {
+                let left = self.questions.take(&key)?.or_too_many()?;
+                Err(Reply::new(200).json(&left))
+            }
+
+            "/random" => {
+                let number = random::below(6) + 1;
+                let measured = clock::monotonic() <= clock::monotonic();
+                Err(Reply::new(200).json(&(random::uuid_v4(), random::uuid_v7(), number, measured)))
+            }
+
+            // Compared in a time that tells nothing about the right one.
+            "/signed" => {
+                let sent = request.header("x-signature").or_deny(401, "not signed")?;
+                let right = crypto::hex(&crypto::hmac_sha256("a secret", key));
+                if crypto::same(&sent, right.as_bytes()) { Ok(Next) } else { Err(Reply::new(401)) }
+            }
+
+            // A signature that the host verifies.
+            "/verified" => {
+                let public = unhex(&request.header_str("x-public-key").or_deny(400, "no key")?);
+                let signature = unhex(&request.header_str("x-signature").or_deny(400, "no signature")?);
+                match crypto::verify(&crypto::PublicKey::der(public), crypto::Hash::Sha256, key, signature) {
+                    Ok(()) => Ok(Next),
+                    Err(error @ crypto::CryptoError::Unsupported(_)) => Err(Reply::new(501).text(&error.to_string())),
+                    Err(error) => Err(Reply::new(401).text(&error.to_string())),
+                }
+            }
+
             // Several upstreams at once: all of them, the first answer, the first good one.
             "/all" => {
                 let answers = join_all(["a", "b", "nowhere"].map(|name| upstream(name).get("/all").send())).await;
@@ -149,6 +181,12 @@ impl Filter for Handles {
         self.stats.under_way.add(-1);
         info!("{} {}", exchange().status().unwrap_or(0), exchange().details().unwrap_or_default());
     }
+}
+
+/// What is no hexadecimal is nothing.
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = text.as_bytes().chunks_exact(2).filter_map(|pair| std::str::from_utf8(pair).ok());
+    digits.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect()
 }
 
 fn facts_of(request: &Request) -> serde_json::Value {

@@ -89,6 +89,19 @@ pub trait Host {
         SystemTime::now()
     }
 
+    /// Time since some moment, which never goes back.
+    fn monotonic(&self) -> Duration {
+        self.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// Fills the bytes, at most 64 KiB, with random ones.
+    ///
+    /// # Errors
+    /// `Failed`: the host gives none.
+    fn random(&self, bytes: &mut [u8]) -> Result<(), Status> {
+        Err(Status::Failed(10))
+    }
+
     /// The first value of a header.
     fn header(&self, map: Map, name: &str) -> Option<Vec<u8>> {
         None

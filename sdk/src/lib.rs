@@ -149,6 +149,8 @@ pub mod clock;
 
 pub mod config;
 
+pub mod crypto;
+
 mod exchange;
 
 pub mod facts;
@@ -169,6 +171,10 @@ pub mod kv;
 mod message;
 
 pub mod metrics;
+
+pub mod random;
+
+pub mod ratelimit;
 
 mod reply;
 
@@ -220,10 +226,11 @@ pub mod prelude {
     pub use crate::join::join;
     pub use crate::kv::{Kv, KvError, SharedCounter};
     pub use crate::metrics::{Counter, Gauge, Histogram, Metrics};
+    pub use crate::ratelimit::{RateLimit, Taken};
     pub use crate::reply::Reply;
     pub use crate::request::Request;
     pub use crate::response::Response;
     pub use crate::several::{first_ok, join_all, join3, race};
     pub use crate::upstream::{CallError, CallFailure, CallResponse, Upstream, upstream};
-    pub use crate::{BodyError, BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, kv, metrics};
+    pub use crate::{BodyError, BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, crypto, kv, metrics, random};
 }

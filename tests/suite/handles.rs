@@ -129,3 +129,34 @@ async fn labels_are_labels_for_prometheus() {
     let timed = "selvedge_filter_custom_handles_exchange_microseconds_count{status=\"started\"} ";
     assert!(page.lines().any(|line| line.starts_with(timed)), "{page}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_workers_draw_from_one_bucket() {
+    let (a, b) = (origin("a").await, origin("b").await);
+    let edge = node(a.address(), b.address()).await;
+    let asked = (0..20).map(|_| Client::get(edge.web(), "/question?key=one"));
+    let statuses: Vec<u16> = futures::future::join_all(asked).await.iter().map(|answer| answer.status).collect();
+    let granted = statuses.iter().filter(|status| **status == 200).count();
+    // One token more for each second that the test takes.
+    assert!((3..=6).contains(&granted) && statuses.contains(&429), "{statuses:?}");
+    assert_eq!(json_of(&Client::get(edge.web(), "/question?key=two").await), json!(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_are_verified_by_the_node() {
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SigningKey};
+    let (a, b) = (origin("a").await, origin("b").await);
+    let edge = node(a.address(), b.address()).await;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let (public, signature) = (hex(&pair.subject_public_key_info()), hex(&pair.sign(b"x").unwrap()));
+    for (key, public, status) in [("x", &*public, 200), ("y", &*public, 401), ("x", "0102", 401)] {
+        let head = format!(
+            "GET /verified?key={key} HTTP/1.1\r\nhost: test\r\nx-public-key: {public}\r\nx-signature: {signature}\r\n\r\n"
+        );
+        let answer = Client::connect(edge.web()).await.request(&head).await;
+        assert_eq!(answer.status, status, "{key} {public}: {}", answer.text());
+    }
+    let told = json_of(&Client::get(edge.web(), "/random").await);
+    assert_ne!(told[0], json_of(&Client::get(edge.web(), "/random").await)[0], "{told}");
+}

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::bucket::Limit;
+use selvedge_sdk::ratelimit::Limit;
 
 /// Longest policy name.
 const MAX_NAME: usize = 64;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::bucket::ceil_seconds;
 use crate::config::Policy;
 
 /// What a client is told about its quota.
@@ -44,6 +43,11 @@ pub fn legacy_fields(policy: &Policy, quota: Quota) -> Vec<(&'static str, String
 /// The value of `Retry-After`: whole seconds, at least 1, so that a client which obeys is not told to come back at once.
 pub fn retry_after(retry_in: Duration) -> u64 {
     ceil_seconds(retry_in).max(1)
+}
+
+/// Whole seconds, rounded up: a client that waits so long finds what it waited for.
+fn ceil_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// The body of a refusal (RFC 9457).
@@ -117,6 +121,13 @@ mod tests {
         );
         let none = policy(json!({ "rate": "5/s", "headers": false }));
         assert!(quota_fields(&none, quota).is_empty() && legacy_fields(&none, quota).is_empty());
+    }
+
+    #[test]
+    fn seconds_are_rounded_up() {
+        for (millis, seconds) in [(0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2)] {
+            assert_eq!(ceil_seconds(Duration::from_millis(millis)), seconds, "{millis} ms");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::config::{Key, Policy};
 /// Longest bearer token that is looked into, in bytes.
 const MAX_TOKEN: usize = 8 * 1024;
 
-/// The part of a shared-data key that all buckets of one policy have in common.
+/// The name that all buckets of one policy have in common.
 ///
 /// Name, key, rate and burst are hashed into it: filters that agree in all of them share buckets, and after a change of the rate
 /// nobody reads a bucket that was filled under the old one.
@@ -20,17 +20,15 @@ pub fn namespace(policy: &Policy) -> String {
     let limit = policy.limit;
     let identity =
         format!("{:?}/{}/{:?}/{}/{}", policy.key, limit.count, limit.window, limit.burst, policy.ipv6_prefix);
-    format!("rate-limit/{}/{}/", policy.name, short_hash(&[identity.as_bytes()]))
+    format!("rate-limit/{}/{}", policy.name, short_hash(&[identity.as_bytes()]))
 }
 
-/// The shared-data key of one client's bucket: the namespace and 128 bits of SHA-256 of the value. `None` is the bucket that
-/// requests without a key share.
-pub fn bucket_key(namespace: &str, value: Option<&str>) -> String {
-    let hash = match value {
+/// The key of one client's bucket below that: 128 bits of SHA-256 of the value. `None` is the bucket that requests without a key share.
+pub fn bucket_key(value: Option<&str>) -> String {
+    match value {
         Some(value) => short_hash(&[b"v", value.as_bytes()]),
         None => short_hash(&[b"n"]),
-    };
-    format!("{namespace}{hash}")
+    }
 }
 
 /// The network that an address is counted under: IPv4 (also mapped into IPv6) by the whole address, IPv6 by its first `prefix` bits.
@@ -141,11 +139,10 @@ mod tests {
 
     #[test]
     fn the_shared_key_has_one_length_and_shows_nothing_of_the_value() {
-        let space = namespace(&policy(json!({ "rate": "1/s" })));
-        let (short, long) = (bucket_key(&space, Some("a")), bucket_key(&space, Some(&"secret-api-key".repeat(1000))));
+        let (short, long) = (bucket_key(Some("a")), bucket_key(Some(&"secret-api-key".repeat(1000))));
         assert_eq!(short.len(), long.len());
         assert!(!long.contains("secret"));
-        assert_ne!(bucket_key(&space, None), bucket_key(&space, Some("")));
+        assert_ne!(bucket_key(None), bucket_key(Some("")));
     }
 
     #[test]

@@ -18,36 +18,37 @@
 //!
 //! A refusal is 429 with `Retry-After` (whole seconds, rounded up), the `RateLimit` fields and a problem document (RFC 9457).
 //!
-//! **State.** A bucket is 16 bytes in the host's shared data, changed by compare-and-swap, so all workers of a node draw from the same
-//! bucket; each node has its own. Keys are hashes of one length: nothing a client sends is stored, and no value makes an entry larger.
-//! The number of buckets is bounded by the host's limit on shared data. Selvedge drops the keys that were not used for longest, and a
-//! refusal counts as use: a client that is being limited stays known, an idle one is forgotten and starts with a full bucket. With a
+//! **State.** A bucket is 16 bytes in the host's shared data: all workers of a node draw from the same bucket; each node has its own.
+//! Selvedge takes from it in one step (`selvedge.ratelimit.take`); on other hosts it is changed by compare-and-swap. Keys are hashes of one length: nothing a client sends is stored, and no value makes an entry larger.
+//! The number of buckets is bounded by the host's limit on shared data. Selvedge forgets buckets
+//! that are full again, and when there are too many, those that were not used for longest; a refusal counts as use: a client that is being
+//! limited stays known, an idle one is forgotten and starts with a full bucket. With a
 //! key that clients choose (a header before any authentication) one client can be many, and so can push others out; a key that
 //! `jwt-auth` has verified, or the address, cannot be made up. Where a host refuses to store instead, `on_full` decides; the same
-//! holds after 16 lost races for one bucket.
+//! holds there after 16 lost races for one bucket.
 //!
 //! **Order.** `key: {jwt_claim: ..}` reads the token without verifying it: put `jwt-auth` before this filter. When `jwt-auth` removes the
 //! token (`forward_token: false`), let it forward the claim and use `key: {header: x-user}`, which clients cannot forge then.
 
-pub mod bucket;
 pub mod config;
 pub mod fields;
 pub mod key;
 pub mod limiter;
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use selvedge_sdk::metrics::Counter;
 use selvedge_sdk::prelude::*;
+use selvedge_sdk::ratelimit;
 
 use crate::config::{Config, Missing, Policy};
 use crate::fields::{Problem, Quota};
-use crate::limiter::{Store, StoreError, Verdict};
+use crate::limiter::Verdict;
 
 /// The filter.
 pub struct RateLimit {
     policy: Policy,
-    namespace: String,
+    buckets: ratelimit::RateLimit,
     limited: Counter,
     uncounted: Counter,
 }
@@ -60,8 +61,9 @@ impl Filter for RateLimit {
 
     fn new(config: Config) -> Result<Self, String> {
         let policy = config.check().map_err(|error| error.to_string())?;
+        let ratelimit::Limit { count, window, burst } = policy.limit;
         Ok(Self {
-            namespace: key::namespace(&policy),
+            buckets: ratelimit::RateLimit::new(&key::namespace(&policy), count, window).burst(burst),
             policy,
             limited: metrics::counter("rate_limit_limited_total"),
             uncounted: metrics::counter("rate_limit_uncounted_total"),
@@ -78,9 +80,7 @@ impl Filter for RateLimit {
             (None, Missing::Share) | (Some(_), _) => {}
         }
 
-        let key = key::bucket_key(&self.namespace, value.as_deref());
-        let now = clock::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        match limiter::decide(&SharedData, &key, &policy.limit, now, policy.on_full) {
+        match limiter::decide(&self.buckets, &key::bucket_key(value.as_deref()), policy.on_full) {
             Verdict::Allowed { remaining, full_in } => *quota = Some(Quota { remaining, reset: full_in }),
             Verdict::Limited { retry_in } => {
                 self.limited.inc(1);
@@ -88,11 +88,11 @@ impl Filter for RateLimit {
             }
             Verdict::Uncounted(error) => {
                 self.uncounted.inc(1);
-                debug!("limit {:?}: request not counted: {error:?}", policy.name);
+                debug!("limit {:?}: request not counted: {error}", policy.name);
             }
             Verdict::Uncountable(error) => {
                 self.uncounted.inc(1);
-                debug!("limit {:?}: request refused, it cannot be counted: {error:?}", policy.name);
+                debug!("limit {:?}: request refused, it cannot be counted: {error}", policy.name);
                 return Err(problem(429, &Problem::uncountable(policy)).header("retry-after", "1"));
             }
         }
@@ -139,26 +139,4 @@ fn joined(req: &Request, name: &str) -> Option<String> {
 fn problem(status: u16, problem: &Problem) -> Reply {
     let body = serde_json::to_vec(problem).unwrap_or_default();
     Reply::new(status).header("content-type", "application/problem+json").header("cache-control", "no-store").body(body)
-}
-
-/// The host's shared data.
-struct SharedData;
-
-impl Store for SharedData {
-    type Version = kv::Cas;
-
-    fn get(&self, key: &str) -> Option<(Vec<u8>, kv::Cas)> {
-        kv::get(key)
-    }
-
-    fn set(&self, key: &str, value: &[u8], version: Option<kv::Cas>) -> Result<(), StoreError> {
-        let written = match version {
-            Some(version) => kv::set(key, value, Some(version)),
-            None => kv::create(key, value),
-        };
-        written.map_err(|error| match error {
-            kv::KvError::CasMismatch => StoreError::Changed,
-            _ => StoreError::Full,
-        })
-    }
 }

@@ -97,7 +97,7 @@ impl Host for NodeHost {
 
     /// Those that act on an exchange are in `chain/foreign.rs`.
     fn foreign(&self, caller: Caller<'_>, name: &str, args: &[u8]) -> Option<Result<Vec<u8>, ForeignError>> {
-        if let Some(answer) = selvedge_wasm::foreign::call(&self.shared, caller, name, args) {
+        if let Some(answer) = selvedge_wasm::foreign::call(self, caller, name, args) {
             return Some(answer);
         }
         Some(match name {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dashmap::DashMap;
 use parking_lot::Mutex;
+use selvedge_token_bucket::{Bucket, Limit, Take};
 
 /// Bytes of one key.
 pub(crate) const MAX_KEY: usize = 4 << 10;
@@ -219,6 +220,44 @@ impl SharedData {
             let sum = before.saturating_add(delta);
             space.put(key, Bytes::copy_from_slice(&sum.to_le_bytes()), expires, limits, now);
             Ok(sum)
+        })
+    }
+
+    /// Takes `tokens` from the bucket under `key` in one step, at `now` (time since the Unix epoch). A bucket is forgotten when it is full
+    /// again, because one that is not there is full; a value that is no bucket counts as none. No tokens are a look, which changes nothing,
+    /// and so does a refusal.
+    ///
+    /// # Errors
+    /// [`SharedDataError::TooLarge`] for a key over 4 KiB.
+    pub fn take_tokens(
+        &self,
+        vm_id: &str,
+        key: &[u8],
+        limit: &Limit,
+        tokens: u32,
+        now: Duration,
+    ) -> Result<Take, SharedDataError> {
+        if key.len() > MAX_KEY {
+            return Err(SharedDataError::TooLarge);
+        }
+        let (limits, clock) = (self.limits, &*self.clock);
+        self.in_space(vm_id, |space| {
+            space.uses += 1;
+            let used = space.uses;
+            let stored = space.live(key, clock).and_then(|entry| {
+                entry.used = used;
+                Bucket::from_bytes(&entry.value)
+            });
+            let taken = limit.take(tokens, stored, now);
+            if let Take::Granted { bucket, full_in, .. } = taken
+                && tokens > 0
+            {
+                // A moment longer, so that a bucket is never forgotten before it is full.
+                let ttl = full_in.saturating_add(Duration::from_millis(1));
+                let value = Bytes::copy_from_slice(&bucket.to_bytes());
+                space.put(key, value, expiry(Some(ttl), clock), limits, clock);
+            }
+            Ok(taken)
         })
     }
 
@@ -492,6 +531,49 @@ mod tests {
         let (_, cas) = data.get("vm", b"n").unwrap();
         data.increment("vm", b"n", 1, 0, None).unwrap();
         assert_eq!(data.set("vm", b"n", b"", cas), Err(SharedDataError::CasMismatch));
+    }
+
+    #[test]
+    fn buckets_are_taken_from_in_one_step_and_forgotten_when_full() {
+        let (data, pass) = with_clock(SharedDataLimits::default());
+        let limit = Limit { count: 1, window: SECOND, burst: 3 };
+        let start = 1_800_000_000 * SECOND;
+        let take = |tokens, now| data.take_tokens("vm", b"k", &limit, tokens, start + now).unwrap();
+        assert!(matches!(take(0, Duration::ZERO), Take::Granted { remaining: 3, .. }));
+        assert_eq!(data.len("vm"), 0, "a look stores nothing");
+
+        for left in [2, 1, 0] {
+            assert!(matches!(take(1, Duration::ZERO), Take::Granted { remaining, .. } if remaining == left));
+        }
+        let (_, cas) = data.get("vm", b"k").unwrap();
+        assert_eq!(take(1, Duration::ZERO), Take::Refused { retry_in: SECOND });
+        assert_eq!(data.get("vm", b"k").unwrap().1, cas, "a refusal writes nothing");
+        assert_eq!(data.get("vm", b"k").unwrap().0.len(), 16);
+
+        pass(SECOND);
+        assert!(matches!(take(1, SECOND), Take::Granted { remaining: 0, .. }));
+        pass(3 * SECOND);
+        assert_eq!(data.len("vm"), 1);
+        pass(Duration::from_millis(1));
+        assert_eq!(data.len("vm"), 0);
+
+        data.set("vm", b"k", b"no bucket", 0).unwrap();
+        assert!(matches!(take(1, SECOND), Take::Granted { remaining: 2, .. }));
+        let long = vec![0; MAX_KEY + 1];
+        assert_eq!(data.take_tokens("vm", &long, &limit, 1, start), Err(SharedDataError::TooLarge));
+    }
+
+    #[test]
+    fn threads_get_no_more_tokens_than_there_are() {
+        let data = SharedData::new();
+        let limit = Limit { count: 1, window: 3600 * SECOND, burst: 100 };
+        let take = || data.take_tokens("vm", b"k", &limit, 1, 1_800_000_000 * SECOND);
+        let granted: usize = std::thread::scope(|scope| {
+            let work = || (0..100).filter(|_| matches!(take(), Ok(Take::Granted { .. }))).count();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(granted, 100);
     }
 
     #[test]

@@ -47,6 +47,17 @@ mod sys {
     }
 }
 
+mod wasi {
+    #[link(wasm_import_module = "wasi_snapshot_preview1")]
+    unsafe extern "C" {
+        pub(super) fn random_get(bytes: *mut u8, size: usize) -> u16;
+        pub(super) fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
+    }
+}
+
+/// The clock of WASI that never goes back.
+const MONOTONIC: u32 = 1;
+
 /// The buffer that holds the plugin's configuration during `proxy_on_configure`.
 const PLUGIN_CONFIGURATION: u32 = 7;
 
@@ -116,6 +127,21 @@ impl Host for Guest {
         // SAFETY: the host writes eight bytes to the pointer.
         unsafe { sys::proxy_get_current_time_nanoseconds(&raw mut nanoseconds) };
         UNIX_EPOCH + Duration::from_nanos(nanoseconds)
+    }
+
+    fn monotonic(&self) -> Duration {
+        let mut nanoseconds = 0;
+        // SAFETY: the host writes eight bytes to the pointer.
+        unsafe { wasi::clock_time_get(MONOTONIC, 1, &raw mut nanoseconds) };
+        Duration::from_nanos(nanoseconds)
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> Result<(), Status> {
+        // SAFETY: the host writes as many bytes to the pointer as there are.
+        match unsafe { wasi::random_get(bytes.as_mut_ptr(), bytes.len()) } {
+            0 => Ok(()),
+            errno => Err(Status::Failed(errno.into())),
+        }
     }
 
     fn header(&self, map: Map, name: &str) -> Option<Vec<u8>> {

@@ -210,6 +210,7 @@ struct State {
     next_token: u32,
     metrics: Vec<Metric>,
     tick_period: Option<Duration>,
+    random: u64,
     /// The filter has panicked.
     lost: bool,
 }
@@ -272,6 +273,22 @@ impl Host for FakeHost {
 
     fn now(&self) -> SystemTime {
         self.world.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.world.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// The same sequence for every tester (SplitMix64).
+    fn random(&self, bytes: &mut [u8]) -> Result<(), Status> {
+        let mut state = self.state.borrow_mut();
+        for portion in bytes.chunks_mut(8) {
+            state.random = state.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state.random ^ state.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            portion.copy_from_slice(&(mixed ^ mixed >> 31).to_le_bytes()[..portion.len()]);
+        }
+        Ok(())
     }
 
     fn header(&self, map: Map, name: &str) -> Option<Vec<u8>> {

@@ -458,7 +458,7 @@ impl Host for TestHost {
         match functions.get(name) {
             Some(function) => Some(function(argument).ok_or_else(bad)),
             None if self.world.is_plain() => None,
-            None => selvedge_wasm::foreign::call(&self.shared, caller, name, argument),
+            None => selvedge_wasm::foreign::call(self, caller, name, argument),
         }
     }
 }

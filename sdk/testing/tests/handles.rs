@@ -55,6 +55,10 @@ claims!(
     facts_are_told_where_the_host_knows_them,
     values_are_left_for_the_response,
     metrics_have_labels,
+    questions_are_limited_for_each_key,
+    random_things_have_their_form,
+    what_is_signed_with_the_secret_passes,
+    a_host_that_cannot_verify_is_named,
 );
 
 #[cfg(feature = "wasm")]
@@ -215,4 +219,45 @@ fn metrics_have_labels<F>(tester: Tester<F>) {
     assert_eq!(metric("handles_requests;path=/a;tenant=none"), 1);
     assert_eq!(metric("handles_under_way"), 0);
     assert_eq!(metric("handles_exchange_microseconds;status=started"), 3, "recorded when it was dropped");
+}
+
+fn questions_are_limited_for_each_key<F>(tester: Tester<F>) {
+    for left in [2, 1, 0] {
+        assert_eq!(json_of(&tester.get("/question?key=a").send()), json!(left));
+    }
+    let refused = tester.get("/question?key=a").send();
+    assert_eq!((refused.status(), refused.header("retry-after")), (429, Some("1")));
+    assert_eq!(json_of(&tester.get("/question?key=b").send()), json!(2));
+    tester.advance(Duration::from_secs(1));
+    assert_eq!(json_of(&tester.get("/question?key=a").send()), json!(0));
+    assert_eq!(tester.get("/question?key=a").send().status(), 429);
+}
+
+fn random_things_have_their_form<F>(tester: Tester<F>) {
+    let told = json_of(&tester.get("/random").send());
+    for (place, version) in [(0, '4'), (1, '7')] {
+        let uuid = told[place].as_str().unwrap();
+        let dashes: Vec<usize> = uuid.match_indices('-').map(|(at, _)| at).collect();
+        assert_eq!((uuid.len(), dashes), (36, vec![8, 13, 18, 23]), "{uuid}");
+        assert_eq!(uuid.chars().nth(14), Some(version), "{uuid}");
+    }
+    assert!(told[1].as_str().unwrap().starts_with("00e8d4a5-1000-7"), "the tester's time: {told}");
+    assert!((1..=6).contains(&told[2].as_u64().unwrap()) && told[3] == true, "{told}");
+    assert_ne!(json_of(&tester.get("/random").send())[0], told[0]);
+}
+
+fn what_is_signed_with_the_secret_passes<F>(tester: Tester<F>) {
+    let right = selvedge_sdk::crypto::hex(&selvedge_sdk::crypto::hmac_sha256("a secret", "x"));
+    let wrong = right.replace(|digit: char| digit.is_ascii_digit(), "0");
+    for (signature, status) in [(&*right, 200), (&*wrong, 401), (&right[1..], 401), ("", 401)] {
+        let sent = tester.get("/signed?key=x").header("x-signature", signature).send();
+        assert_eq!(sent.status(), status, "{signature}");
+    }
+    assert_eq!(tester.get("/signed?key=x").send().status(), 401);
+}
+
+fn a_host_that_cannot_verify_is_named<F>(tester: Tester<F>) {
+    // The testers have no such function; the node has.
+    let sent = tester.get("/verified?key=x").header("x-public-key", "00").header("x-signature", "00").send();
+    assert_eq!((sent.status(), sent.text().trim()), (501, "the host has no function verify_signature"));
 }

@@ -1,4 +1,7 @@
 //! The token bucket: integer arithmetic on a 16-byte state, time as a parameter.
+//!
+//! It stands alone because two need it: the host, for `selvedge.ratelimit.take`, and guests, on hosts that have no such function. Both keep
+//! the same bytes, so either goes on where the other has stopped.
 
 use std::time::Duration;
 
@@ -8,7 +11,7 @@ const MICRO: u64 = 1_000_000;
 /// Length of a stored bucket, in bytes.
 pub const STATE_BYTES: usize = 16;
 
-/// How much a key may do: `count` requests per `window` in the long run, `burst` at once.
+/// How much a key may do: `count` tokens per `window` in the long run, `burst` at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// Tokens gained per `window`; at least 1.
@@ -27,10 +30,10 @@ pub struct Bucket {
     refilled_at: u64,
 }
 
-/// What became of one request.
+/// What became of one request for tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
-    /// A token was there; the bucket to store, and what is left in it.
+    /// The tokens were there; the bucket to store, and what is left in it.
     Granted {
         /// The state after the request.
         bucket: Bucket,
@@ -39,16 +42,17 @@ pub enum Take {
         /// Time until the bucket is full again.
         full_in: Duration,
     },
-    /// No token was there. Nothing needs to be stored: a refusal changes no bucket, so a client that hammers a closed door causes no
+    /// They were not there. Nothing needs to be stored: a refusal changes no bucket, so a client that hammers a closed door causes no
     /// writes.
     Refused {
-        /// Time until one token will be there.
+        /// Time until they will be there. For more tokens than the bucket can hold, the time until it is full: that is not enough.
         retry_in: Duration,
     },
 }
 
 impl Bucket {
     /// The stored form: two little-endian integers, tokens first.
+    #[must_use]
     pub fn to_bytes(self) -> [u8; STATE_BYTES] {
         let mut bytes = [0; STATE_BYTES];
         bytes[..8].copy_from_slice(&self.micro_tokens.to_le_bytes());
@@ -57,6 +61,7 @@ impl Bucket {
     }
 
     /// Reads the stored form; `None` when these are not 16 bytes.
+    #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (tokens, refilled_at) = bytes.split_first_chunk::<8>()?;
         let refilled_at: &[u8; 8] = refilled_at.try_into().ok()?;
@@ -65,16 +70,19 @@ impl Bucket {
 }
 
 impl Limit {
-    /// Takes one token at `now` (time since the Unix epoch). `stored` is what shared data holds; an unknown key has a full bucket.
-    pub fn take(&self, stored: Option<Bucket>, now: Duration) -> Take {
+    /// Takes `tokens` at `now` (time since the Unix epoch), all or none of them; none at all is a look. `stored` is what shared data
+    /// holds; an unknown key has a full bucket.
+    #[must_use]
+    pub fn take(&self, tokens: u32, stored: Option<Bucket>, now: Duration) -> Take {
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let bucket = match stored {
             Some(bucket) => self.refill(bucket, now),
             None => Bucket { micro_tokens: self.capacity(), refilled_at: now },
         };
 
-        let Some(micro_tokens) = bucket.micro_tokens.checked_sub(MICRO) else {
-            return Take::Refused { retry_in: self.time_for(MICRO - bucket.micro_tokens) };
+        let wanted = u64::from(tokens) * MICRO;
+        let Some(micro_tokens) = bucket.micro_tokens.checked_sub(wanted) else {
+            return Take::Refused { retry_in: self.time_for(wanted.min(self.capacity()) - bucket.micro_tokens) };
         };
         Take::Granted {
             bucket: Bucket { micro_tokens, ..bucket },
@@ -124,11 +132,6 @@ impl Limit {
     }
 }
 
-/// Whole seconds, rounded up: a client that waits so long finds what it waited for.
-pub fn ceil_seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +147,7 @@ mod tests {
         let mut stored = None;
         let mut granted = Vec::new();
         for offset in offsets {
-            match limit.take(stored, START + offset) {
+            match limit.take(1, stored, START + offset) {
                 Take::Granted { bucket, .. } => {
                     stored = Bucket::from_bytes(&bucket.to_bytes());
                     granted.push(true);
@@ -191,22 +194,22 @@ mod tests {
     #[test]
     fn retry_in_is_exact_to_the_nanosecond() {
         let limit = limit(3, 1, 1);
-        let Take::Granted { bucket, remaining, full_in } = limit.take(None, START) else { panic!("first request") };
+        let Take::Granted { bucket, remaining, full_in } = limit.take(1, None, START) else { panic!("first request") };
         assert_eq!((remaining, full_in), (0, Duration::from_nanos(333_333_334)));
-        let Take::Refused { retry_in } = limit.take(Some(bucket), START) else { panic!("second request") };
+        let Take::Refused { retry_in } = limit.take(1, Some(bucket), START) else { panic!("second request") };
         let early = START + retry_in - Duration::from_nanos(2);
-        assert!(matches!(limit.take(Some(bucket), early), Take::Refused { .. }));
-        assert!(matches!(limit.take(Some(bucket), START + retry_in), Take::Granted { .. }));
+        assert!(matches!(limit.take(1, Some(bucket), early), Take::Refused { .. }));
+        assert!(matches!(limit.take(1, Some(bucket), START + retry_in), Take::Granted { .. }));
     }
 
     #[test]
     fn a_clock_that_steps_back_neither_gives_tokens_nor_freezes_the_bucket() {
         let limit = limit(1, 1, 1);
-        let Take::Granted { bucket, .. } = limit.take(None, START) else { panic!("first request") };
-        assert!(matches!(limit.take(Some(bucket), START - Duration::from_millis(500)), Take::Refused { .. }));
+        let Take::Granted { bucket, .. } = limit.take(1, None, START) else { panic!("first request") };
+        assert!(matches!(limit.take(1, Some(bucket), START - Duration::from_millis(500)), Take::Refused { .. }));
         // Stamped years ahead: the bucket counts from now on.
-        let Take::Granted { bucket, .. } = limit.take(None, START * 2) else { panic!("first request") };
-        let Take::Refused { retry_in } = limit.take(Some(bucket), START) else { panic!("empty bucket") };
+        let Take::Granted { bucket, .. } = limit.take(1, None, START * 2) else { panic!("first request") };
+        let Take::Refused { retry_in } = limit.take(1, Some(bucket), START) else { panic!("empty bucket") };
         assert!(retry_in <= Duration::from_secs(1));
     }
 
@@ -217,7 +220,7 @@ mod tests {
         assert_eq!(Bucket::from_bytes(&[0; 17]), None);
         // More tokens than the bucket holds (a smaller burst after a reload): clamped.
         let rich = Bucket { micro_tokens: u64::MAX, refilled_at: 0 };
-        let Take::Granted { remaining, .. } = limit(1, 1, 5).take(Some(rich), START) else { panic!("full bucket") };
+        let Take::Granted { remaining, .. } = limit(1, 1, 5).take(1, Some(rich), START) else { panic!("full bucket") };
         assert_eq!(remaining, 4);
     }
 
@@ -230,16 +233,36 @@ mod tests {
                 Some(Bucket { micro_tokens: 0, refilled_at: u64::MAX }),
             ] {
                 for now in [Duration::ZERO, START, Duration::MAX] {
-                    let _taken = limit.take(stored, now);
+                    let _taken = limit.take(1, stored, now);
                 }
             }
         }
     }
 
     #[test]
-    fn seconds_are_rounded_up() {
-        for (millis, seconds) in [(0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2)] {
-            assert_eq!(ceil_seconds(Duration::from_millis(millis)), seconds, "{millis} ms");
+    fn tokens_are_taken_together_or_not_at_all() {
+        let limit = limit(1, 1, 5);
+        let Take::Granted { bucket, remaining, full_in } = limit.take(3, None, START) else { panic!("of five") };
+        assert_eq!((remaining, full_in), (2, Duration::from_secs(3)));
+        assert_eq!(limit.take(3, Some(bucket), START), Take::Refused { retry_in: Duration::from_secs(1) });
+        assert!(matches!(limit.take(2, Some(bucket), START), Take::Granted { remaining: 0, .. }));
+        assert!(matches!(limit.take(0, Some(bucket), START), Take::Granted { remaining: 2, .. }));
+        assert_eq!(limit.take(6, Some(bucket), START), Take::Refused { retry_in: Duration::from_secs(3) });
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_state_and_limit_is_borne_and_none_gives_more_than_it_holds(
+            state: (u64, u64), count: u32, window: u64, burst: u32, tokens: u32, now: u64,
+        ) {
+            let limit = Limit { count, window: Duration::from_nanos(window), burst };
+            let stored = Bucket { micro_tokens: state.0, refilled_at: state.1 };
+            match limit.take(tokens, Some(stored), Duration::from_nanos(now)) {
+                Take::Granted { remaining, .. } => {
+                    proptest::prop_assert!(u64::from(remaining) + u64::from(tokens) <= u64::from(burst));
+                }
+                Take::Refused { .. } => proptest::prop_assert!(tokens > 0),
+            }
         }
     }
 }
