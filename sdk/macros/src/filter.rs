@@ -73,7 +73,7 @@ fn exports(filter: &Type, hooks: Hooks) -> TokenStream {
             }
         }
     });
-    let request_body = (hooks.request && hooks.bodies.request).then(|| {
+    let request_body = (hooks.request && (hooks.bodies.request || hooks.waits.request)).then(|| {
         quote! {
             #[unsafe(no_mangle)]
             extern "C" fn proxy_on_request_body(id: u32, held: usize, end: u32) -> u32 {
@@ -94,7 +94,7 @@ fn exports(filter: &Type, hooks: Hooks) -> TokenStream {
             }
         }
     });
-    let response_body = (hooks.response && hooks.bodies.response).then(|| {
+    let response_body = (hooks.response && (hooks.bodies.response || hooks.waits.response)).then(|| {
         quote! {
             #[unsafe(no_mangle)]
             extern "C" fn proxy_on_response_body(id: u32, held: usize, end: u32) -> u32 {
@@ -237,7 +237,7 @@ fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
         }
     }
 
-    let Hooks { request, response, done, start, tick, bodies } = hooks;
+    let Hooks { request, response, done, start, tick, bodies, waits: _ } = hooks;
     let Bodies { request: request_body, response: response_body } = bodies;
     item.items.push(parse_quote! {
         const HOOKS: ::selvedge_sdk::Hooks = ::selvedge_sdk::Hooks {

@@ -36,6 +36,9 @@ pub(crate) struct Hooks {
     pub(crate) start: bool,
     pub(crate) tick: bool,
     pub(crate) bodies: Bodies,
+    /// Which hooks may wait. Hosts that show the body while the headers are held (Envoy, as the SDK asks it to) take a body callback that
+    /// is not there for a yes, and let headers and body go: so a hook that waits needs one, to say no.
+    pub(crate) waits: Bodies,
 }
 
 /// Looks at the methods of the impl. `declared` is what the attribute says about bodies; without it the token streams decide.
@@ -51,6 +54,7 @@ pub(crate) fn of(item: &ItemImpl, declared: Option<Bodies>) -> Hooks {
         start: method(item, "start").is_some(),
         tick: method(item, "tick").is_some(),
         bodies: declared.unwrap_or(found),
+        waits: Bodies { request: request.is_some_and(may_wait), response: response.is_some_and(may_wait) },
     }
 }
 
@@ -92,6 +96,41 @@ fn needs_body(function: &ImplItemFn) -> bool {
         Some(Pat::Wild(_)) => false,
         _ => true,
     }
+}
+
+/// Whether the hook may be pending: it awaits something, or calls a macro that might (`futures::join!`).
+fn may_wait(function: &ImplItemFn) -> bool {
+    fn awaits(tokens: TokenStream) -> bool {
+        /// Macros that wait for nothing; what is in their parentheses is looked at.
+        const PLAIN: [&str; 14] = [
+            "trace",
+            "debug",
+            "info",
+            "warn",
+            "error",
+            "format",
+            "format_args",
+            "matches",
+            "vec",
+            "assert",
+            "assert_eq",
+            "debug_assert",
+            "panic",
+            "unreachable",
+        ];
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        tokens.iter().enumerate().any(|(at, token)| match token {
+            TokenTree::Group(group) => awaits(group.stream()),
+            TokenTree::Ident(ident) if *ident == "await" => true,
+            TokenTree::Ident(ident) => {
+                let is_macro = matches!(tokens.get(at + 1), Some(TokenTree::Punct(mark)) if mark.as_char() == '!')
+                    && matches!(tokens.get(at + 2), Some(TokenTree::Group(_)));
+                is_macro && !PLAIN.iter().any(|name| ident == name)
+            }
+            _ => false,
+        })
+    }
+    awaits(function.block.to_token_stream())
 }
 
 fn touches_body(tokens: TokenStream, message: &str) -> bool {
@@ -176,6 +215,22 @@ mod tests {
             async fn request(&self, req: &mut Request, _: &mut ()) -> Flow { self.check(req).await }
         };
         assert!(needs_body(&function));
+    }
+
+    #[test]
+    fn a_hook_waits_that_awaits_or_calls_a_macro_that_might() {
+        let table = [
+            ("{ Ok(Next) }", false),
+            ("{ info!(\"{}\", request.path()); if x != (1) { return Err(reply) } Ok(Next) }", false),
+            ("{ if x { upstream(\"a\").get(\"/\").send().await; } Ok(Next) }", true),
+            ("{ info!(\"{:?}\", call.await); Ok(Next) }", true),
+            ("{ futures::join!(a, b); Ok(Next) }", true),
+        ];
+        for (block, expected) in table {
+            let block: syn::Block = syn::parse_str(block).unwrap();
+            let function = parse_quote! { async fn request(&self, request: &mut Request) -> Flow #block };
+            assert_eq!(may_wait(&function), expected, "{}", block.to_token_stream());
+        }
     }
 
     #[test]

@@ -24,6 +24,9 @@ use proc_macro::TokenStream;
 /// overrides this, for a filter that hands the request on and never reads a body, or to say it aloud:
 /// `#[filter(body = "none")]`, `"request"`, `"response"`, `"both"`. A hook that reads a body which the attribute denies panics.
 ///
+/// A hook that waits for something else (a callout) exports them too, so that it can hold the body on hosts that show it nevertheless,
+/// and does not list them.
+///
 /// **Left out.** Without `type Stream` the hooks have no `stream` parameter. With it, those that do not need it may leave the parameter
 /// out as well. Without `type Config` there are no settings, and the guest carries no JSON parser; `fn new()` has no parameter then, and
 /// may itself be left out for a type that is `Default`.
