@@ -37,8 +37,9 @@ lint: setup ## Formatting, clippy, documentation and, where cargo-deny is instal
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	@if command -v cargo-deny >/dev/null 2>&1; then cargo deny --locked check; else echo "cargo deny: skipped: cargo-deny not installed"; fi
 
-conformance-envoy: setup ## Runs the proxy-wasm conformance cases on Envoy and publishes what differs in docs/conformance.md.
+conformance-envoy: setup ## Runs the conformance cases and all filters on Envoy, and publishes what differs in docs/{conformance,portability}.md.
 	cargo test --workspace --locked --features $(TEST_FEATURES) --test suite -- --ignored --nocapture conformance::every_difference_of_envoy
+	PORTABLE_PUBLISH=1 cargo test --workspace --locked --features $(TEST_FEATURES) --test suite -- --nocapture portable::
 
 cache-suite: setup ## Runs the public HTTP cache tests of a checkout: SUITE=path, of github.com/http-tests/cache-tests with `undici` installed.
 	HTTP_CACHE_TESTS=$(abspath $(SUITE)) cargo test --workspace --locked --features $(TEST_FEATURES) --test suite -- --ignored --nocapture cache_suite::

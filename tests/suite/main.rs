@@ -100,4 +100,6 @@ mod unix_listeners;
 
 mod conformance;
 
+mod portable;
+
 mod third_party;

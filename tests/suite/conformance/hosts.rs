@@ -64,19 +64,33 @@ impl Host {
         programs.into_iter().find(|program| program.exists()).map(Self::Envoy)
     }
 
-    /// Starts the host; an error when it ends instead of serving.
+    /// Starts the host for these cases; an error when it ends instead of serving.
     pub(crate) async fn start(
         &self,
         cases: &[&Case],
         upstreams: Upstreams,
         records: &Arc<Records>,
     ) -> Result<Running, String> {
+        let config = match self {
+            Self::Selvedge => selvedge(cases, upstreams),
+            Self::Envoy(_) => envoy(cases, upstreams),
+        };
+        self.launch(config, 1 + cases.iter().filter(|case| case.is_tcp()).count(), records).await
+    }
+
+    /// Starts the host with a configuration of so many listeners; an error when it ends instead of serving.
+    pub(crate) async fn launch(
+        &self,
+        config: String,
+        listeners: usize,
+        records: &Arc<Records>,
+    ) -> Result<Running, String> {
         let folder = TempDir::new().map_err(|error| error.to_string())?;
-        let (config, mut command) = match self {
+        let mut command = match self {
             Self::Selvedge => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_selvedge-under-test"));
                 command.args(["run", "--config"]).arg(folder.path().join("config.json")).env_remove("SELVEDGE_LOG");
-                (selvedge(cases, upstreams), command)
+                command
             }
             Self::Envoy(program) => {
                 let mut command = Command::new(program);
@@ -84,7 +98,7 @@ impl Host {
                 command.args(["--component-log-level", "wasm:info"]);
                 command.arg("--admin-address-path").arg(folder.path().join("admin"));
                 command.arg("--config-path").arg(folder.path().join("config.json"));
-                (envoy(cases, upstreams), command)
+                command
             }
         };
         std::fs::write(folder.path().join("config.json"), config).map_err(|error| error.to_string())?;
@@ -115,9 +129,7 @@ impl Host {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
             running.addresses = match self {
-                Self::Selvedge => {
-                    running.told(1 + cases.iter().filter(|case| case.is_tcp()).count()).unwrap_or_default()
-                }
+                Self::Selvedge => running.told(listeners).unwrap_or_default(),
                 Self::Envoy(_) => running.listeners().await.unwrap_or_default(),
             };
         }
@@ -128,7 +140,12 @@ impl Host {
 impl Running {
     /// Where to send a case's requests.
     pub(crate) fn address(&self, case: &Case) -> SocketAddr {
-        let own = self.addresses.get(&case.id).or_else(|| self.addresses.get("web"));
+        self.at(&case.id)
+    }
+
+    /// The listener of this name, or the only one.
+    pub(crate) fn at(&self, name: &str) -> SocketAddr {
+        let own = self.addresses.get(name).or_else(|| self.addresses.get("web"));
         *own.expect("every case has a listener")
     }
 
@@ -252,15 +269,7 @@ fn selvedge(cases: &[&Case], upstreams: Upstreams) -> String {
 
 /// One listener for each case, because Envoy's filter chains are per listener.
 fn envoy(cases: &[&Case], upstreams: Upstreams) -> String {
-    let typed = |name: &str, kind: &str, fields: Value| {
-        let mut config = json!({ "@type": format!("type.googleapis.com/{kind}") });
-        if let (Some(config), Value::Object(fields)) = (config.as_object_mut(), fields) {
-            config.extend(fields);
-        }
-        json!({ "name": name, "typed_config": config })
-    };
     let text = |value: &str| json!({ "@type": "type.googleapis.com/google.protobuf.StringValue", "value": value });
-    let address = |address: SocketAddr| json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } });
     let router =
         typed("router", "envoy.extensions.filters.http.router.v3.Router", json!({ "suppress_envoy_headers": true }));
 
@@ -318,23 +327,6 @@ fn envoy(cases: &[&Case], upstreams: Upstreams) -> String {
         })
         .collect();
 
-    let cluster = |name: &str, at: SocketAddr, h2: bool| {
-        let endpoint = json!({ "endpoint": { "address": address(at) } });
-        let mut cluster = json!({
-            "name": name,
-            "type": "STATIC",
-            "connect_timeout": "5s",
-            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [endpoint] }] },
-        });
-        if h2 {
-            let protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-            cluster["typed_extension_protocol_options"] = json!({ protocol: {
-                "@type": format!("type.googleapis.com/{protocol}"),
-                "explicit_http_config": { "http2_protocol_options": {} },
-            }});
-        }
-        cluster
-    };
     json!({
         "node": { "id": "conformance", "cluster": "conformance" },
         "admin": { "address": address(SocketAddr::from(([127, 0, 0, 1], 0))) },
@@ -351,4 +343,37 @@ fn envoy(cases: &[&Case], upstreams: Upstreams) -> String {
         },
     })
     .to_string()
+}
+
+/// An extension of Envoy with its configuration.
+pub(crate) fn typed(name: &str, kind: &str, fields: Value) -> Value {
+    let mut config = json!({ "@type": format!("type.googleapis.com/{kind}") });
+    if let (Some(config), Value::Object(fields)) = (config.as_object_mut(), fields) {
+        config.extend(fields);
+    }
+    json!({ "name": name, "typed_config": config })
+}
+
+/// An address, as Envoy has it.
+pub(crate) fn address(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
+
+/// An upstream of Envoy.
+pub(crate) fn cluster(name: &str, at: SocketAddr, h2: bool) -> Value {
+    let endpoint = json!({ "endpoint": { "address": address(at) } });
+    let mut cluster = json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [endpoint] }] },
+    });
+    if h2 {
+        let protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        cluster["typed_extension_protocol_options"] = json!({ protocol: {
+            "@type": format!("type.googleapis.com/{protocol}"),
+            "explicit_http_config": { "http2_protocol_options": {} },
+        }});
+    }
+    cluster
 }

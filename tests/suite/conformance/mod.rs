@@ -4,8 +4,8 @@
 #![allow(clippy::print_stdout, reason = "counts and differences are what a run is for")]
 
 mod case;
-mod hosts;
-mod record;
+pub(crate) mod hosts;
+pub(crate) mod record;
 mod report;
 mod run;
 
