@@ -11,7 +11,8 @@ const MEMORY_MOST: usize = 512 << 10;
 
 fn yaml(folder: &std::path::Path, more: &str) -> String {
     format!(
-        "cache:
+        "admin: {{ bind: \"127.0.0.1:0\" }}
+cache:
   memory: {{ size: 8MiB, max_object: 512KiB }}
   disk: {{ folders: [{{ path: {}, size: 64MiB }}], max_object: 8MiB, {more} }}
 upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
@@ -273,4 +274,32 @@ async fn a_folder_that_cannot_be_made_is_a_fault() {
     let refused = Edge::try_start(&yaml(&file.join("below"), "admit: all"), &[("app", origin.address())]);
     let text = refused.err().expect("no folder there").to_string();
     assert!(text.contains("below/purge.log: Not a directory") && text.contains("config.yaml:"), "{text}");
+}
+
+/// What the admin API says is stored for one URL.
+async fn shown(edge: &Edge) -> serde_json::Value {
+    let mut client = Client::connect(edge.admin()).await;
+    client.request("GET /v1/cache/object?url=http://test/20000 HTTP/1.1\r\nhost: localhost\r\n\r\n").await.json()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_disk_for_a_url_is_shown() {
+    let (folder, origin) = (TempDir::new().expect("a folder"), origin().await);
+    let edge = Edge::start(&all(&folder), &[("app", origin.address())]);
+    Client::get(edge.web(), "/20000").await;
+    until("it is on disk", || disk(&edge).counts.written == 1).await;
+    drop(edge);
+    let edge = Edge::start(&all(&folder), &[("app", origin.address())]);
+    let found = shown(&edge).await;
+    let object = &found["objects"][0];
+    assert_eq!(
+        (&object["tier"], &object["route"], &object["length"]),
+        (&"disk".into(), &"page".into(), &20_000.into()),
+        "{found}"
+    );
+    Client::get(edge.web(), "/20000").await;
+    let found = shown(&edge).await;
+    let tiers: Vec<_> =
+        found["objects"].as_array().into_iter().flatten().map(|object| object["tier"].clone()).collect();
+    assert_eq!(tiers, ["memory", "disk"], "{found}");
 }

@@ -482,3 +482,17 @@ async fn what_several_queries_share_goes_with_any_of_them() {
     assert_eq!(answer("GET", "/p?id=1&utm=b").await, "answer 4");
     assert_eq!(answer("GET", "/p?id=1").await, "answer 4");
 }
+
+/// RFC 9211, 2.7; and what header fields hold stays out.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_key_is_made_of_is_told_where_the_route_says_so() {
+    let origin = fresh().await;
+    let edge =
+        node("{ show_key: true, key: { query: { only: [id] }, headers: [x-user], device: true } }", origin.address());
+    let told = ask(&edge, "GET", "/page?utm=1&id=%22", &[("x-user", "ann"), PHONE]).await;
+    let status = told.header("cache-status").unwrap_or_default();
+    assert!(status.contains(r#"; key="http://test/page?id=%22 header.x-user=<its value> device=mobile""#), "{status}");
+    let silent = node("{}", origin.address());
+    let silent = ask(&silent, "GET", "/page?utm=1&id=1", &[]).await;
+    assert!(silent.header("cache-status").is_some_and(|status| !status.contains("key=")), "{:?}", silent.headers);
+}

@@ -283,6 +283,26 @@ async fn what_is_stored_for_a_url_is_shown() {
     assert!(stats["purges"]["hard"].as_u64() > Some(0) && stats["memory"]["capacity"].as_u64() > Some(0), "{stats}");
 }
 
+/// Whatever else a key is made of: the URL is enough to find it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_under_further_parts_of_keys_is_shown() {
+    let origin = counting().await;
+    let yaml = "
+admin: { bind: \"127.0.0.1:0\" }
+cache: {}
+upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
+sites: [{ hosts: [\"${ID}.example\"], routes: [{ name: \"parts-${ID}\", cache: { key: { headers: [x-user] } }, to: app }] }]";
+    let edge = Edge::start(yaml, &[("app", origin.address())]);
+    for (path, user) in [("/tag/one", "ann"), ("/tag/one", "bob"), ("/tag/two", "ann")] {
+        send(edge.web(), "GET", path, &format!("host: {}\r\nx-user: {user}\r\n", host(&edge)), "").await;
+    }
+    let path = format!("/v1/cache/object?url={}/tag/one", host(&edge));
+    let found = send(edge.admin(), "GET", &path, "host: localhost\r\n", "").await.json();
+    let objects = found["objects"].as_array().expect("objects");
+    assert_eq!(objects.len(), 2, "{found}");
+    assert!(objects.iter().all(|object| object["tags"] == json!(["one"]) && object["route"].is_null()), "{found}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_puts_out_of_date_what_its_route_says() {
     let origin = counting().await;

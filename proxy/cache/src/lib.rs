@@ -16,7 +16,7 @@
 //! | `response_cache_filter` | `Ok(cache.response_decision(&session.cache, req, resp, &mut ctx.cache))` |
 //! | `cache_not_modified_filter` | `Ok(cache.not_modified(req, resp))` |
 //! | `should_serve_stale` | `cache.serve_stale(error, &mut ctx.cache)` |
-//! | `response_filter` | `cache.append_status(&session.cache, &ctx.cache, "edge", resp)` |
+//! | `response_filter` | `cache.append_status(&session.cache, &ctx.cache, "edge", None, resp)` |
 //!
 //! Routes that do not cache call none of these but `upstream_response`, which then only strips hop-by-hop fields.
 //!
@@ -679,9 +679,19 @@ impl Cache {
         }
     }
 
-    /// `response_filter`: append [`status`](Self::status) to `response`, after what caches nearer to the origin said (RFC 9211, 2).
-    pub fn append_status(&'static self, cache: &HttpCache, ctx: &CacheCtx, node: &str, response: &mut ResponseHeader) {
-        let value = self.status(cache, ctx, node).to_value();
+    /// `response_filter`: append [`status`](Self::status) to `response`, after what caches nearer to the origin said (RFC 9211, 2). `key` is
+    /// what its key is made of, if the client is to know.
+    pub fn append_status<'a>(
+        &'static self,
+        cache: &HttpCache,
+        ctx: &CacheCtx,
+        node: &'a str,
+        key: Option<&'a str>,
+        response: &mut ResponseHeader,
+    ) {
+        let mut status = self.status(cache, ctx, node);
+        status.key = key;
+        let value = status.to_value();
         // Refused only when a header has more than 4096 fields: then the client can do without this one.
         let _refused = response.append_header(CACHE_STATUS, value);
     }

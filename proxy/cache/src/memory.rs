@@ -43,7 +43,7 @@ pub use crate::memory::encoded::{Encoded, EncodedBody, StoredBody};
 use crate::memory::fill::{Fill, FillReader, Outcome};
 use crate::memory::object::Body;
 pub(crate) use crate::memory::object::{NOT_ON_DISK, Object, StoredMeta};
-use crate::purge::{Marks, Purges, Verdict};
+use crate::purge::{Mark, Marks, Purges, Verdict};
 use crate::tiers::{DiskCopy, DiskReader};
 use crate::{CacheOptions, Purge};
 
@@ -210,6 +210,15 @@ impl MemoryTier {
             }
             for fill in self.fills.get(&slot).iter().flat_map(|fills| fills.iter().filter(|fill| fill.is_joinable())) {
                 found(slot, &fill.meta, fill.length(), true);
+            }
+        }
+    }
+
+    /// Each object with one of these marks, wherever its key has it: looks at all there are.
+    pub(crate) fn each_with_mark(&self, marks: &[Mark], mut found: impl FnMut(Slot, &StoredMeta, u64)) {
+        for (slot, object) in &self.objects {
+            if object.meta.marks.marks.iter().any(|mark| marks.contains(mark)) {
+                found(*slot, &object.meta, object.body.len());
             }
         }
     }

@@ -39,8 +39,7 @@ impl Fwd {
     }
 }
 
-/// How the cache handled a request, as one member of `Cache-Status`. The key is left out on purpose: it is a hash, and of no use to
-/// clients.
+/// How the cache handled a request, as one member of `Cache-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheStatus<'a> {
     node: &'a str,
@@ -56,6 +55,8 @@ pub struct CacheStatus<'a> {
     pub stored: bool,
     /// The request waited for, or joined, another one's fetch.
     pub collapsed: bool,
+    /// What the key is made of (RFC 9211, 2.7), where that may be told.
+    pub key: Option<&'a str>,
     /// Anything else worth telling.
     pub detail: Option<&'a str>,
 }
@@ -64,7 +65,17 @@ impl<'a> CacheStatus<'a> {
     /// A member for the cache `node` that says nothing yet.
     #[must_use]
     pub fn new(node: &'a str) -> Self {
-        Self { node, hit: false, fwd: None, fwd_status: None, ttl: None, stored: false, collapsed: false, detail: None }
+        Self {
+            node,
+            hit: false,
+            fwd: None,
+            fwd_status: None,
+            ttl: None,
+            stored: false,
+            collapsed: false,
+            key: None,
+            detail: None,
+        }
     }
 
     /// The member as a field value: a structured item with parameters (RFC 9211, 2; RFC 9651, 3.3).
@@ -92,6 +103,10 @@ impl<'a> CacheStatus<'a> {
         if self.collapsed {
             text.push_str("; collapsed");
         }
+        if let Some(key) = self.key {
+            text.push_str("; key=");
+            push_string(&mut text, key);
+        }
         if let Some(detail) = self.detail {
             text.push_str("; detail=");
             push_item(&mut text, detail);
@@ -108,6 +123,11 @@ fn push_item(out: &mut String, text: &str) {
         out.push_str(text);
         return;
     }
+    push_string(out, text);
+}
+
+/// Append `text` as a string, even where it could be a token.
+fn push_string(out: &mut String, text: &str) {
     out.push('"');
     for char in text.chars() {
         match char {
@@ -131,10 +151,12 @@ mod tests {
             fwd_status: Some(StatusCode::OK),
             stored: true,
             collapsed: true,
+            key: Some("http://a.example/?a=\"1\""),
             detail: Some("memory"),
             ..CacheStatus::new("edge-1")
         };
-        assert_eq!(miss.to_value(), "edge-1; fwd=uri-miss; fwd-status=200; stored; collapsed; detail=memory");
+        let expected = r#"edge-1; fwd=uri-miss; fwd-status=200; stored; collapsed; key="http://a.example/?a=\"1\""; detail=memory"#;
+        assert_eq!(miss.to_value(), expected);
         let hit = CacheStatus { hit: true, ttl: Some(-3), ..CacheStatus::new("edge") };
         assert_eq!(hit.to_value(), "edge; hit; ttl=-3");
     }

@@ -113,6 +113,13 @@ impl Tiers {
         Some(Loaded { meta, stale_since, generation: found.generation, body: found.body })
     }
 
+    /// What is on disk at a primary slot, and the length of its body.
+    pub(crate) async fn peek(&self, primary: Slot) -> Option<(StoredMeta, u64)> {
+        let loaded = self.load(primary, primary).await?;
+        let length = loaded.body.length();
+        Some((loaded.meta, length))
+    }
+
     /// Whether an object is of use for so long that it may be written. Failures never are: they are for those who wait for them; nor is
     /// what another node owns, and has on its disks.
     fn is_worth_it(&self, meta: &StoredMeta) -> bool {

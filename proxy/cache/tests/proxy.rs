@@ -117,7 +117,7 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut CacheCtx,
     ) -> Result<()> {
-        self.cache.append_status(&session.cache, ctx, "edge", response);
+        self.cache.append_status(&session.cache, ctx, "edge", None, response);
         Ok(())
     }
 }

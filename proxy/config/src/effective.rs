@@ -15,9 +15,11 @@ use aho_corasick::AhoCorasick;
 use serde_json::{Map, Number, Value};
 
 pub use self::diff::{Change, Difference};
+use crate::cache::CacheMemory;
 use crate::listeners::limits::OF_HTTP;
 use crate::schema::schema;
 use crate::tree::{self, Data, Entry, Kind, MAX_NODES, Node};
+use crate::values::ByteSize;
 
 /// What stands for a secret.
 pub const REDACTED: &str = "<redacted>";
@@ -90,6 +92,7 @@ pub(crate) fn of(sources: &Sources) -> Effective {
         }
     }
     sections.get_mut("upstreams").into_iter().for_each(follow_like);
+    sections.get_mut("cache").into_iter().for_each(limit_objects);
     let filters = sections.get("filters").cloned();
     for section in ["sites", "listeners"] {
         if let (Some(value), Some(filters)) = (sections.get_mut(section), &filters) {
@@ -231,6 +234,18 @@ fn hide_copies(value: &mut Effective, secrets: &AhoCorasick) {
         Effective::List(items) => items.iter_mut().for_each(|item| hide_copies(item, secrets)),
         Effective::Map(entries) => entries.iter_mut().for_each(|(_, value)| hide_copies(value, secrets)),
         _ => {}
+    }
+}
+
+/// A store that is smaller than the usual `max_object` keeps objects up to its own size.
+fn limit_objects(cache: &mut Effective) {
+    let Some(Effective::Map(memory)) = cache.get_mut("memory") else { return };
+    let find = |name: &str| memory.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+    if let (Some(size @ Effective::Text(text)), None) = (find("size"), find("max_object"))
+        && text.parse::<ByteSize>().is_ok_and(|size| size < CacheMemory::default().max_object)
+    {
+        let size = size.clone();
+        memory.push(("max_object".into(), size));
     }
 }
 

@@ -1106,7 +1106,7 @@ fn routes() {
         ),
         (
             "to: demo\n    cache: { negative: {} }",
-            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `key`, `cookies`, `languages`, `slice`, `ranges`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `tags`",
+            "13:14 sites[0].routes[0].cache.negative: unknown key `negative` | known keys: `ttl`, `override`, `key`, `cookies`, `languages`, `slice`, `ranges`, `stale_while_revalidate`, `stale_if_error`, `request_directives`, `show_key`, `tags`",
         ),
         (
             "to: demo\n    cache: { request_directives: obey }",

@@ -199,7 +199,7 @@ sites:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
     invalidates: [{ on: /api/*/item/*, urls: ["/lists/$1"], tags: ["item-$2"], soft: true }]
-    cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], slice: 1MiB, ranges: whole, stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, tags: { read: [xkey], keep: true } }
+    cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], slice: 1MiB, ranges: whole, stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, show_key: true, tags: { read: [xkey], keep: true } }
     to: app
   - match: { path: /teapot }
     respond: { status: 418, body: "short and stout\n", headers: { X-A: b } }
@@ -337,7 +337,7 @@ sites:
     assert_eq!(policy.slice, Some(ByteSize::mib(1)));
     assert_eq!((policy.cookies, &policy.languages[..]), (SetCookie::Strip, &["de".to_owned(), "en-gb".into()][..]));
     assert_eq!(policy.stale_if_error, Some(Duration::from_secs(7 * 86400)));
-    assert!(policy.request_directives && policy.ranges == Ranges::Whole);
+    assert!(policy.request_directives && policy.show_key && policy.ranges == Ranges::Whole);
     let [rule] = &api.invalidates[..] else { panic!("{api:?}") };
     let segments = vec![Some("api".into()), None, Some("item".into())];
     assert_eq!(rule.on, PathMatch::Pattern { segments, below: true });
@@ -1001,4 +1001,18 @@ sites:
     let types = ["text/", "+json", "image/bmp"].map(str::to_owned);
     let [a, b, c] = types;
     assert_eq!(own.types, [MediaType::Prefix(a), MediaType::Suffix(b), MediaType::Exact(c)]);
+}
+
+#[test]
+fn a_small_store_is_shown_with_the_objects_it_takes() {
+    for (memory, shown) in [
+        ("{ size: 8MiB }", "8MiB"),
+        ("{ size: 8MiB, max_object: 1MiB }", "1MiB"),
+        ("{ size: 1GiB }", "16MiB"),
+        ("{}", "16MiB"),
+    ] {
+        let loaded = loader().load_str("a.yaml", &format!("{SMALL}cache: {{ memory: {memory} }}\n"));
+        let effective = loaded.unwrap_or_else(|report| panic!("{report}")).effective().to_json();
+        assert_eq!(effective["cache"]["memory"]["max_object"], shown, "{memory}");
+    }
 }

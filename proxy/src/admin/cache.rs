@@ -6,7 +6,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body_util::Full;
 use schemars::JsonSchema;
 use selvedge_cache::purge::LogError;
-use selvedge_cache::{Cache, Scheme};
+use selvedge_cache::{Cache, Scheme, Stored};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -98,21 +98,44 @@ impl From<StreamUsage> for StreamStats {
     }
 }
 
+impl StoredObject {
+    fn of(stored: &Stored, place: Option<(&str, &'static str)>, tier: &'static str) -> Self {
+        Self {
+            route: place.map(|(route, _)| route.to_owned()),
+            scheme: place.map(|(_, scheme)| scheme),
+            tier,
+            status: stored.status.as_u16(),
+            length: stored.length,
+            age: stored.age,
+            ttl: stored.ttl,
+            epoch: stored.epoch,
+            variant: stored.is_variant,
+            filling: stored.is_filling,
+            tags: stored.tags.clone(),
+            etag: stored.etag.clone(),
+            vary: stored.vary.clone(),
+        }
+    }
+}
+
 /// What is stored for a URL.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct StoredObjects {
-    /// All variants, over http and https, of all routes of the site. What is kept under keys with parts of filters is not found.
+    /// All variants in memory, over http and https, of all routes of the site, whatever else their keys are made of; and what is on disk under
+    /// the plain keys.
     objects: Vec<StoredObject>,
 }
 
 /// A stored response.
 #[derive(Serialize, JsonSchema)]
 struct StoredObject {
-    /// The route that has stored it.
-    route: String,
-    /// How it was asked for: `http` or `https`.
-    scheme: &'static str,
-    /// Where it is: `memory`.
+    /// The route that has stored it; absent where its key has further parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<String>,
+    /// How it was asked for: `http` or `https`; absent where its key has further parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheme: Option<&'static str>,
+    /// Where it is: `memory` or `disk`.
     tier: &'static str,
     /// Its status.
     status: u16,
@@ -173,34 +196,30 @@ pub(crate) async fn purge(state: &State, call: Call<'_>) -> Result<Response<Full
     Ok(answer)
 }
 
-pub(crate) fn object(state: &State, call: &Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
+pub(crate) async fn object(state: &State, call: Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
     let plan = state.control.current().plan();
     let cache = cache(state)?;
     let wrong = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "There is no URL to look up").detail(detail);
     let url = parameter(call.query, "url").ok_or_else(|| wrong("write `?url=https://www.example.com/path`".into()))?;
     let Url { authority, target } = Url::read(&url, &plan).map_err(|error| wrong(error.to_string()))?;
     let mut objects = Vec::new();
+    let mut known = Vec::new();
     for route in plan.router.routes_of(&authority) {
         let Some(rule) = &route.cache else { continue };
         for (scheme, word) in [(Scheme::Http, "http"), (Scheme::Https, "https")] {
-            let found = cache.inspect(rule.scope, scheme, &rule.policy.query, &authority, &target);
-            objects.extend(found.into_iter().map(|stored| StoredObject {
-                route: route.name().to_owned(),
-                scheme: word,
-                tier: "memory",
-                status: stored.status.as_u16(),
-                length: stored.length,
-                age: stored.age,
-                ttl: stored.ttl,
-                epoch: stored.epoch,
-                variant: stored.is_variant,
-                filling: stored.is_filling,
-                tags: stored.tags,
-                etag: stored.etag,
-                vary: stored.vary,
-            }));
+            let query = &rule.policy.query;
+            let place = Some((route.name(), word));
+            let found = cache.inspect(rule.scope, scheme, query, &authority, &target);
+            objects.extend(found.iter().map(|stored| StoredObject::of(stored, place, "memory")));
+            known.extend(found);
+            let on_disk = cache.inspect_disk(rule.scope, scheme, query, &authority, &target).await;
+            objects.extend(on_disk.map(|stored| StoredObject::of(&stored, place, "disk")));
         }
     }
+    let order = Order { urls: vec![url], ..Order::default() };
+    let scopes = order.scopes(&plan).map_err(|error| wrong(error.to_string()))?;
+    let elsewhere = cache.inspect_elsewhere(&scopes, &known);
+    objects.extend(elsewhere.iter().map(|stored| StoredObject::of(stored, None, "memory")));
     json(&StoredObjects { objects })
 }
 

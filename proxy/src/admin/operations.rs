@@ -167,7 +167,7 @@ pub(crate) const TABLE: &[Operation] = &[
     Operation {
         parameters: &["url"],
         ..ask::<StoredObjects>("/v1/cache/object", "What is stored for a URL.", |state, call| {
-            Box::pin(async move { cache::object(state, &call) })
+            Box::pin(cache::object(state, call))
         })
     },
     tell::<serde_json::Value>(

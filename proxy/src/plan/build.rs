@@ -377,7 +377,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                     let identity = cluster::route_identity(&label, route);
                     let slices = written.slice.map(|size| Box::new(Slices::of(size.bytes())));
                     let scope = KeyScope::new(&label, &route.name);
-                    CacheRule { policy, key_parts, scope, withheld, identity, slices }
+                    CacheRule { policy, key_parts, scope, withheld, shows_key: written.show_key, identity, slices }
                 }),
                 target,
                 upstreams: Arc::clone(&upstreams),

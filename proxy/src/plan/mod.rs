@@ -136,6 +136,8 @@ pub(crate) struct CacheRule {
     pub(crate) scope: KeyScope,
     /// The fields with tags that clients do not get.
     pub(crate) withheld: Box<[HeaderName]>,
+    /// Whether clients are told what its keys are made of.
+    pub(crate) shows_key: bool,
     /// What other nodes of the cluster know it by.
     pub(crate) identity: RouteIdentity,
     /// Large objects are kept in slices.

@@ -188,7 +188,9 @@ pub(crate) fn status(session: &Session, response: &mut ResponseHeader, ctx: &Req
         for name in withheld.into_iter().flatten() {
             response.remove_header(name);
         }
-        cache.append_status(&session.cache, &ctx.cache, &ctx.plan.node.name, response);
+        let rule = ctx.route.as_ref().filter(|_| for_client).and_then(|route| route.cache.as_ref());
+        let key = rule.filter(|rule| rule.shows_key).and_then(|_| key_in_words(session, ctx));
+        cache.append_status(&session.cache, &ctx.cache, &ctx.plan.node.name, key.as_deref(), response);
     }
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct StoredMeta {
     pub(super) born: SystemTime,
     pub(super) stale_while_revalidate: u32,
     pub(super) stale_if_error: u32,
-    pub(super) variance: Option<HashBinary>,
+    pub(crate) variance: Option<HashBinary>,
     pub(crate) always_stale: bool,
     /// The origin's failure, as the answer to those who waited for it; nobody else gets it, and it is not worth keeping.
     pub(crate) is_shared_failure: bool,

@@ -70,6 +70,11 @@ pub struct CachePolicy {
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub request_directives: bool,
 
+    /// Whether `Cache-Status` tells clients what the key of a response is made of (`key`, RFC 9211, 2.7): the URL as it counts, the kind of
+    /// device, the place; of header fields and cookies only which count. For finding out why something is not hit. Default `false`.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub show_key: bool,
+
     /// What responses are tagged with, for purges by tag.
     #[schemars(with = "Option<CacheTags>", extend("default" = {}))]
     pub tags: CacheTags,
@@ -262,6 +267,7 @@ impl CachePolicy {
         let stale_while_revalidate = fields.read(cx, "stale_while_revalidate", duration);
         let stale_if_error = fields.read(cx, "stale_if_error", duration);
         let request_directives = fields.read(cx, "request_directives", truth).unwrap_or(false);
+        let show_key = fields.read(cx, "show_key", truth).unwrap_or(false);
         let tags = fields.read(cx, "tags", CacheTags::read).unwrap_or_default();
         fields.close(cx);
         Some(Self {
@@ -275,6 +281,7 @@ impl CachePolicy {
             stale_while_revalidate,
             stale_if_error,
             request_directives,
+            show_key,
             tags,
             position: at.name_position().clone(),
         })
