@@ -232,5 +232,7 @@ pub mod prelude {
     pub use crate::response::Response;
     pub use crate::several::{first_ok, join_all, join3, race};
     pub use crate::upstream::{CallError, CallFailure, CallResponse, Upstream, upstream};
-    pub use crate::{BodyError, BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, crypto, kv, metrics, random};
+    pub use crate::{
+        BodyError, BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, crypto, kv, metrics, random,
+    };
 }

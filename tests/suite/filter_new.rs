@@ -17,7 +17,7 @@ use crate::filter_tools::{contains, filter, printed};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_selvedge-under-test");
 
-fn checkout() -> PathBuf {
+pub(crate) fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the checkout")
 }
 
@@ -38,7 +38,7 @@ fn make(folder: &Path, name: &str, template: &str) -> PathBuf {
 }
 
 /// A command in a crate, with the shared target folder.
-fn tool(krate: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn tool(krate: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("filter").args(arguments).current_dir(krate);
     command.env("CARGO_TARGET_DIR", target()).env_remove("RUSTFLAGS").env_remove("SELVEDGE_LOG");
@@ -118,13 +118,13 @@ fn what_is_there_stays_as_it_is_and_names_are_names() {
 }
 
 /// `selvedge filter dev` at work; ended when dropped.
-struct Dev {
+pub(crate) struct Dev {
     child: Child,
     said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Dev {
-    fn start(krate: &Path) -> Self {
+    pub(crate) fn start(krate: &Path) -> Self {
         let mut command = tool(krate, &["dev", "--offline"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let said = Arc::<Mutex<Vec<String>>>::default();
@@ -138,7 +138,7 @@ impl Dev {
         Self { child, said }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.said.lock().join("\n")
     }
 
@@ -147,7 +147,7 @@ impl Dev {
     }
 
     /// Waits until it has said something so many times: a compiler is at work, on a machine that has other things to do.
-    async fn says(&mut self, part: &str, times: usize) {
+    pub(crate) async fn says(&mut self, part: &str, times: usize) {
         let began = Instant::now();
         while self.times(part) < times {
             assert!(self.child.try_wait().ok().flatten().is_none(), "it ended:\n{}", self.text());
@@ -160,7 +160,7 @@ impl Dev {
         }
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         let said = self.said.lock();
         let line = said.iter().find_map(|line| line.strip_prefix("listener web: http://")).expect("a listener");
         line.parse().expect("an address")

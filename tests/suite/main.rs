@@ -78,6 +78,7 @@ mod reload;
 
 mod misbehave;
 
+mod sdk_readme;
 mod slices;
 mod story;
 

@@ -260,6 +260,8 @@ fn default_value(default: &Absence, name: &str, inner: &Type, option: bool) -> T
         Absence::OfType => return quote!(::std::default::Default::default()),
         Absence::Expression(expression) => return expression.to_token_stream(),
         Absence::Literal(literal) => literal.value(),
+        // Whatever it is a list of: there is nothing to read.
+        Absence::List(list) if list.is_empty() => quote!(::std::vec::Vec::<bool>::new()),
         Absence::List(list) => {
             let list = list.iter().map(attributes::Lit::value);
             quote!(::std::vec![#(#list),*])

@@ -182,3 +182,8 @@ pub use crate::fake::Answer;
 pub use crate::request::TestRequest;
 pub use crate::seen::{CacheWishes, Outcome, Seen};
 pub use crate::tester::{Tester, Wasm};
+
+/// The recipes of the documentation, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/filter-recipes.md")]
+mod recipes {}
