@@ -143,17 +143,20 @@ fn a_slow_upstream_takes_its_time_and_no_longer_than_the_timeout(tester: Tester<
 
     tester.upstream_slow("a", Duration::from_secs(3));
     let outcome = tester.get("/").header("x-do", "call a /x").send();
-    outcome.expect_forwarded_header("x-seen", "no answer");
+    outcome.expect_forwarded_header("x-seen", "upstream a: no answer within 1000 ms");
     assert_eq!((outcome.took(), outcome.calls()[0].timeout()), (Duration::from_secs(1), Some(Duration::from_secs(1))));
     assert_eq!(tester.calls("a"), 2);
 }
+
+/// What a callout is told whose connection is lost.
+const DOWN: &str = "upstream a: no connection: the test gives no answer";
 
 fn an_upstream_goes_down_and_comes_back(tester: Tester<Obey>) {
     let tester = tester.upstream("a", |_| Reply::new(204));
     let seen = || tester.get("/").header("x-do", "call a /").send().upstream().unwrap().header_values("x-seen");
     assert_eq!(seen(), ["204 "]);
     tester.upstream_down("a");
-    assert_eq!(seen(), ["no answer"]);
+    assert_eq!(seen(), [DOWN]);
     tester.upstream_up("a");
     assert_eq!(seen(), ["204 "]);
 }
@@ -161,7 +164,7 @@ fn an_upstream_goes_down_and_comes_back(tester: Tester<Obey>) {
 fn answers_of_a_list_come_one_after_the_other(tester: Tester<Obey>) {
     let tester = tester.upstream_answers("a", [Answer::from(Reply::new(500)), Answer::lost(), Reply::new(200).into()]);
     let outcome = tester.get("/").header("x-do", "call a /1; call a /2; call a /3; call a /4").send();
-    assert_eq!(outcome.upstream().unwrap().header_values("x-seen"), ["500 ", "no answer", "200 ", "200 "]);
+    assert_eq!(outcome.upstream().unwrap().header_values("x-seen"), ["500 ", DOWN, "200 ", "200 "]);
     let paths: Vec<_> = tester.calls_to("a").iter().map(|seen| seen.path().to_owned()).collect();
     assert_eq!(paths, ["/1", "/2", "/3", "/4"]);
 }

@@ -35,6 +35,9 @@ pub(crate) struct Case {
     /// Header fields whose values depend on chance or time: only that they are there is compared.
     #[serde(default)]
     pub(crate) mask: Vec<String>,
+    /// Upstreams whose requests are not compared: what a filter asks outside of exchanges comes when it comes.
+    #[serde(default)]
+    pub(crate) unseen: Vec<String>,
     /// Why Envoy shows something else.
     #[serde(default)]
     pub(crate) differs: Option<String>,
@@ -144,6 +147,7 @@ fn cases(workspace: &Path, name: &str) -> Result<Vec<Case>, String> {
             origin: Answer::default(),
             ask,
             mask: Vec::new(),
+            unseen: Vec::new(),
             differs: None,
         };
         return Ok(vec![case]);

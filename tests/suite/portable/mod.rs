@@ -166,7 +166,10 @@ async fn attempt(
     for request in &origin.received()[before..] {
         lines.extend(received("origin", request, &case.mask));
     }
-    for ((name, server), before) in upstreams.iter().zip(called) {
+    let seen = upstreams.iter().zip(called);
+    for ((name, server), before) in
+        seen.filter(|((name, _), _)| case.upstreams.contains_key(*name) && !case.unseen.contains(name))
+    {
         for request in &server.received()[before..] {
             lines.extend(received(name, request, &case.mask));
         }
