@@ -69,6 +69,21 @@ impl Process {
             .collect()
     }
 
+    /// Stops it in its tracks, until it is sent `CONT`. The signal alone would let it run on for a moment.
+    pub async fn stop(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = |task: std::fs::DirEntry| {
+            // The state stands behind the name, which is in parentheses (proc_pid_stat(5)).
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        };
+        until("every thread stands still", || {
+            std::fs::read_dir(&tasks).is_ok_and(|tasks| tasks.filter_map(Result::ok).all(is_stopped))
+        })
+        .await;
+    }
+
     /// How much of its memory is resident, in bytes.
     ///
     /// # Panics

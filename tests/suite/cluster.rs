@@ -753,7 +753,7 @@ async fn a_purge_reaches_the_other_nodes_and_those_that_were_away() {
     assert!(after[0] != before[0] && after[0] == after[1], "{before:?} {after:?}");
 
     // One is stopped in its tracks while the other purges, and goes on later.
-    fleet.nodes[1].process.as_ref().unwrap().signal("STOP");
+    fleet.nodes[1].process.as_ref().unwrap().stop().await;
     let done = purge(&fleet.nodes[0], "{\"tags\": [\"one\"], \"wait\": \"cluster\"}").await;
     assert_eq!(done.status, 504, "{}", done.text());
     fleet.nodes[1].process.as_ref().unwrap().signal("CONT");
