@@ -101,7 +101,9 @@ async fn somebody_new_gets_to_a_tested_filter_in_a_running_node() {
                             let path = url.strip_prefix("http://127.0.0.1:8080").expect("the node");
                             let dev = dev.as_mut().expect("the node runs");
                             let web = dev.address();
-                            assert_eq!(Client::get(web, path).await.status, 200);
+                            let let_in = Client::get(web, path).await;
+                            assert_eq!(let_in.status, 200);
+                            contains(&let_in.text(), &["x-office"]);
 
                             // What the page says one may do next.
                             let node = here.join("selvedge.yaml");
