@@ -36,8 +36,9 @@ const HURRIED_TICK: Duration = Duration::from_millis(1);
 /// Memory of an instance that is kept and cleared between two streams instead of given back and faulted in again.
 const KEEP_RESIDENT: usize = 128 << 10;
 
-/// Elements of a table in an instance that serves one stream: what [`crate::Limits::table_elements`] may be there.
-const POOLED_TABLE_ELEMENTS: usize = 20_000;
+/// Elements of a table in an instance that serves one stream: what [`crate::Limits::table_elements`] may be there. Address space, 800 KB
+/// for each table; memory only as far as the guest's table goes.
+const POOLED_TABLE_ELEMENTS: usize = 100_000;
 
 /// Stack for guest code. Worker threads have 2 MiB; hostcalls and the proxy need the rest.
 const GUEST_STACK: usize = 512 << 10;

@@ -60,6 +60,17 @@ fn with_an_instance_of_its_own_no_stream_sees_another() {
     }
 }
 
+/// A linker puts every function that is ever called through a pointer into the table: mainline Go's puts all of them, 20 000 in a filter
+/// the size of a web application firewall.
+#[test]
+fn a_guest_of_many_functions_starts_in_every_isolation() {
+    let large = wat("", "i32.const 16384", "(table 60000 funcref)");
+    for isolation in [Isolation::Worker, Isolation::Pool(NonZeroU8::MIN), Isolation::Request] {
+        let rig = try_start(&large, isolated(isolation, Snapshots::Auto)).unwrap();
+        rig.stream().on_request_headers(&mut FakeExchange::get("/"), true).unwrap();
+    }
+}
+
 #[test]
 fn streams_spread_over_a_pool() {
     let rig = try_start(&counter(), isolated(Isolation::Pool(NonZeroU8::new(3).unwrap()), Snapshots::Auto)).unwrap();

@@ -167,7 +167,7 @@ fn a_module_larger_than_the_ceiling_does_not_start() {
 #[test]
 fn a_table_larger_than_its_ceiling_does_not_start() {
     let wasm = wat::parse_str(
-        r#"(module (memory (export "memory") 1) (table 10001 funcref) (func (export "proxy_abi_version_0_2_1")))"#,
+        r#"(module (memory (export "memory") 1) (table 100001 funcref) (func (export "proxy_abi_version_0_2_1")))"#,
     )
     .unwrap();
     let error = try_start(&wasm, options("")).err().unwrap();
