@@ -29,6 +29,7 @@ use crate::sockets::{Socket, SocketFile};
 use crate::tcp::{self, TcpDoor};
 use crate::telemetry::AccessLogSink;
 use crate::tls::{CertificateStore, ListenerTls, Renewed};
+use crate::upstream::http1::Pool;
 
 /// A bound listener.
 pub struct Bound {
@@ -312,6 +313,7 @@ pub(crate) struct Worker {
     pub(crate) listening: Arc<Listening>,
     pub(crate) access_log: AccessLogSink,
     pub(crate) conf: Arc<ServerConf>,
+    pub(crate) pool: Arc<Pool>,
 }
 
 /// Serves the listeners in force on this worker until the node stops. Every connection holds a clone of `alive` to its end.
@@ -378,6 +380,7 @@ impl Worker {
             listener: Arc::clone(facts),
             worker: self.number,
             access_log: self.access_log.clone(),
+            pool: Arc::clone(&self.pool),
             witness: None,
         };
         door(&self.conf, edge)

@@ -25,6 +25,7 @@ use crate::purge;
 use crate::request::retry;
 use crate::sockets::{Inherited, Socket};
 use crate::telemetry::AccessLog;
+use crate::upstream::http1::Pool;
 
 /// The plan in force.
 pub struct Current {
@@ -274,12 +275,14 @@ impl Node {
             listening: Arc::clone(self.control.listening()),
             access_log: self.access_log.sink(),
             conf: server_conf(),
+            pool: Pool::new(),
         };
         let stop = self.stop.subscribe();
         let grace = Arc::clone(&self.grace);
         let thread = std::thread::Builder::new().name(format!("{}-{number}", self.name));
         thread.spawn(move || {
             runtime.block_on(async move {
+                worker.pool.prepare();
                 let (alive, mut all_gone) = mpsc::channel::<()>(1);
                 let current = Arc::clone(&worker.current);
                 let stopping = stop.clone();

@@ -45,8 +45,10 @@ pub(crate) fn run(path: &Path) -> Result<(), RunError> {
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, Inherited::from_systemd()),
     };
+    // Heard from before there is a node, which it would end otherwise: who sees it listen may send one at once.
+    let orders = runtime.block_on(async { Orders::new() }).map_err(RunError::Signals)?;
     let mut node = Node::inheriting(path.to_owned(), node::loader(), inherited)?;
-    let signals = runtime.block_on(async { Signals::new() }).map_err(RunError::Signals)?;
+    let signals = runtime.block_on(async { Signals::new(orders) }).map_err(RunError::Signals)?;
     if let Some(predecessor) = predecessor {
         predecessor.ready().map_err(RunError::TakeOver)?;
         info!("took over");
@@ -67,22 +69,29 @@ pub(crate) fn run(path: &Path) -> Result<(), RunError> {
     Ok(())
 }
 
-/// What a process is told from outside.
-struct Signals {
+/// Signals that say what a node is to do; those that came while it started are followed then.
+struct Orders {
     hangup: Signal,
     upgrade: Signal,
+}
+
+impl Orders {
+    fn new() -> io::Result<Self> {
+        Ok(Self { hangup: signal(SignalKind::hangup())?, upgrade: signal(SignalKind::user_defined2())? })
+    }
+}
+
+/// What a process is told from outside.
+struct Signals {
+    orders: Orders,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
-            upgrade: signal(SignalKind::user_defined2())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+    /// From now on a node that is asked to end does so in order; one that still starts ends at once.
+    fn new(orders: Orders) -> io::Result<Self> {
+        Ok(Self { orders, terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 }
 
@@ -118,8 +127,8 @@ async fn attend(node: &mut Node, mut signals: Signals, mut watch: Option<FileWat
         tokio::select! {
             _ = signals.terminate.recv() => return End::Signal,
             _ = signals.interrupt.recv() => return End::Signal,
-            _ = signals.hangup.recv() => reload(&control),
-            _ = signals.upgrade.recv() => match &program {
+            _ = signals.orders.hangup.recv() => reload(&control),
+            _ = signals.orders.upgrade.recv() => match &program {
                 _ if upgrading.is_some() => warn!("another process is already on its way"),
                 Some(program) => upgrading = upgrade(node, program.clone()),
                 None => error!("this program cannot be upgraded: it does not know where it is"),

@@ -671,9 +671,10 @@ async fn a_body_read_ahead_is_sent_again_when_a_pooled_connection_turns_out_clos
         "{ name: warm, match: { path: /warm }, filters: [noop], to: app },
          { name: hold, match: { path: /hold }, filters: [hold-request, append], to: app }",
     );
-    let twice = ["/warm ", "/hold abcdef[held]", "/hold abcdef[held]"];
+    let twice = ["/warm warm", "/hold abcdef[held]", "/hold abcdef[held]"];
     let mut client = Client::connect(edge.web()).await;
-    assert_eq!(client.request("GET /warm HTTP/1.1\r\nhost: test\r\n\r\n").await.status, 200);
+    let warm = "PUT /warm HTTP/1.1\r\nhost: test\r\ncontent-length: 4\r\n\r\nwarm";
+    assert_eq!(client.request(warm).await.status, 200);
     client.send(b"PUT /hold HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
     client.send(b"3\r\ndef\r\n0\r\n\r\n").await;
     let response = client.response("PUT").await;

@@ -72,6 +72,8 @@ mod upstream_health;
 
 mod resilience;
 
+mod ways;
+
 mod retries;
 
 mod reload;

@@ -57,11 +57,14 @@ async fn breaks_off_at_the_second() -> (SocketAddr, Arc<AtomicUsize>, JoinHandle
 async fn second(method: &str, way: &str) -> (u16, Option<String>, usize) {
     let (address, read, _origin) = breaks_off_at_the_second().await;
     let edge = Edge::start(YAML, &[("bare", address), ("filtered", address)]);
-    assert_eq!(Client::get(edge.web(), &format!("/{way}/")).await.status, 200);
-    let response = match method {
-        "POST" => Client::post(edge.web(), &format!("/{way}/"), "", b"body").await,
-        _ => Client::get(edge.web(), &format!("/{way}/")).await,
+    let ask = || async {
+        match method {
+            "POST" => Client::post(edge.web(), &format!("/{way}/"), "", b"body").await,
+            _ => Client::get(edge.web(), &format!("/{way}/")).await,
+        }
     };
+    assert_eq!(ask().await.status, 200);
+    let response = ask().await;
     let plan = edge.plan();
     let traffic = plan.upstreams.get(way).expect("configured").traffic();
     assert_eq!(traffic.retries, 0, "a closed connection that was kept is no retry, and nothing is waited for");

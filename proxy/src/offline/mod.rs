@@ -32,6 +32,7 @@ use crate::plan::{self, Resources};
 use crate::request::Edge;
 use crate::telemetry::AccessLog;
 use crate::upstream::DialFor;
+use crate::upstream::http1::Pool;
 
 /// A configuration to be asked about.
 pub(crate) struct Offline {
@@ -99,6 +100,7 @@ impl Offline {
             listener: Arc::clone(listener),
             worker: 0,
             access_log: AccessLog::start(off).sink(),
+            pool: Pool::new(),
             witness: None,
         }
     }

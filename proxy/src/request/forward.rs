@@ -72,10 +72,7 @@ pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<
         ctx.body_received = 0; // Pingora sends what it has read once more, through the same hook.
     }
     let route = Arc::clone(ctx.route()?);
-    if let (Target::Split(split), None) = (&route.target, &ctx.upstream) {
-        let client = ctx.downstream.client.map(|client| client.ip());
-        ctx.upstream = split.choose(session.req_header(), client).map(|upstream| upstream.name.to_string());
-    }
+    choose(session, &route, ctx);
     let upstream = route
         .upstream(ctx.upstream.as_deref())
         .ok_or_else(|| Error::explain(fail::NO_UPSTREAM, "the route has no upstream"))?;
@@ -103,6 +100,21 @@ pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<
     let end = ctx.sent.as_ref().and_then(|sent| sent.total);
     let lease = upstream.wait(&ask, end).await.map_err(|why| nowhere(upstream, why))?;
     Ok(leave_for(lease, &route, ctx))
+}
+
+/// Chooses among the upstreams of a route that has several.
+fn choose(session: &Session, route: &Route, ctx: &mut RequestCtx) {
+    if let (Target::Split(split), None) = (&route.target, &ctx.upstream) {
+        let client = ctx.downstream.client.map(|client| client.ip());
+        ctx.upstream = split.choose(session.req_header(), client).map(|upstream| upstream.name.to_string());
+    }
+}
+
+/// Whether the request goes to an upstream that speaks HTTP/1.1.
+pub(super) fn to_http1(session: &Session, ctx: &mut RequestCtx) -> bool {
+    let Some(route) = ctx.route.clone() else { return false };
+    choose(session, &route, ctx);
+    route.upstream(ctx.upstream.as_deref()).is_some_and(|upstream| !upstream.is_http2())
 }
 
 /// On the way to this endpoint.

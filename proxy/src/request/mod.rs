@@ -7,6 +7,7 @@
 //! | `filter` (request) | `request_filter`, `request_body_filter` | [`filter`], `chain/` |
 //! | `lookup` | `request_cache_filter` .. `cache_hit_filter` | [`lookup`] |
 //! | `forward` | `upstream_peer`, `upstream_request_filter`, `error_while_proxy` | [`forward`], [`retry`] |
+//! | `forward`, the short way | `proxy_upstream_filter` | [`direct`] |
 //! | `forward`, filling the cache | every write to the first client | [`leader`] |
 //! | `store` | `upstream_response_filter`, `response_cache_filter` | [`store`] |
 //! | `respond` | `response_filter` | [`respond`] |
@@ -41,6 +42,8 @@ pub(crate) mod key_parts;
 mod device;
 
 pub(crate) mod forward;
+
+pub(crate) mod direct;
 
 pub(crate) mod deadline;
 
@@ -94,6 +97,7 @@ use crate::node::Current;
 use crate::plan::{Plan, Route};
 use crate::telemetry::AccessLogSink;
 use crate::upstream::Lease;
+use crate::upstream::http1::Pool;
 
 /// Notes a step of the story, for the test that guards it; free unless somebody listens at trace level.
 macro_rules! step {
@@ -109,6 +113,8 @@ pub(crate) struct Edge {
     pub(crate) listener: Arc<ListenerFacts>,
     pub(crate) worker: usize,
     pub(crate) access_log: AccessLogSink,
+    /// This worker's connections to upstreams, for requests that go the short way.
+    pub(crate) pool: Arc<Pool>,
     /// Is told what becomes of requests, where a configuration is tested.
     pub(crate) witness: Option<Arc<Witness>>,
 }
@@ -301,7 +307,11 @@ impl ProxyHttp for Edge {
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
-        lookup::before_upstream(session, ctx).await
+        let goes = lookup::before_upstream(session, ctx).await?;
+        if goes && direct::serves(session, ctx) {
+            return direct::forward(self, session, ctx).await.map(|()| false);
+        }
+        Ok(goes)
     }
 
     fn allow_spawning_subrequest(&self, _session: &Session, _ctx: &RequestCtx) -> bool {

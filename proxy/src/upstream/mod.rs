@@ -26,6 +26,8 @@ mod names;
 
 mod keeper;
 
+pub(crate) mod http1;
+
 pub(crate) mod build;
 
 mod clock;
