@@ -4,11 +4,12 @@
 //! instances made from it share besides is what start-up asked the host for: metrics and shared queues are the process's anyway, a tick
 //! period belongs to the root VM. Seeds that a guest drew while it started are the same in every instance.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use wasmparser::ValType;
+use wasmparser::{Parser, Payload, ValType};
 use wasmtime::{Instance, InstancePre, Store, Val};
 use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
 
@@ -17,6 +18,9 @@ use crate::module::Module;
 use crate::plugin::{Facts, StartError};
 use crate::root_loop::Ticks;
 use crate::vm::{Role, State, Vm};
+
+/// Magic number and version, before the first section.
+const WASM_HEADER: usize = 8;
 
 /// Why a plugin's instances have to start from the beginning each time.
 #[derive(Debug, thiserror::Error)]
@@ -36,13 +40,15 @@ pub(crate) fn take(module: &Module, facts: &Arc<Facts>) -> Result<InstancePre<St
     let mut wizer = Wizer::new();
     wizer.keep_init_func(true);
 
-    let (context, instrumented) = wizer.instrument(module.wasm()).map_err(unsupported)?;
+    let (_, instrumented) = wizer.instrument(module.wasm()).map_err(unsupported)?;
     let code = wasmtime::Module::from_binary(module.engine().wasmtime(), &instrumented).map_err(unsupported)?;
     let linker = hostcalls::linker(module.engine().wasmtime(), &code).map_err(unsupported)?;
     let pre = linker.instantiate_pre(&code).map_err(unsupported)?;
     let mut vm =
         Vm::start(&pre, facts.clone(), Arc::<Ticks>::default(), Role::Rehearsal).map_err(SnapshotError::Start)?;
 
+    let bare = without_data(module.wasm());
+    let (context, _) = wizer.instrument(&bare).map_err(unsupported)?;
     // Nothing in it waits for anything.
     let snapshot =
         vm.snapshot(|store, instance| wizer.snapshot(&context, &mut Configured { store, instance }).now_or_never());
@@ -53,6 +59,30 @@ pub(crate) fn take(module: &Module, facts: &Arc<Facts>) -> Result<InstancePre<St
     let code = wasmtime::Module::from_binary(engine, &snapshot).map_err(unsupported)?;
     let linker = hostcalls::linker(engine, &code).map_err(unsupported)?;
     linker.instantiate_pre(&code).map_err(unsupported)
+}
+
+/// The module without its data, which is in the snapshot's memory in any case. Wizer keeps a placeholder for every data segment of the
+/// module, so that instructions find the one they name, and adds its own: too many for the engine where Go's linker has made 100 000. No
+/// instruction names one in a module that does not count them ahead of its code (WebAssembly 2.0, 5.5.16).
+fn without_data(wasm: &[u8]) -> Cow<'_, [u8]> {
+    let mut end_of_last = WASM_HEADER;
+    let mut data = None;
+    for payload in Parser::new(0).parse_all(wasm) {
+        let Ok(payload) = payload else { return wasm.into() };
+        if matches!(payload, Payload::DataCountSection { .. }) {
+            return wasm.into();
+        }
+        if let Some((_, contents)) = payload.as_section() {
+            if matches!(payload, Payload::DataSection(_)) {
+                data = Some(end_of_last..contents.end);
+            }
+            end_of_last = contents.end;
+        }
+    }
+    match data {
+        Some(data) => [&wasm[..data.start], &wasm[data.end..]].concat().into(),
+        None => wasm.into(),
+    }
 }
 
 /// A configured instance, as wizer reads it.

@@ -71,6 +71,29 @@ fn a_guest_of_many_functions_starts_in_every_isolation() {
     }
 }
 
+/// Go's linker makes as many pieces of a program's data as an engine takes, which leaves no room for those of a snapshot.
+#[test]
+fn a_guest_of_many_data_segments_has_a_snapshot() {
+    let pieces = "(data (i32.const 2000) \"\\2a\")".repeat(100_000);
+    let large = wat(
+        r#"(import "env" "proxy_send_local_response" (func $reply (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#,
+        "i32.const 16384",
+        &format!(
+            r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
+                 (i32.store (i32.const 1000) (i32.const 300))
+                 (i32.const 1))
+               (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (drop (call $reply (i32.add (i32.load (i32.const 1000)) (i32.load (i32.const 2000)))
+                   (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const -1)))
+                 (i32.const 0))
+               {pieces}"#
+        ),
+    );
+    let rig = try_start(&large, isolated(Isolation::Request, Snapshots::Always)).unwrap();
+    assert!(rig.plugin.is_snapshot());
+    assert_eq!([count(&rig), count(&rig)], [142, 142], "what the module brings, and what configuring it has left");
+}
+
 #[test]
 fn streams_spread_over_a_pool() {
     let rig = try_start(&counter(), isolated(Isolation::Pool(NonZeroU8::new(3).unwrap()), Snapshots::Auto)).unwrap();
