@@ -1,5 +1,6 @@
 //! HTTP callouts of filters: a request to a named upstream, its whole answer bounded in size and time.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -176,14 +177,22 @@ fn trailers(callout: &Callout) -> Result<HeaderMap, CalloutFailure> {
     Ok(trailers)
 }
 
+/// A target as servers expect it of somebody who is no proxy (RFC 9112, 3.2.1). Filters that have been told a whole URL, as OpenID Connect
+/// does it, put that into `:path`; Envoy forwards it, and servers take it for its path (3.2.2). Who is asked is the upstream's business.
+fn path_of(target: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if target.starts_with(b"/") {
+        return Some(target.into());
+    }
+    let uri = Uri::try_from(target).ok()?;
+    uri.scheme().filter(|scheme| ["http", "https"].contains(&scheme.as_str()))?;
+    Some(uri.path_and_query()?.as_str().as_bytes().to_vec().into())
+}
+
 /// The request a guest described by header pairs. `:method`, `:path` and `:authority` are there: the host has checked.
 fn request(callout: &Callout) -> Result<RequestHeader, CalloutFailure> {
     let method = Method::from_bytes(pseudo(callout, ":method").unwrap_or(b"GET")).map_err(|_| bad(":method"))?;
-    let path = pseudo(callout, ":path").unwrap_or(b"/");
-    if !path.starts_with(b"/") {
-        return Err(bad(":path"));
-    }
-    let mut request = RequestHeader::build(method, path, Some(callout.headers.len())).map_err(|_| bad(":path"))?;
+    let path = path_of(pseudo(callout, ":path").unwrap_or(b"/")).ok_or_else(|| bad(":path"))?;
+    let mut request = RequestHeader::build(method, &path, Some(callout.headers.len())).map_err(|_| bad(":path"))?;
     let authority = pseudo(callout, ":authority").unwrap_or(callout.upstream.as_bytes());
     let host = HeaderValue::from_bytes(authority).map_err(|_| bad(":authority"))?;
     request.insert_header(header::HOST, host).map_err(|_| bad(":authority"))?;

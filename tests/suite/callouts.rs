@@ -61,6 +61,27 @@ async fn a_call_and_its_answer_are_whole_over_both_versions() {
 }
 
 #[tokio::test]
+async fn a_url_in_place_of_a_path_is_taken_for_its_path() {
+    let bench = Bench::new(Origin::start(|_| Origin::reply(200, &[], "yes")).await).await;
+    for upstream in ["one", "two"] {
+        for (target, path) in
+            [("http://test/keys?all=1", "/keys?all=1"), ("https://other.test:8443", "/"), ("HTTPS://test/a", "/a")]
+        {
+            let seen = bench.script(&format!("http {upstream} GET {target} 20000")).await;
+            assert_eq!(seen.get(1).map(String::as_str), Some("body yes"), "{upstream} {target}: {seen:?}");
+            let request = bench.origin.last();
+            assert_eq!(request.target, path, "{upstream} {target}");
+            let authority = if upstream == "two" { ":authority" } else { "host" };
+            assert_eq!(request.header(authority), Some(upstream), "{target}: the filter names it");
+        }
+        for target in ["keys", "*", "ftp://test/keys"] {
+            let seen = bench.script(&format!("http {upstream} GET {target} 20000")).await;
+            assert_eq!(seen, ["no response 11 reset: the filter's callout has a bad :path"], "{upstream} {target}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn trailers_pass_both_ways_over_http_2() {
     let origin = Origin::start(|_| Origin::with_trailers(200, &[], "answer", &[("x-trailing", "yes")])).await;
     let bench = Bench::new(origin).await;
