@@ -10,15 +10,15 @@ use crate::filter_new::{Dev, checkout, tool};
 use crate::filter_tools::{contains, printed};
 
 /// A block of code.
-struct Block<'r> {
-    line: usize,
-    language: &'r str,
+pub(crate) struct Block<'r> {
+    pub(crate) line: usize,
+    pub(crate) language: &'r str,
     /// The file that the line before names.
-    file: Option<&'r str>,
-    text: String,
+    pub(crate) file: Option<&'r str>,
+    pub(crate) text: String,
 }
 
-fn blocks(readme: &str) -> Vec<Block<'_>> {
+pub(crate) fn blocks(readme: &str) -> Vec<Block<'_>> {
     let mut blocks = Vec::new();
     let mut open: Option<Block<'_>> = None;
     let mut before = "";

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use selvedge_tests::{Client, Edge, Origin};
 
+use crate::filter_new::checkout;
+use crate::sdk_readme::blocks;
+
 /// What a filter calls itself, and what it can do.
 struct Filter {
     /// For `tests/third-party/build`.
@@ -182,4 +185,33 @@ async fn an_exception_of_assemblyscript_fails_its_request_only() {
         assert_eq!(origin.started(), heard, "{route}");
         assert_eq!(Client::get(edge.web(), &path).await.status, 200, "{route}");
     }
+}
+
+/// The page for authors in other languages shows what is built and run here: its code is that of the filters, its flags and variables are
+/// those of the build script.
+#[test]
+fn the_page_of_other_languages_says_what_is_built_here() {
+    let read = |path: &str| std::fs::read_to_string(checkout().join(path)).expect(path);
+    let (page, build) = (read("docs/other-languages.md"), read("tests/third-party/build"));
+    let (mut excerpts, mut commands) = (0, 0);
+    for block in blocks(&page) {
+        let place = format!("docs/other-languages.md:{}", block.line);
+        match (block.language, block.file) {
+            ("yaml", None) => {}
+            ("sh", None) => {
+                for command in block.text.lines() {
+                    for word in command.split_whitespace().filter(|word| word.starts_with('-') || word.contains('=')) {
+                        assert!(build.contains(word), "{place}: {word}");
+                    }
+                    commands += 1;
+                }
+            }
+            (_, Some(file)) => {
+                assert!(read(file).contains(&block.text), "{place}: not in {file}");
+                excerpts += 1;
+            }
+            (language, None) => panic!("{place}: from which file is this {language}?"),
+        }
+    }
+    assert_eq!((excerpts, commands), (6, 4));
 }
