@@ -12,6 +12,9 @@ use crate::tls::Caller;
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
+/// What a read may bring, at least.
+const ROOM: usize = 4096;
+
 /// One connection.
 pub struct Client {
     io: Box<dyn Io>,
@@ -235,7 +238,11 @@ impl Client {
         }
     }
 
-    async fn exactly(&mut self, count: usize) -> Result<Vec<u8>, String> {
+    /// So many bytes, however many pieces they come in.
+    ///
+    /// # Errors
+    /// The connection was reset, or ended before.
+    pub async fn exactly(&mut self, count: usize) -> Result<Vec<u8>, String> {
         while self.buffer.len() < count {
             if !self.fill().await? {
                 return Err(format!("the connection ended after {} of {count} bytes", self.buffer.len()));
@@ -245,6 +252,7 @@ impl Client {
     }
 
     async fn fill(&mut self) -> Result<bool, String> {
+        self.buffer.reserve(ROOM); // or what is left of the buffer decides how much is read
         let read = soon("read", self.io.read_buf(&mut self.buffer)).await.map_err(|error| error.to_string())?;
         Ok(read > 0)
     }

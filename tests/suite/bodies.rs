@@ -432,10 +432,7 @@ async fn a_filter_that_stops_all_sees_no_body_before_it_resumes() {
 async fn a_pause_at_the_header_shows_the_body_or_not_as_configured() {
     let origin = echo().await;
     let lines = "request_headers pause; request_body resume request; response_headers tell response";
-    let filters = [
-        script("spec", lines, ", limits: { wait: 300ms }"),
-        script("stops", lines, ", limits: { wait: 300ms }, on_pause: stop_all"),
-    ];
+    let filters = [script("spec", lines, ""), script("stops", lines, ", limits: { wait: 300ms }, on_pause: stop_all")];
     let edge = edge("h1", &origin, None, &filters, &[("spec", "spec"), ("stops", "stops")]);
     for transport in TRANSPORTS {
         let response = transport.post(&edge, "/spec/x", b"abc").await;

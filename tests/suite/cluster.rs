@@ -385,8 +385,7 @@ async fn an_owner_that_waits_for_a_slow_origin_says_so_in_time() {
         })
     })
     .await;
-    let setting =
-        Setting { cluster: "deadlines: { connect: 5s, first_byte: 300ms, budget: 5s }", ..Setting::default() };
+    let setting = Setting { cluster: "deadlines: { connect: 5s, first_byte: 2s, budget: 20s }", ..Setting::default() };
     let fleet = Fleet::start(2, origin.address(), &setting).await;
     let mut page = 0;
     loop {

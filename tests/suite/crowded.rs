@@ -1,6 +1,6 @@
 //! Guests that burn what they may, beside requests that have nothing to do with them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use selvedge_tests::{Client, Edge};
 
@@ -23,8 +23,8 @@ sites:
 const ATTACKERS: usize = 8;
 const ATTACKS: usize = 6;
 
-/// Each burning request holds its thread for 50 ms of CPU time. If it held the worker, a calm one would wait for all that are ahead of it:
-/// 400 ms here, and more on a machine that is busy with other things. It is asked for all the time while they burn.
+/// Each burning request holds its thread for 50 ms of CPU time. If it held the worker, a calm one would wait for all that are ahead of it,
+/// and at most one would be answered for each that has burnt. It is asked for all the time while they burn.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_beside_burning_ones_are_answered_meanwhile() {
     for isolation in ["worker", "request"] {
@@ -52,6 +52,7 @@ async fn requests_beside_burning_ones_are_answered_meanwhile() {
         waits.sort();
         let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
         eprintln!("isolation {isolation}: {} calm requests, median {median:?}, longest {longest:?}", waits.len());
-        assert!(median < Duration::from_millis(250), "{isolation}: half of them waited {median:?} or longer");
+        // Counted, not timed: a machine that is busy with other things slows both down.
+        assert!(waits.len() > ATTACKERS * ATTACKS, "{isolation}: {} calm ones, median {median:?}", waits.len());
     }
 }

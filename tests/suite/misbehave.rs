@@ -13,7 +13,7 @@ use super::pause::{edge, filter};
 /// The guests that fail, and limits that let them fail by the one they are meant to.
 const SABOTEURS: [(&str, &str); 4] = [
     ("trap", "deadline: 5s"),
-    ("spin", "deadline: 20ms"),
+    ("spin", "cpu: 20ms, deadline: 20s"),
     ("hog", "deadline: 5s, memory: 4MiB"),
     ("nag", "deadline: 5s"),
 ];
@@ -415,7 +415,7 @@ sites:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_that_never_says_goodbye_does_not_keep_the_node_from_stopping() {
     let mut edge = Edge::start(
-        "filters: { lingering: { wasm: \"file:${GUESTS}/spin.wasm\", config: done, limits: { deadline: 20ms } } }
+        "filters: { lingering: { wasm: \"file:${GUESTS}/spin.wasm\", config: done, limits: { cpu: 20ms, deadline: 20s } } }
 sites: [{ hosts: [\"*\"], routes: [{ name: all, filters: [lingering], respond: { status: 200 } }] }]",
         &[],
     );
@@ -564,7 +564,7 @@ fn a_filter_that_does_not_start_is_a_fault_at_its_use() {
     for (guest, config, limits, reason) in [
         ("tick", "nonsense", "deadline: 5s", "refused its configuration"),
         ("trap", "configure", "deadline: 5s", "failed to start"),
-        ("spin", "configure", "deadline: 20ms", "failed to start"),
+        ("spin", "configure", "cpu: 20ms, deadline: 20s", "failed to start"),
         ("hog", "configure", "deadline: 5s, memory: 4MiB", "failed to start"),
     ] {
         let filter = format!(

@@ -437,14 +437,10 @@ async fn nobody_gets_what_was_purged_however_many_purges_there_are() {
             hits
         });
     }
-    let started = std::time::Instant::now();
-    let mut hits = 0;
-    while let Some(task) = soon("the storm", tasks.join_next()).await {
-        hits += task.expect("no panic");
-    }
+    // On an idle machine it is 3 seconds.
+    let storm = tokio::time::timeout(std::time::Duration::from_secs(120), tasks.join_all());
+    let hits: usize = storm.await.expect("the storm ends").into_iter().sum();
     assert!(hits > 0, "the cache was used in between");
-    // On an idle machine it is 3 seconds; on one that cannot do it, the test says nothing about a storm.
-    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?} for {PURGES} purges", started.elapsed());
 }
 
 // ---- the node as a process ----

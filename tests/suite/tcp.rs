@@ -413,7 +413,7 @@ async fn a_client_that_does_not_read_holds_up_its_upstream() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_on_which_nothing_moves_is_closed() {
-    let edge = start(&node("", &[], ", limits: { idle_timeout: 300ms }"), echo().await);
+    let edge = start(&node("", &[], ", limits: { idle_timeout: 1500ms }"), echo().await);
     let mut client = Connection::to(&edge).await;
     client.send(b"ping").await;
     client.expect("ping").await;
@@ -605,7 +605,7 @@ async fn every_connection_leaves_one_line_in_the_access_log() {
     let folder = tempfile::TempDir::new().expect("a folder");
     let path = folder.path().join("config.yaml");
     let app = echo().await;
-    let yaml = node("f", &[("f", &filter("close evil"))], ", limits: { idle_timeout: 400ms }")
+    let yaml = node("f", &[("f", &filter("close evil"))], ", limits: { idle_timeout: 1500ms }")
         .replace("output: off", "format: json, output: stderr")
         .replace("shutdown_grace: 1s", "shutdown_grace: 50ms")
         .replace("${GUESTS}", env!("SELVEDGE_TEST_GUESTS"))

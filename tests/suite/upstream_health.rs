@@ -91,10 +91,11 @@ async fn silence_nonsense_and_the_wrong_words_are_no_signs_of_health() {
         &[("a", well.address()), ("b", silent), ("c", nonsense), ("d", wrong)],
     );
     until("three are left out", || in_use(&edge) == [true, false, false, false]).await;
-    let failures: Vec<Option<String>> = endpoints(&edge).into_iter().map(|endpoint| endpoint.failure).collect();
-    assert_eq!(failures[1].as_deref(), Some("no answer in 500ms"));
-    assert!(failures[2].as_deref().is_some_and(|why| !why.is_empty()));
-    assert_eq!(failures[3].as_deref(), Some("the body does not contain what it should"));
+    // The last check of each says why; on a machine that is busy one may have had no answer in time.
+    let why = |index: usize| endpoints(&edge)[index].failure.clone().unwrap_or_default();
+    until("silence is told", || why(1) == "no answer in 500ms").await;
+    until("nonsense is told", || !["", "no answer in 500ms"].contains(&why(2).as_str())).await;
+    until("the wrong words are told", || why(3) == "the body does not contain what it should").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +230,7 @@ fn addresses(edge: &Edge) -> Vec<IpAddr> {
 
 fn named(name_server: &NameServer) -> String {
     yaml(&format!(
-        "{{ endpoints: [\"app.test:${{PORT_a}}\"], dns: {{ resolver: [\"{}\"], ttl_min: 100ms, timeout: 300ms }} }}",
+        "{{ endpoints: [\"app.test:${{PORT_a}}\"], dns: {{ resolver: [\"{}\"], ttl_min: 100ms, timeout: 1s }} }}",
         name_server.address
     ))
 }
