@@ -23,7 +23,8 @@ use crate::engine::{Engine, Hurry};
 /// Calls that may run aside at once, over all workers: each holds a thread. One more is interrupted.
 const ASIDE_MAX: usize = 32;
 
-/// How long a call that steps aside waits for the new thread to take over. Threads start in microseconds.
+/// How long a call that steps aside waits for the new thread to take over, at each tick until one has. Threads start in microseconds, but on
+/// a machine that is busy they may have to wait for a core.
 const TAKE_OVER: Duration = Duration::from_millis(5);
 
 /// The budget of the call that is running.
@@ -134,16 +135,21 @@ fn step_aside(left: Duration) -> Aside {
         return Aside::NoWorker;
     }
     let Some(seat) = Seat::take() else { return Aside::Crowded };
-    tokio::task::block_in_place(|| {
-        // The runtime takes the worker back when this returns at once; that a task has run says that another thread has it.
-        let (running, ran) = std::sync::mpsc::sync_channel(1);
-        worker.spawn(async move { running.send(()) });
-        let _ = ran.recv_timeout(TAKE_OVER);
-    });
+    let handed_on = hand_on(&worker);
     match LANE.enter(left) {
-        true => Aside::Taken(Place { in_lane: true, _seat: seat }),
+        true => Aside::Taken(Place { handed_on, in_lane: true, _seat: seat }),
         false => Aside::TooLate,
     }
+}
+
+/// Whether another thread has the worker's other tasks now. The runtime takes them back when none has come for them in time.
+fn hand_on(worker: &Handle) -> bool {
+    tokio::task::block_in_place(|| {
+        // That a task has run says it.
+        let (running, ran) = std::sync::mpsc::sync_channel(1);
+        worker.spawn(async move { running.send(()) });
+        ran.recv_timeout(TAKE_OVER).is_ok()
+    })
 }
 
 /// One of [`ASIDE_MAX`].
@@ -168,13 +174,18 @@ impl Drop for Seat {
 /// A call's place in the lane; leaves it when dropped.
 #[derive(Debug)]
 struct Place {
+    handed_on: bool,
     in_lane: bool,
     _seat: Seat,
 }
 
 impl Place {
-    /// Lets the next one run, if somebody waits, and waits for its own turn again. False when that did not come in time.
+    /// Tries again to hand the worker on, if nobody has taken it yet. Lets the next one run, if somebody waits, and waits for its own turn
+    /// again. False when that did not come in time.
     fn rotate(&mut self, left: Duration) -> bool {
+        if !self.handed_on {
+            self.handed_on = Handle::try_current().is_ok_and(|worker| hand_on(&worker));
+        }
         if LANE.is_wanted() {
             self.in_lane = false;
             LANE.leave();
