@@ -130,6 +130,10 @@
 //! [`metrics`], what they read into the log (`info!`, `warn!`, …; the host decides which levels are written). A panic is logged with
 //! its place and ends the VM with all its exchanges, so treat it as a bug: on network input, return a [`Reply`].
 //!
+//! # Features
+//!
+//! `jwt`: `jwt::Verifier` for JSON Web Tokens, by keys of the settings or of an upstream.
+//!
 //! # Other hosts
 //!
 //! Everything here is plain proxy-wasm 0.2.1. What a host has beyond it is used where it is, and done without where it is not (times to
@@ -138,7 +142,7 @@
 //! `allow_on_headers_stop_iteration: true` in the plugin's configuration; without it Envoy does not show the body while the headers
 //! are held.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "jwt"))]
 extern crate self as selvedge_sdk;
 
 mod body;
@@ -165,6 +169,9 @@ pub mod guest;
 pub mod host;
 
 mod join;
+
+#[cfg(feature = "jwt")]
+pub mod jwt;
 
 pub mod kv;
 

@@ -1,22 +1,11 @@
 //! What an operator writes, and the checked form of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::str::FromStr;
-use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use selvedge_sdk::jwt::source::Sources;
+use selvedge_sdk::jwt::{Algorithm, Claim, Jwks, Leeway, OneOrMany, RequiredClaims, Rules, Settings, SettingsError};
 
-use crate::algorithm::Algorithm;
-use crate::claims::{ClaimRules, Requirement};
 use crate::forward::Forward;
-use crate::json;
-use crate::keys::{KeyError, KeySet};
-use crate::select::Claim;
-use crate::source::Sources;
-
-/// Longest leeway.
-const MAX_LEEWAY: Duration = Duration::from_secs(600);
 
 /// Configuration of the filter.
 ///
@@ -75,53 +64,11 @@ pub struct Config {
     pub cache_entries: usize,
 }
 
-/// A key set, as text or inline.
-#[derive(Clone, Debug, Deserialize, selvedge_sdk::Config)]
-#[config(serde, schema = r#"{"type": ["string", "object"]}"#)]
-#[serde(untagged, expecting = "a JWKS: JSON text or an object")]
-pub enum Jwks {
-    /// JSON text.
-    Text(String),
-    /// The object itself.
-    Inline(Map<String, Value>),
-}
-
-/// One text or several.
-#[derive(Clone, Debug, Deserialize, selvedge_sdk::Config)]
-#[config(serde, schema = r#"{"type": ["string", "array"], "items": {"type": "string"}}"#)]
-#[serde(untagged, expecting = "a string or a list of strings")]
-pub enum OneOrMany {
-    /// One.
-    One(String),
-    /// Several.
-    Many(Vec<String>),
-}
-
-/// The claims a token must have.
-#[derive(Clone, Debug, Deserialize, selvedge_sdk::Config)]
-#[config(serde, schema = r#"{"type": ["array", "object"], "items": {"type": "string"}}"#)]
-#[serde(untagged, expecting = "a list of claims, or a map from claims to values")]
-pub enum RequiredClaims {
-    /// These must be present.
-    Names(Vec<String>),
-    /// These must have one of the values.
-    Values(BTreeMap<String, Value>),
-}
-
-/// A time written `30s` or `2m`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
-#[config(from_str, pattern = "^[0-9]+[sm]$", default = "30s")]
-pub struct Leeway(pub Duration);
-
 /// The configuration, checked.
 #[derive(Clone)]
 pub struct Plan {
-    /// The keys.
-    pub keys: KeySet,
-    /// What the claims must be.
-    pub claims: ClaimRules,
-    /// Accepted `typ`, in lower case and without `application/`.
-    pub typ: Option<String>,
+    /// Keys, and what the claims must be.
+    pub rules: Rules,
     /// Where tokens are looked for.
     pub sources: Sources,
     /// What the origin is told.
@@ -130,8 +77,6 @@ pub struct Plan {
     pub forward_token: bool,
     /// As [`Config::realm`].
     pub realm: String,
-    /// As [`Config::cache_entries`].
-    pub cache_entries: usize,
     /// What the operator should know, although it is no error.
     pub warnings: Vec<String>,
 }
@@ -142,30 +87,9 @@ pub enum ConfigError {
     /// Both or neither.
     #[error("secret, jwks: exactly one of them is needed")]
     KeySource,
-    /// A secret that can be guessed.
-    #[error("secret: {0} bytes are too few, HS256 needs at least 32 (RFC 7518, 3.2)")]
-    ShortSecret(usize),
-    /// A public key must never be a secret.
-    #[error("secret: this is a PEM key, not a secret; give public keys as jwks")]
-    PemSecret,
-    /// Not a key set.
-    #[error("jwks: {0}")]
-    Jwks(#[source] KeyError),
-    /// A secret verifies HS256 only.
-    #[error("algorithms: {0} cannot be verified with a secret")]
-    SecretAlgorithm(Algorithm),
-    /// A list that accepts nothing.
-    #[error("{0}: at least one value is needed")]
-    Empty(&'static str),
-    /// Two wishes that exclude each other.
-    #[error("ignore_audience: audience is set as well")]
-    IgnoredAudience,
-    /// Not a time.
-    #[error("{0:?} is not a time of the form 30s or 2m, up to 10m")]
-    Leeway(String),
-    /// Not for a quoted string.
-    #[error("realm: {0:?} must be printable ASCII without '\"' and '\\'")]
-    Realm(String),
+    /// Something about keys or claims.
+    #[error(transparent)]
+    Tokens(SettingsError),
     /// Not a name for a cookie or a parameter.
     #[error("{field}: {value:?} is not a name")]
     Name {
@@ -174,9 +98,6 @@ pub enum ConfigError {
         /// Its value.
         value: String,
     },
-    /// A claim that nothing can be.
-    #[error("required_claims: the value of {0:?} must be a string, number or boolean, or a list of those")]
-    RequiredValue(String),
     /// Not a header that a filter may set.
     #[error("claims_to_headers: {header:?} (of {claim:?}) is not a header name that a filter may set")]
     ForwardHeader {
@@ -196,92 +117,38 @@ impl Config {
     /// # Errors
     /// The first field that is wrong.
     pub fn check(self) -> Result<Plan, ConfigError> {
-        let (keys, warnings) = check_keys(self.secret, self.jwks, self.algorithms)?;
-
-        if self.ignore_audience && self.audience.is_some() {
-            return Err(ConfigError::IgnoredAudience);
+        if self.secret.is_some() == self.jwks.is_some() {
+            return Err(ConfigError::KeySource);
         }
-        let claims = ClaimRules {
-            issuers: self.issuer.map(|issuer| issuer.list("issuer")).transpose()?,
-            audiences: self.audience.map(|audience| audience.list("audience")).transpose()?,
+        let settings = Settings {
+            secret: self.secret,
+            jwks: self.jwks,
+            algorithms: self.algorithms,
+            issuer: self.issuer,
+            audience: self.audience,
             ignore_audience: self.ignore_audience,
-            leeway: self.leeway.0,
+            leeway: self.leeway,
             require_exp: self.require_exp,
-            required: self.required_claims.map_or_else(|| Ok(Vec::new()), check_required)?,
+            typ: self.typ,
+            required_claims: self.required_claims,
+            realm: self.realm,
+            cache_entries: self.cache_entries,
+            ..Settings::default()
         };
-
-        if !self.realm.bytes().all(|byte| matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\') {
-            return Err(ConfigError::Realm(self.realm));
-        }
+        let tokens = settings.check().map_err(ConfigError::Tokens)?;
         for (field, value) in [("cookie", &self.cookie), ("query", &self.query)] {
             if let Some(value) = value.as_ref().filter(|value| !is_token(value)) {
                 return Err(ConfigError::Name { field, value: value.clone() });
             }
         }
         Ok(Plan {
-            keys,
-            claims,
-            typ: self.typ.map(|typ| crate::token::plain_typ(&typ)),
+            rules: tokens.rules,
             sources: Sources { cookie: self.cookie, query: self.query },
             forward: check_forward(self.claims_to_headers)?,
             forward_token: self.forward_token,
-            realm: self.realm,
-            cache_entries: self.cache_entries,
-            warnings,
+            realm: tokens.realm,
+            warnings: tokens.warnings,
         })
-    }
-}
-
-fn check_keys(
-    secret: Option<String>,
-    jwks: Option<Jwks>,
-    algorithms: Option<Vec<Algorithm>>,
-) -> Result<(KeySet, Vec<String>), ConfigError> {
-    match (secret, jwks) {
-        (Some(secret), None) => {
-            if let Some(other) = algorithms.into_iter().flatten().find(|algorithm| *algorithm != Algorithm::HS256) {
-                return Err(ConfigError::SecretAlgorithm(other));
-            }
-            let secret = secret.trim_end_matches(['\r', '\n']);
-            if secret.trim_start().starts_with("-----BEGIN") {
-                return Err(ConfigError::PemSecret);
-            }
-            let keys = KeySet::from_secret(secret.as_bytes()).ok_or(ConfigError::ShortSecret(secret.len()))?;
-            Ok((keys, Vec::new()))
-        }
-        (None, Some(jwks)) => {
-            let allowed = algorithms.unwrap_or_else(|| vec![Algorithm::RS256, Algorithm::ES256]);
-            let set = match jwks {
-                Jwks::Text(text) => {
-                    json::object(text.as_bytes()).map_err(|error| ConfigError::Jwks(KeyError::Json(error)))?
-                }
-                Jwks::Inline(set) => set,
-            };
-            KeySet::from_jwks(&set, &allowed).map_err(ConfigError::Jwks)
-        }
-        (Some(_), Some(_)) | (None, None) => Err(ConfigError::KeySource),
-    }
-}
-
-fn check_required(required: RequiredClaims) -> Result<Vec<Requirement>, ConfigError> {
-    match required {
-        RequiredClaims::Names(names) => {
-            Ok(names.iter().map(|name| Requirement { claim: Claim::new(name), values: Vec::new() }).collect())
-        }
-        RequiredClaims::Values(values) => values
-            .into_iter()
-            .map(|(name, value)| {
-                let values = match value {
-                    Value::Array(values) => values,
-                    value => vec![value],
-                };
-                let scalar = |value: &Value| matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_));
-                if values.is_empty() || !values.iter().all(scalar) {
-                    return Err(ConfigError::RequiredValue(name));
-                }
-                Ok(Requirement { claim: Claim::new(&name), values })
-            })
-            .collect(),
     }
 }
 
@@ -315,44 +182,6 @@ fn check_forward(claims_to_headers: BTreeMap<String, String>) -> Result<Forward,
     Ok(Forward { claims })
 }
 
-impl OneOrMany {
-    fn list(self, field: &'static str) -> Result<Vec<String>, ConfigError> {
-        let values = match self {
-            Self::One(value) => vec![value],
-            Self::Many(values) => values,
-        };
-        if values.is_empty() || values.iter().any(String::is_empty) {
-            return Err(ConfigError::Empty(field));
-        }
-        Ok(values)
-    }
-}
-
-impl Default for Leeway {
-    fn default() -> Self {
-        Self(Duration::from_secs(30))
-    }
-}
-
-impl FromStr for Leeway {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let unit = match text.as_bytes().last() {
-            Some(b's') => 1,
-            Some(b'm') => 60,
-            _ => return Err(ConfigError::Leeway(text.to_owned())),
-        };
-        let number = &text[..text.len() - 1];
-        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-        let seconds = number.parse::<u64>().ok().filter(|_| digits).and_then(|number| number.checked_mul(unit));
-        match seconds.map(Duration::from_secs) {
-            Some(leeway) if leeway <= MAX_LEEWAY => Ok(Self(leeway)),
-            _ => Err(ConfigError::Leeway(text.to_owned())),
-        }
-    }
-}
-
 /// RFC 9110, 5.6.2.
 fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
@@ -360,10 +189,12 @@ fn is_token(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::time::Duration;
+
+    use selvedge_jwt::mint;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::mint;
 
     fn parse(value: Value) -> Result<Plan, String> {
         let config: Config = selvedge_sdk::config::parse(value.to_string().as_bytes())?;
@@ -373,9 +204,9 @@ mod tests {
     #[test]
     fn a_key_source_is_enough() {
         let plan = parse(json!({ "secret": "x".repeat(32) })).unwrap();
-        assert_eq!(plan.claims.leeway, Duration::from_secs(30));
-        assert!(plan.claims.require_exp && plan.forward_token && !plan.claims.ignore_audience);
-        assert_eq!((plan.realm.as_str(), plan.cache_entries), ("selvedge", 1024));
+        assert_eq!(plan.rules.claims.leeway, Duration::from_secs(30));
+        assert!(plan.rules.claims.require_exp && plan.forward_token && !plan.rules.claims.ignore_audience);
+        assert_eq!((plan.realm.as_str(), plan.rules.cache_entries), ("selvedge", 1024));
         assert!(parse(json!({ "jwks": mint::rsa_jwks() })).is_ok());
         assert!(parse(json!({ "jwks": mint::rsa_jwks().to_string() })).is_ok());
     }

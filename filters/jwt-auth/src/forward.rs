@@ -1,9 +1,7 @@
 //! Claims as request headers for the origin.
 
-use serde_json::{Map, Value};
-
-use crate::rejection::Rejection;
-use crate::select::Claim;
+use selvedge_sdk::jwt::{Claim, Claims, Rejection};
+use serde_json::Value;
 
 /// Which claims go into which headers (lower case).
 #[derive(Clone, Debug, Default)]
@@ -17,10 +15,10 @@ impl Forward {
     ///
     /// # Errors
     /// [`Rejection::Unforwardable`] when a value would not arrive as it is.
-    pub fn headers(&self, claims: &Map<String, Value>) -> Result<Vec<(String, String)>, Rejection> {
+    pub fn headers(&self, claims: &Claims) -> Result<Vec<(String, String)>, Rejection> {
         let mut headers = Vec::new();
         for (claim, header) in &self.claims {
-            let Some(value) = claim.find(claims) else { continue };
+            let Some(value) = claim.find(claims.all()) else { continue };
             let value = header_value(value).ok_or(Rejection::Unforwardable)?;
             if !value.is_empty() {
                 headers.push((header.clone(), value));
@@ -92,14 +90,14 @@ mod tests {
             (json!({ "a": 1 }), Err(())),
         ] {
             let claims = json!({ "c": value });
-            let headers = forward.headers(claims.as_object().unwrap());
+            let headers = forward.headers(&claims.as_object().unwrap().clone().into());
             match expected {
                 Ok(Some(text)) => assert_eq!(headers, Ok(vec![("x-c".to_owned(), text.to_owned())]), "{claims}"),
                 Ok(None) => assert_eq!(headers, Ok(vec![]), "{claims}"),
                 Err(()) => assert_eq!(headers, Err(Rejection::Unforwardable), "{claims}"),
             }
         }
-        assert_eq!(forward.headers(&Map::new()), Ok(vec![]));
+        assert_eq!(forward.headers(&serde_json::Map::new().into()), Ok(vec![]));
     }
 
     #[test]

@@ -36,35 +36,23 @@
 //!
 //! **Headers to the origin** come from verified claims alone: copies that a client sends, also spelt `x_user`, are removed first.
 
-pub mod algorithm;
-pub mod cache;
-pub mod claims;
 pub mod config;
 pub mod forward;
-pub mod json;
-pub mod keys;
-#[cfg(test)]
-mod mint;
-pub mod rejection;
-pub mod select;
-pub mod source;
-pub mod token;
-pub mod verify;
 
 use std::time::UNIX_EPOCH;
 
+use selvedge_sdk::jwt::source::{self, Found, Sources};
+use selvedge_sdk::jwt::{Rejection, TokenVerifier};
 use selvedge_sdk::metrics::Counter;
 use selvedge_sdk::prelude::*;
 
 use crate::config::Config;
 use crate::forward::Forward;
-use crate::rejection::Rejection;
-use crate::source::{Found, Sources};
-use crate::verify::Verifier;
 
 /// The filter.
 pub struct JwtAuth {
-    verifier: Verifier,
+    /// Gives the headers for the origin.
+    verifier: TokenVerifier<Vec<(String, String)>>,
     sources: Sources,
     forward: Forward,
     forward_token: bool,
@@ -82,8 +70,9 @@ impl Filter for JwtAuth {
         for warning in &plan.warnings {
             warn!("{warning}");
         }
+        let forward = plan.forward.clone();
         Ok(Self {
-            verifier: Verifier::new(plan.keys, plan.claims, plan.typ, plan.forward.clone(), plan.cache_entries),
+            verifier: TokenVerifier::reading(plan.rules, move |claims| forward.headers(&claims)),
             sources: plan.sources,
             forward: plan.forward,
             forward_token: plan.forward_token,
@@ -104,7 +93,7 @@ impl Filter for JwtAuth {
         let now = clock::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let verified = self.verifier.verify(&found.token, now).map_err(|rejection| self.refuse(rejection))?;
 
-        for (name, value) in &verified.headers {
+        for (name, value) in verified.iter() {
             req.set_header(name, value);
         }
         if !self.forward_token {

@@ -47,7 +47,8 @@ impl Guests {
             command.args(["-p", package]);
         }
         if self.examples {
-            command.arg("--examples");
+            // One that needs a feature which is off would be left out without a word.
+            command.args(["--examples", "--all-features"]);
         }
 
         // The outer build's flags and wrappers (clippy, coverage) are for the host, not for the guests.

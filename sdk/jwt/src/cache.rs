@@ -4,13 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 /// The SHA-256 of a token.
-pub type Digest = [u8; 32];
+pub(crate) type Digest = [u8; 32];
 
 /// A bounded map from tokens to what was found in them.
 ///
 /// When it is full, the entry that was put in first makes room, unless it was used since: then it gets another round (the CLOCK rule).
 #[derive(Debug)]
-pub struct Cache<V> {
+pub(crate) struct Cache<V> {
     capacity: usize,
     entries: HashMap<Digest, Entry<V>>,
     /// The digests in the order they will be looked at for room; each entry is in it exactly once.
@@ -25,19 +25,19 @@ struct Entry<V> {
 
 impl<V> Cache<V> {
     /// An empty cache for so many tokens; 0: it keeps nothing.
-    pub fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self { capacity, entries: HashMap::new(), order: VecDeque::new() }
     }
 
     /// What was found in this token.
-    pub fn get(&mut self, digest: &Digest) -> Option<Rc<V>> {
+    pub(crate) fn get(&mut self, digest: &Digest) -> Option<Rc<V>> {
         let entry = self.entries.get_mut(digest)?;
         entry.used = true;
         Some(entry.value.clone())
     }
 
     /// Remembers a token that is not in here.
-    pub fn insert(&mut self, digest: Digest, value: Rc<V>) {
+    pub(crate) fn insert(&mut self, digest: Digest, value: Rc<V>) {
         if self.capacity == 0 || self.entries.contains_key(&digest) {
             return;
         }
@@ -49,10 +49,16 @@ impl<V> Cache<V> {
     }
 
     /// Forgets a token, which has expired.
-    pub fn remove(&mut self, digest: &Digest) {
+    pub(crate) fn remove(&mut self, digest: &Digest) {
         if self.entries.remove(digest).is_some() {
             self.order.retain(|other| other != digest);
         }
+    }
+
+    /// Forgets them all: what they were verified with has changed.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+        self.order.clear();
     }
 
     fn make_room(&mut self) {

@@ -8,7 +8,9 @@ use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value};
 
 use crate::algorithm::Algorithm;
-use crate::json::JsonError;
+use crate::json::{self, JsonError};
+
+mod pem;
 
 /// Shortest HMAC key, in bytes: the length of the hash (RFC 7518, 3.2).
 const MIN_SECRET: usize = 32;
@@ -25,8 +27,8 @@ struct Key {
     material: DecodingKey,
 }
 
-/// The keys of a filter; at least one.
-#[derive(Clone)]
+/// The keys of a filter. The default has none: nothing verifies.
+#[derive(Clone, Default)]
 pub struct KeySet {
     keys: Vec<Key>,
     /// A single secret has no `kid`; a token that names one may still be signed with it.
@@ -45,6 +47,9 @@ pub enum KeyError {
     /// Two keys for one name.
     #[error("two keys have the kid {0:?}")]
     DuplicateKid(String),
+    /// Not a public key in PEM.
+    #[error("{0}")]
+    Pem(String),
     /// Every key was skipped.
     #[error("no key is usable for the accepted algorithms ({})", .0.join("; "))]
     NoneUsable(Vec<String>),
@@ -64,6 +69,28 @@ impl KeySet {
     pub fn from_secret(secret: &[u8]) -> Option<Self> {
         let key = Key { kid: None, algorithm: Algorithm::HS256, material: secret_key(secret)? };
         Some(Self { keys: vec![key], ignore_kid: true })
+    }
+
+    /// A public key in PEM (`-----BEGIN PUBLIC KEY-----`, or `RSA PUBLIC KEY`): RSA of 2048 to 4096 bits for RS256, or P-256 for ES256.
+    ///
+    /// # Errors
+    /// [`KeyError::Pem`].
+    pub fn from_pem(text: &str) -> Result<Self, KeyError> {
+        let (algorithm, material) = pem::read(text).map_err(KeyError::Pem)?;
+        Ok(Self { keys: vec![Key { kid: None, algorithm, material }], ignore_kid: true })
+    }
+
+    /// A key set as JSON text; as [`from_jwks`](Self::from_jwks).
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn from_text(text: &[u8], allowed: &[Algorithm]) -> Result<(Self, Vec<String>), KeyError> {
+        Self::from_jwks(&json::object(text).map_err(KeyError::Json)?, allowed)
+    }
+
+    /// Which algorithms there are keys for.
+    pub fn algorithms(&self) -> impl Iterator<Item = Algorithm> + '_ {
+        self.keys.iter().map(|key| key.algorithm)
     }
 
     /// The keys of a set that are for an allowed algorithm, and a warning for each other key (RFC 7517, 5: it should be ignored).

@@ -2,10 +2,56 @@
 
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::rejection::Rejection;
 use crate::select::Claim;
+
+/// What a token says (RFC 7519, 4): about whom, by whom, until when, and whatever else its issuer has put in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claims(Map<String, Value>);
+
+impl Claims {
+    /// Whom the token is about: `sub`.
+    pub fn subject(&self) -> Option<&str> {
+        self.text("sub")
+    }
+
+    /// A claim by its name, or by a JSON pointer (RFC 6901) when that begins with `/`: `/realm_access/roles`. `None`: absent or null.
+    pub fn get(&self, claim: &str) -> Option<&Value> {
+        Claim::new(claim).find(&self.0)
+    }
+
+    /// A claim that is a text.
+    pub fn text(&self, claim: &str) -> Option<&str> {
+        self.get(claim)?.as_str()
+    }
+
+    /// Whether a claim is this text, is a list that holds it, or is the claim `scope` and has it among its words (RFC 8693, 4.2).
+    pub fn has(&self, claim: &str, value: &str) -> bool {
+        Requirement { claim: Claim::new(claim), values: vec![value.into()] }.met(&self.0)
+    }
+
+    /// All claims as a type of the caller's.
+    ///
+    /// # Errors
+    /// They are not of this form.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        T::deserialize(&self.0)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &Map<String, Value> {
+        &self.0
+    }
+}
+
+impl From<Map<String, Value>> for Claims {
+    fn from(claims: Map<String, Value>) -> Self {
+        Self(claims)
+    }
+}
 
 /// The rules.
 #[derive(Clone, Debug)]

@@ -1,46 +1,85 @@
-//! From a token to what the origin is told, or to a reason why not.
+//! From a token to what it says, or to a reason why not.
 
 use std::cell::RefCell;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::cache::Cache;
-use crate::claims::{ClaimRules, Times};
-use crate::forward::Forward;
+use crate::claims::{ClaimRules, Claims, Times};
 use crate::keys::{KeySet, SignatureError};
 use crate::rejection::Rejection;
-use crate::token::{MAX_TOKEN, Token};
+use crate::token::{MAX_TOKEN, Token, plain_typ};
 
-/// Verifies tokens, and remembers those that it has verified.
-pub struct Verifier {
-    keys: KeySet,
+/// What a verifier goes by.
+#[derive(Clone)]
+pub struct Rules {
+    /// The keys.
+    pub keys: KeySet,
+    /// What the claims must be.
+    pub claims: ClaimRules,
+    /// Accepted `typ`, compared without case and without `application/`; `None`: any, and none.
+    pub typ: Option<String>,
+    /// How many verified tokens are remembered; 0: none.
+    pub cache_entries: usize,
+}
+
+/// Verifies tokens, and remembers what it has read in those that it has verified: a `T`, the [`Claims`] themselves by default.
+pub struct Verifier<T = Claims> {
+    keys: RefCell<KeySet>,
     claims: ClaimRules,
     typ: Option<String>,
-    forward: Forward,
-    verified: RefCell<Cache<Verified>>,
+    read: Box<dyn Fn(Claims) -> Result<T, Rejection>>,
+    verified: RefCell<Cache<Verified<T>>>,
 }
 
 /// What is known of a token with a good signature and good claims. Only its times can make it invalid later.
 #[derive(Debug, PartialEq)]
-pub struct Verified {
-    /// The headers for the origin.
-    pub headers: Vec<(String, String)>,
+pub struct Verified<T = Claims> {
+    value: T,
     times: Times,
 }
 
+impl<T> Deref for Verified<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
 impl Verifier {
-    /// A verifier that remembers up to `cache_entries` tokens.
-    pub fn new(keys: KeySet, claims: ClaimRules, typ: Option<String>, forward: Forward, cache_entries: usize) -> Self {
-        Self { keys, claims, typ, forward, verified: RefCell::new(Cache::new(cache_entries)) }
+    /// A verifier that gives the claims.
+    pub fn new(rules: Rules) -> Self {
+        Self::reading(rules, Ok)
+    }
+}
+
+impl<T> Verifier<T> {
+    /// A verifier that gives what this function reads in the claims, once for each token that is remembered.
+    pub fn reading(rules: Rules, read: impl Fn(Claims) -> Result<T, Rejection> + 'static) -> Self {
+        Self {
+            keys: RefCell::new(rules.keys),
+            claims: rules.claims,
+            typ: rules.typ.map(|typ| plain_typ(&typ)),
+            read: Box::new(read),
+            verified: RefCell::new(Cache::new(rules.cache_entries)),
+        }
+    }
+
+    /// Other keys from now on. All tokens are forgotten: the key of one may be gone.
+    pub fn set_keys(&self, keys: KeySet) {
+        self.keys.replace(keys);
+        self.verified.borrow_mut().clear();
     }
 
     /// Checks a token at `now` (time since the Unix epoch).
     ///
     /// # Errors
     /// The first check that fails: form, algorithm and key, signature, claims, times.
-    pub fn verify(&self, token: &str, now: Duration) -> Result<Rc<Verified>, Rejection> {
+    pub fn verify(&self, token: &str, now: Duration) -> Result<Rc<Verified<T>>, Rejection> {
         if token.len() > MAX_TOKEN {
             return Err(Rejection::TooLong);
         }
@@ -61,12 +100,13 @@ impl Verifier {
         Ok(verified)
     }
 
-    fn verify_anew(&self, token: &str, now: Duration) -> Result<Verified, Rejection> {
+    fn verify_anew(&self, token: &str, now: Duration) -> Result<Verified<T>, Rejection> {
         let token = Token::parse(token)?;
         if self.typ.is_some() && token.typ != self.typ {
             return Err(Rejection::Type);
         }
-        self.keys.verify(token.kid.as_deref(), token.algorithm, token.input.as_bytes(), token.signature).map_err(
+        let keys = self.keys.borrow();
+        keys.verify(token.kid.as_deref(), token.algorithm, token.input.as_bytes(), token.signature).map_err(
             |error| match error {
                 SignatureError::UnknownKey => Rejection::UnknownKey,
                 SignatureError::Mismatch => Rejection::Signature,
@@ -77,7 +117,7 @@ impl Verifier {
         let times = Times::read(&claims)?;
         self.claims.check_times(times, now)?;
         self.claims.check(&claims)?;
-        Ok(Verified { headers: self.forward.headers(&claims)?, times })
+        Ok(Verified { value: (self.read)(claims.into())?, times })
     }
 }
 
@@ -89,23 +129,41 @@ mod tests {
 
     use super::*;
     use crate::algorithm::Algorithm;
-    use crate::config::Config;
     use crate::mint;
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
 
-    fn verifier(config: Value) -> Verifier {
-        let plan =
-            serde_json::from_value::<Config>(config).unwrap().check().map_err(|error| error.to_string()).unwrap();
-        Verifier::new(plan.keys, plan.claims, plan.typ, plan.forward, plan.cache_entries)
+    const ALL: [Algorithm; 3] = [Algorithm::HS256, Algorithm::RS256, Algorithm::ES256];
+
+    fn rules(keys: KeySet) -> Rules {
+        let claims = ClaimRules {
+            issuers: None,
+            audiences: None,
+            ignore_audience: false,
+            leeway: Duration::from_secs(30),
+            require_exp: true,
+            required: Vec::new(),
+        };
+        Rules { keys, claims, typ: None, cache_entries: 1024 }
+    }
+
+    fn keys(set: &Value, allowed: &[Algorithm]) -> KeySet {
+        KeySet::from_text(set.to_string().as_bytes(), allowed).unwrap().0
     }
 
     /// All three keys, by name.
-    fn all_keys() -> Value {
-        json!({
-            "jwks": { "keys": [mint::oct_jwk(), mint::rsa_jwk(), mint::ec_jwk()] },
-            "algorithms": ["HS256", "RS256", "ES256"],
-            "claims_to_headers": { "sub": "x-user" },
+    fn all_keys() -> KeySet {
+        keys(&json!({ "keys": [mint::oct_jwk(), mint::rsa_jwk(), mint::ec_jwk()] }), &ALL)
+    }
+
+    /// Reads the subject, which must be fit for a header.
+    fn verifier(rules: Rules) -> Verifier<Option<String>> {
+        Verifier::reading(rules, |claims| {
+            let subject = claims.subject().map(str::to_owned);
+            if subject.iter().any(|text| text.chars().any(char::is_control)) {
+                return Err(Rejection::Unforwardable);
+            }
+            Ok(subject)
         })
     }
 
@@ -113,20 +171,19 @@ mod tests {
         json!({ "sub": "ann", "exp": NOW.as_secs() + 60 })
     }
 
-    fn check(verifier: &Verifier, token: &str) -> Result<Option<String>, Rejection> {
-        verifier.verify(token, NOW).map(|verified| verified.headers.first().map(|(_, value)| value.clone()))
+    fn check(verifier: &Verifier<Option<String>>, token: &str) -> Result<Option<String>, Rejection> {
+        verifier.verify(token, NOW).map(|verified| (**verified).clone())
     }
 
     /// RFC 7515, A.1 to A.3: somebody else's tokens. They expired in 2011, which also shows that the time is checked last.
     #[test]
     fn the_examples_of_rfc_7515_verify() {
-        let jwks = |key: Value, algorithm: &str| json!({ "jwks": { "keys": [key] }, "algorithms": [algorithm] });
-        for (name, config, token) in [
-            ("A.1", jwks(mint::oct_jwk(), "HS256"), mint::RFC_7515_A1),
-            ("A.2", jwks(mint::rsa_jwk(), "RS256"), mint::RFC_7515_A2),
-            ("A.3", jwks(mint::ec_jwk(), "ES256"), mint::RFC_7515_A3),
+        for (name, key, algorithm, token) in [
+            ("A.1", mint::oct_jwk(), Algorithm::HS256, mint::RFC_7515_A1),
+            ("A.2", mint::rsa_jwk(), Algorithm::RS256, mint::RFC_7515_A2),
+            ("A.3", mint::ec_jwk(), Algorithm::ES256, mint::RFC_7515_A3),
         ] {
-            let verifier = verifier(config);
+            let verifier = verifier(rules(keys(&json!({ "keys": [key] }), &[algorithm])));
             assert!(verifier.verify(token, Duration::from_secs(1_300_819_379)).is_ok(), "{name}");
             assert!(verifier.verify(token, Duration::from_secs(1_300_819_409)).is_ok(), "{name}: within the leeway");
             assert_eq!(verifier.verify(token, Duration::from_secs(1_300_819_410)), Err(Rejection::Expired), "{name}");
@@ -144,7 +201,7 @@ mod tests {
 
     #[test]
     fn good_tokens_of_every_algorithm_are_accepted() {
-        let verifier = verifier(all_keys());
+        let verifier = verifier(rules(all_keys()));
         for algorithm in [Algorithm::HS256, Algorithm::RS256, Algorithm::ES256] {
             for header in [mint::header(algorithm), json!({ "alg": algorithm.to_string() })] {
                 let token = mint::token(algorithm, &header, &claims());
@@ -166,7 +223,7 @@ mod tests {
     #[test]
     fn forged_tokens_are_refused() {
         use Algorithm::{ES256, HS256, RS256};
-        let verifier = verifier(all_keys());
+        let verifier = verifier(rules(all_keys()));
         let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
         let raw = |header: &str, payload: &str, signature: &str| {
             format!("{}.{}.{signature}", encode(header), encode(payload))
@@ -332,7 +389,7 @@ mod tests {
     /// What base64 leaves open: the last character holds bits that mean nothing. Two spellings of one token must not both be good.
     #[test]
     fn a_signature_has_one_spelling() {
-        let verifier = verifier(all_keys());
+        let verifier = verifier(rules(all_keys()));
         let token = mint::token(Algorithm::HS256, &mint::header(Algorithm::HS256), &claims());
         let (rest, last) = token.split_at(token.len() - 1);
         let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -345,7 +402,7 @@ mod tests {
     /// No change of a single character of a good token gives another good token.
     #[test]
     fn every_character_of_a_token_counts() {
-        let verifier = verifier(all_keys());
+        let verifier = verifier(rules(all_keys()));
         let token = mint::token(Algorithm::HS256, &mint::header(Algorithm::HS256), &claims());
         for at in 0..token.len() {
             for other in ["A", "b", "_", ".", "=", "\u{e9}"] {
@@ -360,9 +417,8 @@ mod tests {
 
     #[test]
     fn an_allow_list_without_the_algorithm_refuses_it() {
-        let only_rsa = verifier(
-            json!({ "jwks": { "keys": [mint::oct_jwk(), mint::rsa_jwk(), mint::ec_jwk()] }, "algorithms": ["RS256"] }),
-        );
+        let set = json!({ "keys": [mint::oct_jwk(), mint::rsa_jwk(), mint::ec_jwk()] });
+        let only_rsa = verifier(rules(keys(&set, &[Algorithm::RS256])));
         for (algorithm, expected) in [
             (Algorithm::RS256, None),
             (Algorithm::ES256, Some(Rejection::UnknownKey)),
@@ -376,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_secret_verifies_whatever_kid_a_token_names() {
-        let secret = verifier(json!({ "secret": format!("{}\r\n", mint::TEXT_SECRET) }));
+        let secret = verifier(rules(KeySet::from_secret(mint::TEXT_SECRET.as_bytes()).unwrap()));
         for header in [json!({ "alg": "HS256" }), json!({ "alg": "HS256", "kid": "any" })] {
             let input = format!(
                 "{}.{}",
@@ -392,9 +448,7 @@ mod tests {
 
     #[test]
     fn the_type_is_checked_when_configured() {
-        let mut config = all_keys();
-        config["typ"] = json!("application/AT+JWT");
-        let verifier = verifier(config);
+        let verifier = verifier(Rules { typ: Some("application/AT+JWT".into()), ..rules(all_keys()) });
         for (typ, good) in
             [(Some("at+jwt"), true), (Some("application/at+jwt"), true), (Some("JWT"), false), (None, false)]
         {
@@ -409,10 +463,46 @@ mod tests {
 
     #[test]
     fn a_remembered_token_expires_all_the_same() {
-        let verifier = verifier(all_keys());
+        let verifier = verifier(rules(all_keys()));
         let token = mint::token(Algorithm::ES256, &mint::header(Algorithm::ES256), &claims());
         for (seconds, good) in [(0, true), (89, true), (90, false), (91, false), (0, true)] {
             assert_eq!(verifier.verify(&token, NOW + Duration::from_secs(seconds)).is_ok(), good, "after {seconds} s");
         }
+    }
+
+    #[test]
+    fn other_keys_forget_what_the_old_ones_have_verified() {
+        let verifier = verifier(rules(all_keys()));
+        let token = mint::token(Algorithm::ES256, &mint::header(Algorithm::ES256), &claims());
+        assert!(check(&verifier, &token).is_ok());
+        verifier.set_keys(keys(&json!({ "keys": [mint::rsa_jwk()] }), &ALL));
+        assert_eq!(check(&verifier, &token), Err(Rejection::UnknownKey));
+        verifier.set_keys(KeySet::default());
+        assert_eq!(check(&verifier, &token), Err(Rejection::UnknownKey), "no keys, no tokens");
+        verifier.set_keys(all_keys());
+        assert!(check(&verifier, &token).is_ok());
+    }
+
+    #[test]
+    fn claims_are_read_by_name_by_pointer_and_as_a_type() {
+        let verifier = Verifier::new(rules(all_keys()));
+        let said =
+            json!({ "sub": "ann", "exp": NOW.as_secs() + 60, "scope": "read write", "realm": { "roles": ["a", "b"] } });
+        let token = mint::token(Algorithm::HS256, &mint::header(Algorithm::HS256), &said);
+        let claims = verifier.verify(&token, NOW).unwrap();
+        assert_eq!(
+            (claims.subject(), claims.text("scope"), claims.text("none")),
+            (Some("ann"), Some("read write"), None)
+        );
+        assert!(claims.has("scope", "write") && !claims.has("scope", "writ") && claims.has("sub", "ann"));
+        assert!(claims.has("/realm/roles", "b") && !claims.has("/realm/roles", "c") && !claims.has("none", "x"));
+        assert_eq!((claims.get("/realm/roles/0"), claims.all().len()), (Some(&json!("a")), 4));
+
+        #[derive(serde::Deserialize)]
+        struct Ours {
+            sub: String,
+        }
+        assert_eq!(claims.read::<Ours>().unwrap().sub, "ann");
+        assert!(claims.read::<Vec<u8>>().is_err());
     }
 }

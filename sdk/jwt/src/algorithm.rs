@@ -3,15 +3,12 @@
 use std::fmt;
 
 /// A signature algorithm (RFC 7518, 3.1). `none` is not one of them, so it can be neither configured nor met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, selvedge_sdk::Config)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    #[config(rename = "HS256")]
     /// HMAC with SHA-256, with a shared secret.
     HS256,
-    #[config(rename = "RS256")]
     /// RSASSA-PKCS1-v1_5 with SHA-256.
     RS256,
-    #[config(rename = "ES256")]
     /// ECDSA on P-256 with SHA-256.
     ES256,
 }
