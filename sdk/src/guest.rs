@@ -32,8 +32,10 @@ pub extern "C" fn proxy_on_memory_allocate(size: usize) -> *mut u8 {
 pub fn initialize() {
     panic::set_hook(Box::new(|panic| Host.log_critical(&panic.to_string())));
     if log::set_logger(&HostLogger).is_ok() {
-        log::set_max_level(LevelFilter::Info);
+        log::set_max_level(LevelFilter::Trace);
     }
+    #[cfg(feature = "tracing")]
+    crate::spans::forward();
 }
 
 /// The contexts of one VM.
@@ -65,7 +67,7 @@ impl<F: Filter> Guest<F> {
 
     /// `proxy_on_configure`: 0 refuses the configuration.
     pub fn on_configure(&self, id: u32) -> u32 {
-        log::set_max_level(Host.log_level());
+        host::forget_level();
         upstream::enter(id);
         let mut roots = self.roots.borrow_mut();
         let root = roots.iter_mut().find(|(root, _)| *root == id);
@@ -110,7 +112,7 @@ impl<F: Filter> Guest<F> {
         self.act(id, Stream::on_response_trailers)
     }
 
-    /// `proxy_on_http_call_response`: the context it names is the plugin's, so the sender is looked up.
+    /// `proxy_on_http_call_response`, and `proxy_on_grpc_receive` and `proxy_on_grpc_close` with numbers of theirs: the context it names is the plugin's, so the sender is looked up.
     pub fn on_http_call_response(&self, token: u32, headers: usize, body: usize) {
         let Some(sender) = upstream::sender(token) else { return };
         if let Some(stream) = self.streams.borrow_mut().get_mut(&sender) {
@@ -158,10 +160,13 @@ struct HostLogger;
 
 impl Log for HostLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        host::wants(metadata.level())
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !host::wants(record.level()) {
+            return;
+        }
         match record.args().as_str() {
             Some(message) => host::current().log(record.level(), message),
             None => host::current().log(record.level(), &record.args().to_string()),

@@ -12,12 +12,14 @@ pub use crate::body::Direction;
 #[cfg(target_arch = "wasm32")]
 mod guest;
 #[cfg(target_arch = "wasm32")]
-pub(crate) use guest::{Guest, current};
+pub(crate) use guest::{Guest, current, forget_level, wants};
 
 #[cfg(not(target_arch = "wasm32"))]
 mod installed;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use installed::current;
+#[cfg(all(not(target_arch = "wasm32"), feature = "tracing"))]
+pub(crate) use installed::wants;
 #[cfg(not(target_arch = "wasm32"))]
 pub use installed::{Installed, install};
 
@@ -48,6 +50,8 @@ pub enum Buffer {
     Response,
     /// The body of the answer to a callout, while it is delivered.
     CallResponse,
+    /// The message that answers a gRPC call, while it is delivered.
+    GrpcMessage,
 }
 
 /// What a metric is.
@@ -196,6 +200,26 @@ pub trait Host {
     fn call(&self, upstream: &str, headers: &[(&str, &[u8])], body: &[u8], timeout: Duration) -> Result<u32, Status> {
         Err(Status::BadArgument)
     }
+
+    /// Sends a unary gRPC call and returns its token, which is no callout's. A filter is told the answer through
+    /// [`runtime`](crate::runtime).
+    ///
+    /// # Errors
+    /// `BadArgument`, or `Failed(4)`: no such upstream.
+    fn grpc_call(
+        &self,
+        upstream: &str,
+        service: &str,
+        method: &str,
+        metadata: &[(&str, &[u8])],
+        message: &[u8],
+        timeout: Duration,
+    ) -> Result<u32, Status> {
+        Err(Status::BadArgument)
+    }
+
+    /// Wants no answer to a gRPC call any more.
+    fn cancel_grpc(&self, token: u32) {}
 
     /// Why the callout whose answer is being delivered has failed, in the host's words; `None` when it does not say.
     fn call_status(&self) -> Option<String> {

@@ -118,8 +118,8 @@
 //! - **The next piece of a body**, [`response.chunk().await?`](Message::chunk): the one exception, the message goes on while the hook
 //!   waits. [`transform`](Message::transform) passes a body through a function as it streams.
 //! - **The trailers**, [`response.trailers().await`](Message::trailers); the body passes meanwhile.
-//! - **A callout**, `upstream("authz").get("/check").send().await`, see [`upstream`](mod@upstream). The upstream is one of the proxy's
-//!   configuration, which also says how to reach it.
+//! - **A callout**, `upstream("authz").get("/check").send().await`, or over gRPC, [`upstream("authz").grpc("pkg.Service/Method")`](Upstream::grpc),
+//!   see [`upstream`](mod@upstream). The upstream is one of the proxy's configuration, which also says how to reach it.
 //!
 //! When the client goes away, or the proxy answers by itself, the waiting hook is dropped in the middle, as Rust futures are:
 //! [`Filter::done`] runs in any case.
@@ -132,7 +132,11 @@
 //!
 //! # Features
 //!
-//! `jwt`: `jwt::Verifier` for JSON Web Tokens, by keys of the settings or of an upstream.
+//! - `jwt`: `jwt::Verifier` for JSON Web Tokens, by keys of the settings or of an upstream.
+//! - `prost`: messages of gRPC calls as types of crate `prost`.
+//! - `tracing`: events of crate `tracing` are lines of the log, with their fields and the spans around them:
+//!   `INFO exchange{path=/a}: asked upstream=authz status=200`. Without it they go nowhere. A span that must last while a hook waits is
+//!   given to the future (`.instrument(span)`); one that is held entered meanwhile would be seen in other exchanges, too.
 //!
 //! # Other hosts
 //!
@@ -146,6 +150,8 @@
 extern crate self as selvedge_sdk;
 
 mod body;
+
+mod cookie;
 
 pub mod cache;
 
@@ -191,6 +197,9 @@ mod response;
 
 mod several;
 
+#[cfg(feature = "tracing")]
+mod spans;
+
 pub mod runtime;
 
 mod trailers;
@@ -202,6 +211,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub use body::{BodyError, BodyTooLarge, BodyUnavailable, Limit, Prefix};
 pub use config::{ByteSize, Config};
+pub use cookie::{CookieError, SameSite, SetCookie};
 pub use facts::{Client, Exchange, exchange};
 pub use filter::{Continue, Filter, Flow, Hooks, OrDeny};
 pub use http::{self, HeaderName, Method, StatusCode, Uri};
@@ -215,8 +225,10 @@ pub use selvedge_sdk_macros::{Config, filter, test};
 pub use serde;
 pub use serde_json;
 pub use several::{first_ok, join_all, join3, race};
+#[cfg(feature = "tracing")]
+pub use tracing;
 pub use trailers::Trailers;
-pub use upstream::{CallError, CallFailure, CallResponse, Upstream};
+pub use upstream::{CallError, CallFailure, CallResponse, GrpcCode, GrpcResponse, Upstream};
 
 /// What a filter needs, in one `use`.
 pub mod prelude {
@@ -227,6 +239,7 @@ pub mod prelude {
     pub use selvedge_sdk_macros::{Config, filter};
 
     pub use crate::config::{ByteSize, Config};
+    pub use crate::cookie::{SameSite, SetCookie};
     pub use crate::facts::{Client, Exchange, exchange};
     pub use crate::filter::Continue::Next;
     pub use crate::filter::{Continue, Filter, Flow, OrDeny};
@@ -238,7 +251,7 @@ pub mod prelude {
     pub use crate::request::Request;
     pub use crate::response::Response;
     pub use crate::several::{first_ok, join_all, join3, race};
-    pub use crate::upstream::{CallError, CallFailure, CallResponse, Upstream, upstream};
+    pub use crate::upstream::{CallError, CallFailure, CallResponse, GrpcCode, GrpcResponse, Upstream, upstream};
     pub use crate::{
         BodyError, BodyTooLarge, BodyUnavailable, HeaderValue, Prefix, clock, crypto, kv, metrics, random,
     };

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::body::Direction;
 use crate::host;
-use crate::{BodyError, BodyTooLarge, BodyUnavailable};
+use crate::{BodyError, BodyTooLarge, BodyUnavailable, SetCookie};
 
 /// A local reply: what a hook returns as `Err` to answer in place of the other side.
 ///
@@ -60,6 +60,17 @@ impl Reply {
             log::warn!("header {name:?} of a reply is malformed and left out");
         }
         self
+    }
+
+    /// Gives the client a cookie. One that it would not take is left out and logged at error.
+    pub fn cookie(self, cookie: SetCookie) -> Self {
+        match cookie.text() {
+            Ok(text) => self.header("set-cookie", text),
+            Err(error) => {
+                log::error!("a cookie is not set: {error}");
+                self
+            }
+        }
     }
 
     /// Sets the body; the type is the caller's to say.

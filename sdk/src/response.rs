@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use crate::Message;
+use crate::SetCookie;
 use crate::body::Body;
 use crate::host;
 use crate::reply::Status;
@@ -27,6 +28,14 @@ impl Response {
     /// Sets the status, 100 to 999.
     pub fn set_status(&mut self, status: impl Status) {
         self.set_header(":status", status.code().to_string());
+    }
+
+    /// Gives the client a cookie, beside those that the origin sets. One that it would not take is left out and logged at error.
+    pub fn set_cookie(&mut self, cookie: SetCookie) {
+        match cookie.text() {
+            Ok(text) => self.add_header("set-cookie", text),
+            Err(error) => log::error!("a cookie is not set: {error}"),
+        }
     }
 
     /// A property of the host, in the host's encoding (text for strings, little-endian 8 bytes for numbers).

@@ -29,6 +29,10 @@ use crate::config::{Config, Json};
 use crate::host::{self, Buffer, Map, Status};
 use crate::{HeaderValue, Method};
 
+mod grpc;
+
+pub use self::grpc::{GrpcCall, GrpcCode, GrpcRequest, GrpcResponse};
+
 /// How long a callout may take when nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -179,7 +183,7 @@ impl CallRequest {
         let sent = host::current().call(&self.upstream, &headers, &self.body, self.timeout);
         match sent {
             Ok(token) => {
-                let slot = Slot { upstream: self.upstream, timeout: self.timeout, answer: None, waker: None };
+                let slot = Slot::new(self.upstream, self.timeout);
                 let slot = Rc::new(RefCell::new(slot));
                 let call = Outstanding { sender: RUNNING.get(), deliver, slot: slot.clone() };
                 OUTSTANDING.with_borrow_mut(|calls| calls.insert(token, call));
@@ -203,7 +207,7 @@ pub struct Call {
 impl Call {
     fn failed(upstream: String, cause: CallFailure) -> Self {
         let answer = Some(Err(CallError { upstream: upstream.clone(), cause }));
-        let slot = Slot { upstream, timeout: Duration::ZERO, answer, waker: None };
+        let slot = Slot { answer, ..Slot::new(upstream, Duration::ZERO) };
         Self { token: None, slot: Rc::new(RefCell::new(slot)) }
     }
 }
@@ -221,7 +225,15 @@ struct Slot {
     upstream: String,
     timeout: Duration,
     answer: Option<Result<CallResponse, CallError>>,
+    /// The host has told the answer.
+    told: bool,
     waker: Option<Waker>,
+}
+
+impl Slot {
+    fn new(upstream: String, timeout: Duration) -> Self {
+        Self { upstream, timeout, answer: None, told: false, waker: None }
+    }
 }
 
 struct Outstanding {
@@ -306,6 +318,7 @@ pub(crate) fn answered(token: u32, headers: usize, body: usize) {
 fn deliver(slot: &RefCell<Slot>, headers: usize, body: usize) -> Option<Waker> {
     let mut slot = slot.borrow_mut();
     let upstream = slot.upstream.clone();
+    slot.told = true;
     slot.answer = Some(match headers {
         0 => Err(CallError { upstream, cause: CallFailure::told(slot.timeout) }),
         _ => Ok(CallResponse::read(upstream, body)),
@@ -349,6 +362,9 @@ pub enum CallFailure {
     /// One of the last four; the host's log may say which.
     #[error("no answer")]
     Failed,
+    /// A gRPC call has ended with this status and these words (perhaps none).
+    #[error("gRPC status {0}: {1}")]
+    Grpc(GrpcCode, String),
     /// The answer has another status than 2xx; only from [`CallResponse::ok`].
     #[error("answered with status {0}")]
     Status(u16),

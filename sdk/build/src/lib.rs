@@ -10,7 +10,10 @@ use std::process::Command;
 /// The wasm target of every guest: WASI preview 1, as proxy-wasm hosts expect.
 pub const TARGET: &str = "wasm32-wasip1";
 
-/// A set of guests to build in one cargo run.
+/// Examples that need features of their package, which would make the others larger: package, feature, example.
+const FEATURED: [(&str, &str, &str); 2] = [("selvedge-sdk", "jwt", "members"), ("selvedge-sdk", "tracing", "traced")];
+
+/// A set of guests to build.
 #[derive(Debug, Default)]
 pub struct Guests {
     packages: Vec<String>,
@@ -34,22 +37,32 @@ impl Guests {
     /// # Errors
     /// Says in one sentence what to do when the wasm target is not installed or the guests do not compile.
     pub fn build(&self, workspace: &Path) -> Result<PathBuf, String> {
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let target_dir =
             env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from).join("guests");
 
+        let mut what: Vec<&str> = self.packages.iter().flat_map(|package| ["-p", package]).collect();
+        if self.examples {
+            what.push("--examples");
+        }
+        self.run(workspace, &target_dir, &what)?;
+        let featured =
+            FEATURED.iter().filter(|(of, ..)| self.examples && self.packages.iter().any(|package| package == of));
+        for (package, feature, example) in featured {
+            self.run(workspace, &target_dir, &["-p", package, "--features", feature, "--example", example])?;
+        }
+
+        let built = target_dir.join(TARGET).join("wasm");
+        Ok(if self.examples { built.join("examples") } else { built })
+    }
+
+    fn run(&self, workspace: &Path, target_dir: &Path, what: &[&str]) -> Result<(), String> {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command
             .current_dir(workspace)
             .args(["build", "--profile", "wasm", "--target", TARGET, "--target-dir"])
-            .arg(&target_dir);
-        for package in &self.packages {
-            command.args(["-p", package]);
-        }
-        if self.examples {
-            // One that needs a feature which is off would be left out without a word.
-            command.args(["--examples", "--all-features"]);
-        }
+            .arg(target_dir)
+            .args(what);
 
         // The outer build's flags and wrappers (clippy, coverage) are for the host, not for the guests.
         for name in [
@@ -65,18 +78,16 @@ impl Guests {
 
         let output =
             command.output().map_err(|error| format!("cargo could not be started to build the guests: {error}"))?;
-        if !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let missing = stderr.contains("may not be installed") || stderr.contains("can't find crate for `core`");
-            let hint = if missing {
-                format!("\nThe wasm target is missing: run `rustup target add {TARGET}`.")
-            } else {
-                String::new()
-            };
-            return Err(format!("the wasm guests {:?} did not compile:\n{stderr}{hint}", self.packages));
+        if output.status.success() {
+            return Ok(());
         }
-
-        let built = target_dir.join(TARGET).join("wasm");
-        Ok(if self.examples { built.join("examples") } else { built })
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let missing = stderr.contains("may not be installed") || stderr.contains("can't find crate for `core`");
+        let hint = if missing {
+            format!("\nThe wasm target is missing: run `rustup target add {TARGET}`.")
+        } else {
+            String::new()
+        };
+        Err(format!("the wasm guests {:?} did not compile:\n{stderr}{hint}", self.packages))
     }
 }

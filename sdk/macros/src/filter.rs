@@ -190,6 +190,18 @@ fn exports(filter: &Type, hooks: Hooks) -> TokenStream {
                 GUEST.with(|guest| guest.on_http_call_response(token, headers, body));
             }
 
+            // The answer to a gRPC call: a message of this length.
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_grpc_receive(_id: u32, token: u32, size: usize) {
+                GUEST.with(|guest| guest.on_http_call_response(token, 1, size));
+            }
+
+            // … or the status with which it has failed.
+            #[unsafe(no_mangle)]
+            extern "C" fn proxy_on_grpc_close(_id: u32, token: u32, status: usize) {
+                GUEST.with(|guest| guest.on_http_call_response(token, 0, status));
+            }
+
             #tick
 
             #[unsafe(no_mangle)]

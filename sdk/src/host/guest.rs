@@ -1,6 +1,7 @@
 //! The host calls of proxy-wasm 0.2.1.
 #![allow(unsafe_code, reason = "the host calls are foreign functions")]
 
+use std::cell::Cell;
 use std::ptr::null_mut;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,6 +41,11 @@ mod sys {
             upstream: *const u8, upstream_size: usize, headers: *const u8, headers_size: usize, body: *const u8, body_size: usize,
             trailers: *const u8, trailers_size: usize, timeout: u32, token: *mut u32,
         ) -> u32;
+        pub(super) fn proxy_grpc_call(
+            upstream: *const u8, upstream_size: usize, service: *const u8, service_size: usize, method: *const u8, method_size: usize,
+            metadata: *const u8, metadata_size: usize, message: *const u8, message_size: usize, timeout: u32, token: *mut u32,
+        ) -> u32;
+        pub(super) fn proxy_grpc_cancel(token: u32) -> u32;
         pub(super) fn proxy_get_status(code: *mut u32, data: *mut *mut u8, size: *mut usize) -> u32;
         pub(super) fn proxy_call_foreign_function(
             name: *const u8, name_size: usize, argument: *const u8, argument_size: usize, data: *mut *mut u8, size: *mut usize,
@@ -75,6 +81,26 @@ pub(crate) struct Guest;
 #[inline(always)]
 pub(crate) fn current() -> &'static dyn Host {
     &Guest
+}
+
+thread_local! {
+    /// Whether the host was asked for its level since the plugin was configured.
+    static ASKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the host writes lines of this level. It is asked when the first line below info is to be written: lines from info up are few and
+/// the host's to drop, and there is a host (ngx_wasm_module) that has the question and ends the guest which asks it.
+pub(crate) fn wants(level: Level) -> bool {
+    if level > Level::Info && !ASKED.replace(true) {
+        log::set_max_level(Guest.log_level());
+    }
+    level <= log::max_level()
+}
+
+/// The plugin is configured anew, perhaps because the level is another.
+pub(crate) fn forget_level() {
+    ASKED.set(false);
+    log::set_max_level(LevelFilter::Trace);
 }
 
 impl Guest {
@@ -267,6 +293,42 @@ impl Host for Guest {
         Ok(token)
     }
 
+    fn grpc_call(
+        &self,
+        upstream: &str,
+        service: &str,
+        method: &str,
+        metadata: &[(&str, &[u8])],
+        message: &[u8],
+        timeout: Duration,
+    ) -> Result<u32, Status> {
+        let metadata = pairs::write(metadata);
+        let mut token = 0;
+        // SAFETY: the host reads the three names, the map and the message, and writes four bytes to the last pointer.
+        done(unsafe {
+            sys::proxy_grpc_call(
+                upstream.as_ptr(),
+                upstream.len(),
+                service.as_ptr(),
+                service.len(),
+                method.as_ptr(),
+                method.len(),
+                metadata.as_ptr(),
+                metadata.len(),
+                message.as_ptr(),
+                message.len(),
+                milliseconds(timeout),
+                &raw mut token,
+            )
+        })?;
+        Ok(token)
+    }
+
+    fn cancel_grpc(&self, token: u32) {
+        // SAFETY: a plain number. A call that is over already needs no more.
+        unsafe { sys::proxy_grpc_cancel(token) };
+    }
+
     fn call_status(&self) -> Option<String> {
         let mut code = 0;
         let said = returned(|data, size| {
@@ -390,5 +452,6 @@ fn buffer_kind(buffer: Buffer) -> u32 {
         Buffer::Request => 0,
         Buffer::Response => 1,
         Buffer::CallResponse => 4,
+        Buffer::GrpcMessage => 5,
     }
 }

@@ -26,6 +26,8 @@ pub fn install(host: Rc<dyn Host>) -> Installed {
     if log::set_logger(&ThreadLogger).is_ok() {
         log::set_max_level(LevelFilter::Trace);
     }
+    #[cfg(feature = "tracing")]
+    crate::spans::forward();
     Installed { previous: HOST.with_borrow_mut(|current| current.replace(host)) }
 }
 
@@ -37,6 +39,12 @@ impl Drop for Installed {
 
 pub(crate) fn current() -> Rc<dyn Host> {
     HOST.with_borrow(Clone::clone).unwrap_or_else(|| Rc::new(Nothing))
+}
+
+/// A test sees all levels.
+#[cfg(feature = "tracing")]
+pub(crate) fn wants(level: Level) -> bool {
+    level <= log::max_level()
 }
 
 /// Tests run in parallel, one per thread: each has its own log.

@@ -56,11 +56,8 @@ impl Filter for Ab {
 
     async fn response(&self, response: &mut Response, new: &mut Option<String>) -> Flow {
         if let Some(variant) = new {
-            let cookie = format!(
-                "{}={variant}; Path=/; Max-Age=2592000; SameSite=Lax",
-                self.settings.cookie
-            );
-            response.add_header("set-cookie", cookie);
+            let cookie = SetCookie::new(&self.settings.cookie, variant.as_str());
+            response.set_cookie(cookie.max_age(Duration::from_secs(30 * 86_400)));
         }
         Ok(Next)
     }

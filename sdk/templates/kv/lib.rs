@@ -1,6 +1,7 @@
 //! Counts the requests of each client, in memory that all workers of the node share.
 
 use selvedge_sdk::prelude::*;
+use selvedge_sdk::serde::{Deserialize, Serialize};
 
 /// The settings.
 #[derive(Config)]
@@ -11,11 +12,24 @@ pub struct Settings {
     /// After so many requests a client is sent away.
     #[config(default = 1000, min = 1)]
     limit: u64,
+    /// A client that does not come for so long is forgotten.
+    #[config(default = "1h", min = "1s")]
+    forget: Duration,
+}
+
+/// What is known of a client.
+#[derive(Deserialize, Serialize)]
+#[serde(crate = "selvedge_sdk::serde")]
+struct Client {
+    number: u64,
+    /// What it asked for last.
+    last: String,
 }
 
 /// The filter.
 pub struct Visits {
     settings: Settings,
+    known: Kv<Client>,
 }
 
 #[filter]
@@ -25,18 +39,26 @@ impl Filter for Visits {
     type Stream = Option<u64>;
 
     fn new(settings: Settings) -> Result<Self, String> {
-        Ok(Self { settings })
+        let known = Kv::new(&settings.prefix);
+        Ok(Self { settings, known })
     }
 
     async fn request(&self, request: &mut Request, visit: &mut Option<u64>) -> Flow {
         let Some(client) = request.client().address() else {
             return Ok(Next);
         };
-        let key = format!("{}:{client}", self.settings.prefix);
         // Read, changed and written, again if another worker was faster.
-        let counted = kv::update(&key, |known| (count(known) + 1).to_string().into_bytes());
+        let counted = self
+            .known
+            .update_ttl(&client.to_string(), self.settings.forget, |known| {
+                let number = known.map_or(0, |known| known.number) + 1;
+                Client {
+                    number,
+                    last: request.path().to_owned(),
+                }
+            });
         let number = match counted {
-            Ok(bytes) => count(Some(&bytes)),
+            Ok(client) => client.number,
             Err(error) => {
                 warn!("visits are not counted: {error}");
                 return Ok(Next);
@@ -55,10 +77,4 @@ impl Filter for Visits {
         }
         Ok(Next)
     }
-}
-
-fn count(bytes: Option<&[u8]>) -> u64 {
-    bytes
-        .and_then(|bytes| std::str::from_utf8(bytes).ok()?.parse().ok())
-        .unwrap_or(0)
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use selvedge_sdk::Reply;
+use selvedge_sdk::{GrpcCode, Reply};
 
 use crate::exchange::Fields;
 use crate::seen::Seen;
@@ -43,6 +43,12 @@ impl Answer {
     /// Nothing comes, ever: a callout waits for its timeout, a forwarded request gets the host's 504 after a minute.
     pub fn never() -> Self {
         Self { after: Duration::MAX, ..Self::lost() }
+    }
+
+    /// How a gRPC call ends that gives no message: the code, and words. (A message is a [`Reply`] with it as the body.)
+    pub fn grpc_status(code: GrpcCode, words: &str) -> Self {
+        let code = code.number().to_string();
+        Reply::new(200).header("grpc-status", code).header("grpc-message", words).into()
     }
 
     /// So late, on the clock of the tester. What comes later than a callout's timeout does not come.

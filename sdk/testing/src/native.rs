@@ -1,6 +1,7 @@
 //! The native guest: the SDK's runtime on a fake host.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use selvedge_sdk::runtime::{self, Action, Root};
 use selvedge_sdk::{Filter, Reply};
 
 use crate::exchange::{self, Exchange, Fields, Refused, Side};
+use crate::grpc;
 use crate::guest::{Callout, Guest, NoAnswer, Step, Stream};
 use crate::seen::Seen;
 use crate::store::{self, FakeStore, Store};
@@ -83,10 +85,9 @@ impl<F: Filter> Guest for Native<F> {
     }
 
     fn root_answered(&self, token: u32, answer: Result<&Reply, NoAnswer>) -> Result<(), String> {
-        let (headers, body) = answer.map_or((0, 0), |answer| (answer.headers().len() + 1, answer.bytes().len()));
-        self.host.state.borrow_mut().answer = Some(answer.cloned());
+        let (headers, body) = self.host.begin_answer(token, answer);
         let result = self.with(|root| root.on_call_response(token, headers, body));
-        self.host.state.borrow_mut().answer = None;
+        self.host.end_answer();
         result
     }
 
@@ -169,13 +170,12 @@ impl<F: Filter> Stream for NativeStream<F> {
         token: u32,
         answer: Result<&Reply, NoAnswer>,
     ) -> Result<Step, String> {
-        let (headers, body) = answer.map_or((0, 0), |answer| (answer.headers().len() + 1, answer.bytes().len()));
-        self.host.state.borrow_mut().answer = Some(answer.cloned());
+        let (headers, body) = self.host.begin_answer(token, answer);
         let step = self.run(exchange, |stream| {
             stream.on_call_response(token, headers, body);
             Action::Pause
         });
-        self.host.state.borrow_mut().answer = None;
+        self.host.end_answer();
         step
     }
 
@@ -207,6 +207,9 @@ struct State {
     step: Step,
     /// The callout answer that is being delivered.
     answer: Option<Result<Reply, NoAnswer>>,
+    /// The gRPC calls under way, by their tokens, and the words of the status that is being delivered.
+    grpc: BTreeSet<u32>,
+    grpc_status: Option<String>,
     next_token: u32,
     metrics: Vec<Metric>,
     tick_period: Option<Duration>,
@@ -347,7 +350,7 @@ impl Host for FakeHost {
         let bytes = match buffer {
             Buffer::Request => state.exchange.request.held.as_deref()?,
             Buffer::Response => state.exchange.response.held.as_deref()?,
-            Buffer::CallResponse => state.answered()?.bytes(),
+            Buffer::CallResponse | Buffer::GrpcMessage => state.answered()?.bytes(),
         };
         let start = start.min(bytes.len());
         let end = start.saturating_add(max).min(bytes.len());
@@ -358,7 +361,7 @@ impl Host for FakeHost {
         let map = match buffer {
             Buffer::Request => Map::Request,
             Buffer::Response => Map::Response,
-            Buffer::CallResponse => Map::CallResponse,
+            Buffer::CallResponse | Buffer::GrpcMessage => Map::CallResponse,
         };
         self.change(map, |exchange, side| exchange.half_mut(side).splice(start, size, bytes))
     }
@@ -425,6 +428,27 @@ impl Host for FakeHost {
         Ok(token)
     }
 
+    fn grpc_call(
+        &self,
+        upstream: &str,
+        service: &str,
+        method: &str,
+        metadata: &[(&str, &[u8])],
+        message: &[u8],
+        timeout: Duration,
+    ) -> Result<u32, Status> {
+        let path = format!("/{service}/{method}");
+        let mut headers: Vec<(&str, &[u8])> = grpc::headers(upstream, &path).to_vec();
+        headers.extend(metadata);
+        let token = self.call(upstream, &headers, message, timeout)?;
+        self.state.borrow_mut().grpc.insert(token);
+        Ok(token)
+    }
+
+    fn cancel_grpc(&self, token: u32) {
+        self.state.borrow_mut().grpc.remove(&token);
+    }
+
     fn resume(&self, direction: Direction) {
         let mut state = self.state.borrow_mut();
         match direction {
@@ -434,7 +458,11 @@ impl Host for FakeHost {
     }
 
     fn call_status(&self) -> Option<String> {
-        match self.state.borrow().answer {
+        let state = self.state.borrow();
+        if let Some(status) = &state.grpc_status {
+            return Some(status.clone());
+        }
+        match state.answer {
             Some(Err(NoAnswer::Lost)) => Some("connect: the test gives no answer".into()),
             Some(Err(NoAnswer::Late)) => Some("timeout".into()),
             Some(Ok(_)) | None => None,
@@ -502,6 +530,30 @@ impl FakeHost {
     fn change(&self, map: Map, change: impl FnOnce(&mut Exchange, Side) -> Result<(), Refused>) -> Result<(), Status> {
         let side = side(map).ok_or(Status::BadArgument)?;
         change(&mut self.state.borrow_mut().exchange, side).map_err(|Refused| Status::BadArgument)
+    }
+}
+
+impl FakeHost {
+    /// Has an answer ready to be read; returns the two numbers that the filter is told of it.
+    fn begin_answer(&self, token: u32, answer: Result<&Reply, NoAnswer>) -> (usize, usize) {
+        let mut state = self.state.borrow_mut();
+        state.answer = Some(answer.cloned());
+        if !state.grpc.remove(&token) {
+            return answer.map_or((0, 0), |answer| (answer.headers().len() + 1, answer.bytes().len()));
+        }
+        match grpc::outcome(answer) {
+            Ok(message) => (1, message.len()),
+            Err((code, words)) => {
+                state.grpc_status = Some(words);
+                (0, code.number().into())
+            }
+        }
+    }
+
+    fn end_answer(&self) {
+        let mut state = self.state.borrow_mut();
+        state.answer = None;
+        state.grpc_status = None;
     }
 }
 

@@ -10,11 +10,13 @@ use futures::future::BoxFuture;
 use selvedge_sdk::Reply;
 use selvedge_wasm::{
     Action, Arrival, Body, Buffer, CallError, Caller, CalloutFailure, CalloutId, CalloutResponse, Engine,
-    EngineOptions, ExchangeError, ForeignError, HeaderMap, Host, Limits, LogLevel, MetricValue, Metrics, Module,
-    Outgoing, Phases, Plugin, PluginOptions, SharedData, SharedDataError, SharedDataLimits, SharedQueues,
+    EngineOptions, ExchangeError, ForeignError, GrpcEvent, GrpcId, GrpcOpen, GrpcStatus, HeaderMap, Host, Limits,
+    LogLevel, MetricValue, Metrics, Module, Outgoing, Phases, Plugin, PluginOptions, SharedData, SharedDataError,
+    SharedDataLimits, SharedQueues,
 };
 
 use crate::exchange::{self, Exchange, Fields, Half, Refused, Side};
+use crate::grpc;
 use crate::guest::{Callout, Guest, NoAnswer, Step, Stream};
 use crate::seen::Seen;
 use crate::store::{self, Store};
@@ -93,7 +95,7 @@ impl Guest for WasmGuest {
     }
 
     fn root_callouts(&self) -> Vec<Callout> {
-        self.plugin.take_outgoing(WORKER).into_iter().map(asked).collect()
+        self.plugin.take_outgoing(WORKER).into_iter().filter_map(asked).collect()
     }
 
     fn root_answered(&self, token: u32, answer: Result<&Reply, NoAnswer>) -> Result<(), String> {
@@ -196,27 +198,23 @@ fn step(outcome: selvedge_wasm::Outcome) -> Step {
         resume_request: effects.resume_request,
         resume_response: effects.resume_response,
         close: effects.close,
-        callouts: effects.outgoing.into_iter().map(asked).collect(),
+        callouts: effects.outgoing.into_iter().filter_map(asked).collect(),
     }
 }
 
-fn asked(outgoing: Outgoing) -> Callout {
+fn asked(outgoing: Outgoing) -> Option<Callout> {
     let callout = match outgoing {
         Outgoing::Http(callout) => callout,
-        Outgoing::GrpcOpen(open) => panic!(
-            "the filter opens {} on upstream {}: a tester has no gRPC",
-            open.request.path(),
-            open.request.upstream
-        ),
-        Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) | Outgoing::GrpcCancel(_) => {
-            unreachable!("of an exchange that was opened before")
-        }
+        Outgoing::GrpcOpen(open) => return Some(asked_by_grpc(*open)),
+        // What was opened before: nobody waits for the answer any more.
+        Outgoing::GrpcCancel(_) => return None,
+        Outgoing::GrpcSend { .. } | Outgoing::GrpcClose(_) => unreachable!("of a stream, which was not opened"),
     };
     let fields = |pairs: Vec<(Bytes, Bytes)>| -> Fields {
         let lower = |name: Bytes| String::from_utf8_lossy(&name).to_ascii_lowercase();
         pairs.into_iter().map(|(name, value)| (lower(name), value.to_vec())).collect()
     };
-    Callout {
+    Some(Callout {
         token: callout.id.0,
         timeout: callout.timeout,
         seen: Seen {
@@ -226,10 +224,37 @@ fn asked(outgoing: Outgoing) -> Callout {
             trailers: fields(callout.trailers),
             timeout: Some(callout.timeout),
         },
+    })
+}
+
+fn asked_by_grpc(open: GrpcOpen) -> Callout {
+    let path = open.request.path();
+    let Some(timeout) = open.request.timeout else {
+        panic!("the filter opens a stream of {path} on upstream {}: a tester has none", open.request.upstream)
+    };
+    let metadata = open.request.metadata.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let headers = grpc::headers(&open.request.upstream, &path).into_iter().chain(metadata);
+    Callout {
+        token: open.id.0,
+        timeout,
+        seen: Seen {
+            headers: headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect(),
+            body: open.message.map(|message| message.bytes.to_vec()).unwrap_or_default(),
+            trailers: Vec::new(),
+            timeout: Some(timeout),
+            upstream: open.request.upstream,
+        },
     }
 }
 
 fn arrival(token: u32, answer: Result<&Reply, NoAnswer>) -> Arrival {
+    if GrpcId(token).kind().is_some() {
+        let event = match grpc::outcome(answer) {
+            Ok(message) => GrpcEvent::Message(Bytes::copy_from_slice(message)),
+            Err((code, words)) => GrpcEvent::Closed(GrpcStatus::new(code.number().into(), words)),
+        };
+        return Arrival::Grpc(GrpcId(token), event);
+    }
     let result = answer.map(response).map_err(|why| match why {
         NoAnswer::Lost => CalloutFailure::Connect("the test gives no answer".into()),
         NoAnswer::Late => CalloutFailure::Timeout,
