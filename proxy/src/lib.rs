@@ -27,6 +27,8 @@ mod limits;
 
 mod transport;
 
+mod pipe;
+
 pub mod tls;
 
 pub mod plan;

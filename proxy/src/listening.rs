@@ -25,6 +25,7 @@ use crate::listener::{self, Door, ListenerFacts};
 use crate::node::Current;
 use crate::plan::Resources;
 use crate::request::Edge;
+use crate::request::origin_side::Half;
 use crate::sockets::{Socket, SocketFile};
 use crate::tcp::{self, TcpDoor};
 use crate::telemetry::AccessLogSink;
@@ -382,6 +383,7 @@ impl Worker {
             access_log: self.access_log.clone(),
             pool: Arc::clone(&self.pool),
             witness: None,
+            half: Half::outer(&self.conf),
         };
         door(&self.conf, edge)
     }

@@ -204,8 +204,11 @@ impl<'r> AccessLine<'r> {
             duration_us: u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             route: ctx.route.as_deref().map(crate::plan::Route::name),
             site: ctx.route.as_deref().map(crate::plan::Route::site),
-            upstream: ctx.lease.as_ref().map(|lease| lease.endpoint().address().to_string()),
-            attempts: Some(ctx.attempts).filter(|attempts| *attempts > 1),
+            upstream: match &ctx.lease {
+                Some(lease) => Some(lease.endpoint().address().to_string()),
+                None => ctx.endpoint_inside().map(|endpoint| endpoint.address().to_string()),
+            },
+            attempts: Some(ctx.times_sent()).filter(|attempts| *attempts > 1),
             cache: crate::request::lookup::word(session, ctx),
             error: ctx.failure.or_else(|| error.map(|_| "client_gone").filter(|_| status == 0)),
         }

@@ -36,6 +36,8 @@ mod purge;
 
 mod cache_policy;
 
+mod origin_filters;
+
 mod cluster;
 
 mod callouts;

@@ -152,7 +152,7 @@ impl Context {
                 // Modules read credentials from there.
                 "environment" => Self::Secret,
                 // A list of uses: each a name, or a name with settings.
-                "filters" => Self::Names(&Self::Settings),
+                "filters" | "origin_filters" => Self::Names(&Self::Settings),
                 // What `trace` compares with.
                 "value" if is_scalar => Self::Secret,
                 key if is_secret(key) => Self::Secret,
@@ -276,7 +276,7 @@ fn merge_uses(value: &mut Effective, declared: &Effective) {
         Effective::Map(entries) => {
             for (key, value) in entries {
                 match value {
-                    Effective::List(uses) if key == "filters" => {
+                    Effective::List(uses) if key == "filters" || key == "origin_filters" => {
                         uses.iter_mut().for_each(|one| merge_use(one, declared))
                     }
                     value => merge_uses(value, declared),

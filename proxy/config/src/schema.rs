@@ -160,7 +160,7 @@ filters:
 sites:
 - hosts: ["*"]
   routes:
-  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {}, key: { query: { only: [a] } } }, invalidates: [{ urls: [/b] }], to: a, headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
+  - { match: { path: /a, header: { a: { present: true } }, geo: {} }, cache: { tags: {}, key: { query: { only: [a] } } }, invalidates: [{ urls: [/b] }], to: a, origin_filters: [f], headers: { request: {} }, rewrite: { path: { regex: a, with: b } } }
   - { match: { path: /b }, redirect: { to: /c } }
   - { match: { path: /d }, split: { upstreams: { a: 1, b: 2 } }, mirror: { to: a }, limits: {}, timeouts: {}, cors: { origins: ["*"] }, compress: [gzip] }
   - { match: { path: /e }, files: { root: e }, compress: { encodings: [br], levels: {} } }

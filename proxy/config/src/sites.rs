@@ -134,6 +134,12 @@ pub struct Route {
     #[schemars(with = "Option<Vec<FilterUse>>")]
     pub filters: Vec<FilterUse>,
 
+    /// The filters between the cache and the origin, in order: they see only what goes to the origin (misses, refreshes, and what the
+    /// cache is not asked about), and what they make of a response is what is stored. Written as `filters`. Needs `to` or `split`; not
+    /// together with `cache.slice` or `cache.ranges: as_asked`, which fetch objects in parts. Default: none.
+    #[schemars(with = "Option<Vec<FilterUse>>")]
+    pub origin_filters: Vec<FilterUse>,
+
     /// Header fields that are set, added and removed, on the request and on the response. Here with the site's in front.
     #[schemars(with = "Option<HeaderRules>")]
     pub headers: HeaderRules,
@@ -374,6 +380,7 @@ fn read_routes(
             name: draft.name?.0,
             when: draft.when?.0,
             filters: site_filters.iter().chain(&draft.filters).cloned().collect(),
+            origin_filters: draft.origin_filters,
             headers: site_headers.then(&draft.headers),
             rewrite: draft.rewrite,
             cache: draft.cache,
@@ -394,6 +401,7 @@ struct RouteDraft {
     name: Option<(String, Position)>,
     when: Option<(Match, Position)>,
     filters: Vec<FilterUse>,
+    origin_filters: Vec<FilterUse>,
     headers: HeaderRules,
     rewrite: Option<Rewrite>,
     cache: Option<CachePolicy>,
@@ -423,6 +431,7 @@ impl RouteDraft {
             Some(at) => Match::read(cx, &at).map(|when| (when, at.name_position().clone())),
         };
         let filters = fields.read(cx, "filters", |cx, at| read_filters(cx, at, names.filters)).unwrap_or_default();
+        let origin_filters_at = fields.get("origin_filters");
         let headers = fields.read(cx, "headers", HeaderRules::read).unwrap_or_default();
         let to_at = fields.get("to");
         let split_at = fields.get("split");
@@ -506,6 +515,24 @@ impl RouteDraft {
             }
             CachePolicy::read(cx, &at)
         });
+        let origin_filters = origin_filters_at.and_then(|at| {
+            let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
+            if !goes_on {
+                cx.report(
+                    fault("`origin_filters` do nothing without `to`")
+                        .with_help("remove them: nothing is asked for elsewhere"),
+                );
+            }
+            let parts = cache.as_ref().is_some_and(|cache| cache.slice.is_some() || cache.ranges == Ranges::AsAsked);
+            if parts {
+                cx.report(
+                    fault("these filters see whole objects, and the route's `cache` fetches them in parts")
+                        .with_help("remove `cache.slice` and `cache.ranges: as_asked`, or the filters"),
+                );
+            }
+            read_filters(cx, &at, names.filters)
+        });
+        let origin_filters = origin_filters.unwrap_or_default();
         let invalidates = invalidates_at.and_then(|at| {
             let fault = |message: &str| Fault::at(at.name_position(), message).with_key(at.path.clone());
             if !goes_on {
@@ -523,6 +550,7 @@ impl RouteDraft {
             name,
             when,
             filters,
+            origin_filters,
             headers,
             rewrite,
             cache,

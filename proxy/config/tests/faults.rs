@@ -865,6 +865,14 @@ fn routes() {
             "{ to: demo, compress: { encodings: [br], types: [\"*/json\"] } }",
             "12:54 sites[0].routes[0].compress.types[0]: `*/json` is no media type | expected a media type: `text/html`, `text/*` or `*+json`",
         ),
+        (
+            "{ respond: { status: 200 }, origin_filters: [] }",
+            "12:33 sites[0].routes[0].origin_filters: `origin_filters` do nothing without `to` | remove them: nothing is asked for elsewhere",
+        ),
+        (
+            "{ to: demo, origin_filters: [nobody] }",
+            "12:34 sites[0].routes[0].origin_filters[0]: there is no filter `nobody` | known filters: `auth`",
+        ),
         ("{ to: demo, mirror: { share: 5% } }", "12:17 sites[0].routes[0].mirror.to: `to` is missing"),
         (
             "{ respond: { status: 200 }, mirror: { to: demo } }",
@@ -1095,6 +1103,14 @@ fn routes() {
         (
             "to: demo\n    cache: { slice: 1MiB, ranges: as_asked }",
             "13:35 sites[0].routes[0].cache.ranges: `as_asked` and `slice` are both written | slices serve every range: remove one",
+        ),
+        (
+            "to: demo\n    cache: { slice: 1MiB }\n    origin_filters: []",
+            "14:5 sites[0].routes[0].origin_filters: these filters see whole objects, and the route's `cache` fetches them in parts | remove `cache.slice` and `cache.ranges: as_asked`, or the filters",
+        ),
+        (
+            "to: demo\n    cache: { ranges: as_asked }\n    origin_filters: []",
+            "14:5 sites[0].routes[0].origin_filters: these filters see whole objects, and the route's `cache` fetches them in parts | remove `cache.slice` and `cache.ranges: as_asked`, or the filters",
         ),
         (
             "to: demo\n    cache: { ranges: exact }",

@@ -37,6 +37,7 @@ use crate::grpc;
 use crate::listener::ListenerFacts;
 use crate::plan::{ChainFilter, Route};
 use crate::request::RequestCtx;
+use crate::request::origin_side::Hop;
 
 /// What an exchange carries from its first filter to its last, besides the request header.
 pub(crate) struct ExchangeState {
@@ -74,6 +75,8 @@ pub(crate) struct ExchangeState {
     request_body_gone: bool,
     /// The upstream a filter chose (`selvedge.upstream`); `None` = the route's own.
     pub(crate) upstream: Option<String>,
+    /// The way to the outer half, where these are filters between the cache and the origin.
+    pub(crate) outer_half: Option<Arc<Hop>>,
     /// What filters want of the cache.
     pub(crate) wishes: Wishes,
     /// Properties that filters of this exchange have set for later ones.
@@ -119,7 +122,8 @@ impl Asked {
 }
 
 /// A property that a filter has set.
-struct SetProperty {
+#[derive(Clone)]
+pub(crate) struct SetProperty {
     /// Its path, joined by dots, without a leading `wasm`.
     name: String,
     value: Bytes,
@@ -137,7 +141,6 @@ const SET_PROPERTY_NAME_MAX: usize = 256;
 impl ExchangeState {
     /// The state of an exchange that is about to meet its first filter.
     pub(crate) fn new(session: &Session, ctx: &RequestCtx, route: Arc<Route>, listener: &Arc<ListenerFacts>) -> Self {
-        let reads_sent = Phases::RESPONSE_BODY | Phases::RESPONSE_TRAILERS | Phases::LOG;
         Self {
             number: ctx.number,
             trace: ctx.trace.clone(),
@@ -156,13 +159,14 @@ impl ExchangeState {
             request_gone: false,
             request_body_gone: false,
             upstream: None,
+            outer_half: None,
             wishes: Wishes::default(),
             set_by_filters: Vec::new(),
             request_trailers: None,
             response: None,
             response_trailers: None,
             staged: Staged::default(),
-            keeps_sent: route.filters.iter().any(|filter| filter.plugin.module().phases().intersects(reads_sent)),
+            keeps_sent: reads_sent(&route.filters),
             response_gone: false,
             sent: None,
             sent_trailers: None,
@@ -174,6 +178,29 @@ impl ExchangeState {
             took: OnceCell::new(),
             route,
         }
+    }
+
+    /// These are filters between the cache and the origin: they know the client as those in front of the cache do, and what those have set.
+    pub(crate) fn is_at_origin(
+        &mut self,
+        hop: &Arc<Hop>,
+        server: Option<SocketAddr>,
+        connection: &Connection,
+        cached: Option<Cached>,
+        properties: Vec<SetProperty>,
+    ) {
+        self.outer_half = Some(Arc::clone(hop));
+        self.server = server;
+        self.connection = connection.clone();
+        self.cached = cached;
+        self.set_by_filters = properties;
+        self.encoding = None; // What is compressed is what leaves.
+        self.keeps_sent = reads_sent(&self.route.origin_filters);
+    }
+
+    /// The properties that filters have set.
+    pub(crate) fn set_by_filters(&self) -> &[SetProperty] {
+        &self.set_by_filters
     }
 
     /// The chain has let the request go, or answered it: nothing can be changed about it any more.
@@ -240,6 +267,12 @@ impl ExchangeState {
     pub(crate) fn scheme(&self) -> &'static str {
         if self.tls { "https" } else { "http" }
     }
+}
+
+/// Whether some filter may read what has gone on already.
+fn reads_sent(filters: &[Arc<ChainFilter>]) -> bool {
+    let phases = Phases::RESPONSE_BODY | Phases::RESPONSE_TRAILERS | Phases::LOG;
+    filters.iter().any(|filter| filter.plugin.module().phases().intersects(phases))
 }
 
 /// The exchange lent to one guest call.
@@ -595,6 +628,8 @@ impl View<'_> {
             return Err(ExchangeError::Unavailable);
         }
         match path {
+            // The cache has been asked already, and what is stored the response's own fields say.
+            ["cache", ..] if self.state.outer_half.is_some() => Err(ExchangeError::Unavailable),
             ["request", "path"] => self.set_pseudo(HeaderMap::Request, ":path", value),
             ["request", "host"] => set_authority(self.request, value),
             ["cache", "key_parts"] => {

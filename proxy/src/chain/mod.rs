@@ -126,6 +126,21 @@ pub(crate) enum ChainError {
     ClientGone(#[source] Box<Error>),
 }
 
+impl ChainError {
+    /// The same for somebody else to be told; `None` = it is about this exchange's own client.
+    pub(crate) fn told(&self) -> Option<Self> {
+        Some(match self {
+            Self::Failed { filter } => Self::Failed { filter: Arc::clone(filter) },
+            Self::TooLarge { filter, direction, limit } => {
+                Self::TooLarge { filter: Arc::clone(filter), direction: *direction, limit: *limit }
+            }
+            Self::Stuck { filter } => Self::Stuck { filter: Arc::clone(filter) },
+            Self::Closed { filter } => Self::Closed { filter: Arc::clone(filter) },
+            Self::ClientGone(_) => return None,
+        })
+    }
+}
+
 /// The chain of one exchange: a stage per filter, and what they share.
 pub(crate) struct Chain {
     stages: Vec<Stage>,

@@ -31,6 +31,7 @@ use super::{Chain, ChainError, Event, Passage};
 use crate::compress::outlet::Outlet;
 use crate::grpc;
 use crate::plan::Route;
+use crate::request::origin_side::Hop;
 use crate::request::step;
 use crate::request::{fail, leader};
 
@@ -49,6 +50,8 @@ pub(crate) struct Slot {
     pub(crate) stored: Mutex<Option<StoredBody>>,
     /// An error answer was made: the connection must not be kept alive.
     pub(crate) close: AtomicBool,
+    /// The way to the outer half, where the filters are between the cache and the origin.
+    outer_half: Option<Arc<Hop>>,
 }
 
 impl Slot {
@@ -150,11 +153,13 @@ pub(crate) struct FilteredSession {
 impl FilteredSession {
     /// Puts a filtered session in the place of the client's, and returns the slot that leads back.
     pub(crate) fn interpose(session: &mut Box<HttpSession>, chain: Box<Chain>, body: RequestBody) -> Arc<Slot> {
-        let slot = Arc::new(Slot::default());
+        let outer_half = chain.state.outer_half.clone();
+        let for_client = outer_half.is_none();
+        let slot = Arc::new(Slot { outer_half, ..Slot::default() });
         let route = &chain.state.route;
-        let cors = route.cors.is_some().then(|| Arc::clone(route));
+        let cors = (for_client && route.cors.is_some()).then(|| Arc::clone(route));
         let wanted = chain.state.encoding;
-        let outlet = route.compress.is_some().then(|| Box::new(Outlet::new(Arc::clone(route), wanted)));
+        let outlet = (for_client && route.compress.is_some()).then(|| Box::new(Outlet::new(Arc::clone(route), wanted)));
         *slot.chain.lock() = Some(chain);
         let real = std::mem::replace(session, Box::new(HttpSession::new_custom(Box::new(()))));
         let filtered = Self {
@@ -355,6 +360,11 @@ impl FilteredSession {
             return Err(error);
         }
         *self.slot.failure.lock() = fail::token(&error);
+        if let Some(outer_half) = &self.slot.outer_half {
+            outer_half.broke(&error); // It answers.
+            self.cut().await;
+            return Err(error);
+        }
         let Some((header, body)) = fail::chain_answer(&error, node, asked).filter(|_| !self.is_committed()) else {
             self.cut().await;
             return Err(error);

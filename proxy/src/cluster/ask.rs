@@ -8,16 +8,15 @@ use http::header::DATE;
 use http::{HeaderValue, StatusCode, header};
 use pingora::cache::{CacheKey, CachePhase};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::http::authority::validate_request_authority;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::counts::Met;
 use super::{Asking, Cluster, Travel, Way, wire};
-use crate::chain::exchange::authority;
 use crate::request::RequestCtx;
 use crate::request::deadline::Deadline;
+use crate::request::forward;
 use crate::upstream::Failure;
 
 /// How many nodes of a circle are asked for one request.
@@ -168,14 +167,7 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     let rule = ctx.route()?.cache.as_ref().ok_or_else(no_way)?;
     let key = ctx.cache.key().ok_or_else(no_way)?;
 
-    // As for an upstream: Pingora leaves authority alone on custom sessions.
-    if session.downstream_session.is_custom() {
-        if !request.headers.contains_key(header::HOST) && request.uri.authority().is_some() {
-            let host = authority(request).to_vec();
-            request.insert_header(header::HOST, host)?;
-        }
-        validate_request_authority(request).map_err(Error::into_in)?;
-    }
+    forward::reconcile(session, request)?;
     wire::strip(request);
     ctx.downstream.tell(request)?;
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;

@@ -144,7 +144,12 @@ pub(crate) fn listener(config: &Config) -> Option<Listener> {
 /// What has to be the same about a route on two nodes for one to answer in place of the other: its name and site, and all that decides
 /// what the origin is asked and what of its answer is kept.
 pub(crate) fn route_identity(site: &str, route: &selvedge_config::Route) -> RouteIdentity {
-    let told = format!("{:#?}\n{:#?}\n{:#?}\n{:#?}", route.cache, route.target, route.rewrite, route.headers.request);
+    let mut told =
+        format!("{:#?}\n{:#?}\n{:#?}\n{:#?}", route.cache, route.target, route.rewrite, route.headers.request);
+    // What is stored is what these make of it.
+    for used in &route.origin_filters {
+        told.push_str(&format!("\norigin filter {} {}", used.name, used.config));
+    }
     let mut hasher = blake3::Hasher::new_derive_key("selvedge route identity 1");
     for part in [site, &route.name] {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());

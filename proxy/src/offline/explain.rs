@@ -37,6 +37,8 @@ pub(crate) struct Explanation {
     /// The site's other routes, whose path it is not.
     elsewhere: Vec<Elsewhere>,
     filters: Vec<FilterUsed>,
+    /// Those between the cache and the origin.
+    origin_filters: Vec<FilterUsed>,
     answer: Option<Answer>,
     cache: Option<Cache>,
 }
@@ -81,6 +83,15 @@ struct FilterUsed {
     name: String,
     /// The names of its settings here, those of the route merged over those that are declared.
     settings: Vec<String>,
+}
+
+impl FilterUsed {
+    fn of(used: &selvedge_config::FilterUse) -> Self {
+        Self {
+            name: used.name.clone(),
+            settings: used.config.as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default(),
+        }
+    }
 }
 
 /// Who answers, when no filter does before.
@@ -163,6 +174,7 @@ impl Offline {
             candidates: Vec::new(),
             elsewhere: Vec::new(),
             filters: Vec::new(),
+            origin_filters: Vec::new(),
             answer: None,
             cache: None,
         };
@@ -201,10 +213,8 @@ impl Offline {
         let written_at = written.map(|written| place(&written.position));
         told.route = Some(RouteFound { name: route.name().to_owned(), written_at });
         if let Some(written) = written {
-            told.filters.extend(written.filters.iter().map(|used| FilterUsed {
-                name: used.name.clone(),
-                settings: used.config.as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default(),
-            }));
+            told.filters.extend(written.filters.iter().map(FilterUsed::of));
+            told.origin_filters.extend(written.origin_filters.iter().map(FilterUsed::of));
         }
         told.answer = Some(match &route.target {
             Target::Respond { header, body } => {
@@ -442,12 +452,20 @@ impl fmt::Display for Explanation {
         if let Some(more) = self.elsewhere.len().checked_sub(ELSEWHERE_SHOWN).filter(|more| *more > 0) {
             writeln!(f, "  and {more} more with other paths")?;
         }
-        if !self.filters.is_empty() {
-            writeln!(f, "filters    in this order; they may answer, or change what follows")?;
-        }
-        for filter in &self.filters {
-            let settings = if filter.settings.is_empty() { "no settings".into() } else { filter.settings.join(", ") };
-            writeln!(f, "  {}: {settings}", filter.name)?;
+        let said = [
+            (&self.filters, "filters    in this order; they may answer, or change what follows"),
+            (
+                &self.origin_filters,
+                "filters    between the cache and the origin, in this order, for what is not found in the cache",
+            ),
+        ];
+        for (filters, what) in said.into_iter().filter(|(filters, _)| !filters.is_empty()) {
+            writeln!(f, "{what}")?;
+            for filter in filters {
+                let settings =
+                    if filter.settings.is_empty() { "no settings".into() } else { filter.settings.join(", ") };
+                writeln!(f, "  {}: {settings}", filter.name)?;
+            }
         }
         match &self.answer {
             None => {}

@@ -30,6 +30,7 @@ use crate::listening;
 use crate::node::{self, Current};
 use crate::plan::{self, Resources};
 use crate::request::Edge;
+use crate::request::origin_side::Half;
 use crate::telemetry::AccessLog;
 use crate::upstream::DialFor;
 use crate::upstream::http1::Pool;
@@ -102,6 +103,7 @@ impl Offline {
             access_log: AccessLog::start(off).sink(),
             pool: Pool::new(),
             witness: None,
+            half: Half::outer(&node::server_conf()),
         }
     }
 

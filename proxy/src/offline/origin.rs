@@ -1,10 +1,7 @@
 //! What upstreams answer in tests: one answer to every request, from this process, over a pipe in memory.
 
 use std::fmt;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,11 +14,12 @@ use parking_lot::Mutex;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
+use pingora::protocols::l4::virt::VirtualSocketStream;
 use pingora::{Error, ErrorType};
 use selvedge_config::TestOrigin;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tracing::debug;
+
+use crate::pipe::Pipe;
 
 /// What fits into the pipe before the other side reads.
 const PIPE: usize = 64 * 1024;
@@ -108,34 +106,4 @@ async fn answer(
         response = response.header(name, value);
     }
     response.body(Full::new(Bytes::copy_from_slice(origin.body.as_bytes()))).map_err(|error| error.to_string())
-}
-
-/// Our end, as a socket.
-#[derive(Debug)]
-struct Pipe(DuplexStream);
-
-impl VirtualSocket for Pipe {
-    fn set_socket_option(&self, _option: VirtualSockOpt) -> io::Result<()> {
-        Ok(()) // It has none.
-    }
-}
-
-impl AsyncRead for Pipe {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Pipe {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

@@ -315,7 +315,10 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
         let label: Arc<str> = site.hosts.first().map(ToString::to_string).unwrap_or_default().into();
 
         for route in &site.routes {
-            let filters = route.filters.iter().filter_map(|used| plugins.chain_filter(used, &mut faults)).collect();
+            let mut chain = |uses: &[FilterUse]| {
+                uses.iter().filter_map(|used| plugins.chain_filter(used, &mut faults)).collect::<Vec<_>>()
+            };
+            let (filters, origin_filters) = (chain(&route.filters), chain(&route.origin_filters));
             let target = match &route.target {
                 TargetConfig::Upstream(name) => match upstreams.get(name) {
                     Some(upstream) => Target::Upstream(Arc::clone(upstream)),
@@ -370,6 +373,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 site: Arc::clone(&label),
                 node: Arc::clone(&node.name),
                 filters,
+                origin_filters,
                 cache: route.cache.as_ref().map(|written| {
                     let policy = Arc::new(route_policy(written));
                     let withheld = policy.tags.withheld().collect();

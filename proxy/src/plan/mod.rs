@@ -92,6 +92,8 @@ pub struct Route {
     node: Arc<str>,
     /// The chain, site filters first.
     pub(crate) filters: Vec<Arc<ChainFilter>>,
+    /// The chain between the cache and the origin; empty on most routes.
+    pub(crate) origin_filters: Vec<Arc<ChainFilter>>,
     /// What is kept of its responses; `None` = nothing.
     pub(crate) cache: Option<CacheRule>,
     /// What else is out of date when a request has changed something.

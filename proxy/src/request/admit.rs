@@ -53,12 +53,7 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     client_certificate(session, listener)?;
     let request = session.req_header_mut();
     to_origin_form(request)?;
-    // HTTP/2 names the authority in the URI; filters, cache keys and HTTP/1 upstreams look for Host.
-    if !request.headers.contains_key(header::HOST)
-        && let Some(authority) = request.uri.authority().map(|authority| authority.as_str().to_owned())
-    {
-        request.insert_header(header::HOST, authority)?;
-    }
+    name_host(request)?;
     match request.headers.get(header::HOST) {
         Some(host) if !hygiene::is_authority(host.as_bytes()) => {
             return Error::e_explain(ErrorType::HTTPStatus(400), "Host is not a host and a port (RFC 9110, 7.2)");
@@ -71,6 +66,16 @@ pub(crate) fn check(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     cdn_loop::check(&request.headers, &ctx.plan.node.pseudonym)?;
     // After Host: an HTTP/2 target holds the authority too.
     one_path(request, &ctx.plan.paths)?;
+    Ok(())
+}
+
+/// HTTP/2 names the authority in the URI; filters, cache keys and HTTP/1 upstreams look for Host.
+pub(super) fn name_host(request: &mut RequestHeader) -> Result<()> {
+    if !request.headers.contains_key(header::HOST)
+        && let Some(authority) = request.uri.authority().map(|authority| authority.as_str().to_owned())
+    {
+        request.insert_header(header::HOST, authority)?;
+    }
     Ok(())
 }
 

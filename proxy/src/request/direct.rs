@@ -34,6 +34,7 @@ pub(crate) fn serves(session: &mut Session, ctx: &mut RequestCtx) -> bool {
         && ctx.travel.is_none()
         && is_plain(session.req_header())
         && session.is_body_empty()
+        && ctx.route.as_ref().is_some_and(|route| route.origin_filters.is_empty())
         && forward::to_http1(session, ctx)
 }
 

@@ -60,6 +60,20 @@ pub(crate) fn from_reply(slot: &Arc<Slot>, reply: LocalReply) -> Box<Error> {
     Error::explain(FILTER_REPLY, "a filter answered").into_in()
 }
 
+/// The same error once more, for the outer half of the request that it has ended.
+pub(super) fn carried(error: &Error) -> Box<Error> {
+    let kind = error.etype().clone();
+    let what_failed = error.to_string();
+    let cause = error.cause.as_ref().and_then(|cause| cause.downcast_ref::<ChainError>()).and_then(ChainError::told);
+    // To the cache, a filter that fails there is an origin that fails.
+    let of_origin = [FILTER_FAILED, FILTER_BODY_RESPONSE, FILTER_CLOSED].contains(&kind);
+    let carried = match cause {
+        Some(cause) => Error::because(kind, "at the origin's side", cause),
+        None => Error::explain(kind, what_failed),
+    };
+    if of_origin || *error.esource() == ErrorSource::Upstream { carried.into_up() } else { carried.into_in() }
+}
+
 /// Answers the client, if anything can still be said.
 pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
     debug!(%error, "request failed");
@@ -71,6 +85,11 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
         state.details = verdict.token.map(Into::into).or(state.details.take());
     });
     let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+    if let Some(outer_half) = ctx.outer_half().filter(|_| *error.etype() != FILTER_REPLY) {
+        outer_half.broke(error); // It answers.
+        session.downstream_session.shutdown().await;
+        return gone;
+    }
     if is_cut(error) {
         session.downstream_session.shutdown().await;
         return gone;
@@ -97,7 +116,7 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
             Err(_) => return gone,
         },
     };
-    if cors::mark(session.req_header(), &mut header, ctx).is_err() {
+    if !ctx.is_inner() && cors::mark(session.req_header(), &mut header, ctx).is_err() {
         return gone;
     }
     lookup::status(session, &mut header, ctx);

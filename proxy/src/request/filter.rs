@@ -44,8 +44,15 @@ pub(crate) enum BodyFlow {
 /// A filter failed closed, a limit was exceeded, or the client went away.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Answered> {
     let route = Arc::clone(ctx.route()?);
-    let state = ExchangeState::new(session, ctx, Arc::clone(&route), &edge.listener);
-    let mut chain = Box::new(Chain::new(&route.filters, state, edge.worker));
+    let mut state = ExchangeState::new(session, ctx, Arc::clone(&route), &edge.listener);
+    let filters = match ctx.outer_half() {
+        None => &route.filters,
+        Some(hop) => {
+            hop.introduce(&mut state);
+            &route.origin_filters
+        }
+    };
+    let mut chain = Box::new(Chain::new(filters, state, edge.worker));
 
     let asked = chain.state.asked;
     let downstream = &mut session.downstream_session;
@@ -82,7 +89,9 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
                 RequestBody::Whole(_) => BodyFlow::Replayed,
                 RequestBody::Streaming(prefix) => BodyFlow::Filtered { prefix: !prefix.is_empty() },
             };
-            ctx.upstream.clone_from(&chain.state.upstream);
+            if chain.state.upstream.is_some() || !ctx.is_inner() {
+                ctx.upstream.clone_from(&chain.state.upstream);
+            }
             ctx.cache.wish(chain.state.wishes.clone());
             ctx.slot = Some(FilteredSession::interpose(downstream, chain, body));
             Ok(Answered::No)

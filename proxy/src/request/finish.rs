@@ -15,7 +15,9 @@ use crate::upstream::Failure;
 /// Ends the request. Runs on every path, before Pingora decides about the connection.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
     leader::restore(session, ctx).await;
-    witness::ended(edge, session, ctx);
+    if !ctx.is_inner() {
+        witness::ended(edge, session, ctx);
+    }
     if let Some(slot) = ctx.slot.take() {
         if let Some(mut chain) = slot.lend() {
             let state = &mut chain.state;
@@ -36,7 +38,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
     {
         Box::pin(cache.store_gathered(&mut ctx.cache)).await;
     }
-    if let Some(trace) = ctx.trace.take() {
+    if let Some(trace) = ctx.trace.take().filter(|_| !ctx.is_inner()) {
         telemetry::trace::write(&trace, ctx);
     }
     if let Some((lease, error)) =
@@ -46,8 +48,8 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
     {
         lease.failed(Failure::of(error));
     }
-    if session.subrequest_ctx.is_some() {
-        return; // Nobody asked for it.
+    if session.subrequest_ctx.is_some() || ctx.is_inner() {
+        return; // Nobody asked for it, or the outer half did.
     }
     // Of an HTTP/2 connection: streams that are opened only to be reset.
     if session.req_header().version == Version::HTTP_2

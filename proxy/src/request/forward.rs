@@ -18,7 +18,7 @@ use super::cdn_loop::CDN_LOOP;
 use super::deadline::Deadline;
 use super::filter::BodyFlow;
 use super::mirror::Copied;
-use super::{RequestCtx, actions, fail, slices};
+use super::{RequestCtx, actions, fail, origin_side, slices};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
 use crate::cluster;
@@ -202,8 +202,24 @@ pub(crate) fn received(end: bool, ctx: &mut RequestCtx) -> Result<Option<Duratio
 /// # Errors
 /// Filters have left an authority that no server may be sent.
 pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
-    // Pingora leaves authority alone on custom sessions: an absolute-form request of HTTP/1.0 has no Host yet, and filters may have
-    // written an invalid one.
+    reconcile(session, request)?;
+    if cluster::serve::is_visitor(ctx) {
+        cluster::wire::strip(request);
+    }
+    slices::range(request, ctx)?;
+    ctx.downstream.tell(request)?;
+    request.append_header(header::VIA, ctx.plan.node.via(ctx.received(session)))?;
+    request.append_header(CDN_LOOP, ctx.plan.node.cdn_loop())?;
+    as_asked(session, request, ctx)?;
+    actions::on_request(session, request, ctx)
+}
+
+/// Makes sure of the authority. Pingora leaves it alone on custom sessions: an absolute-form request of HTTP/1.0 has no Host yet, and filters
+/// may have written an invalid one.
+///
+/// # Errors
+/// Filters have left one that no server may be sent.
+pub(crate) fn reconcile(session: &Session, request: &mut RequestHeader) -> Result<()> {
     if session.downstream_session.is_custom() {
         if !request.headers.contains_key(header::HOST) && request.uri.authority().is_some() {
             let host = authority(request).to_vec();
@@ -211,16 +227,7 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
         }
         validate_request_authority(request).map_err(Error::into_in)?;
     }
-
-    if cluster::serve::is_visitor(ctx) {
-        cluster::wire::strip(request);
-    }
-    slices::range(request, ctx)?;
-    ctx.downstream.tell(request)?;
-    request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;
-    request.append_header(CDN_LOOP, ctx.plan.node.cdn_loop())?;
-    as_asked(session, request, ctx)?;
-    actions::on_request(session, request, ctx)
+    Ok(())
 }
 
 /// Asks for the range that the client wants, where the route keeps ranges as they are asked for; Pingora asks for all of what is stored.
@@ -267,6 +274,7 @@ pub(crate) fn connected(
             failure: None,
         };
     });
+    origin_side::leave(ctx);
     Ok(())
 }
 
@@ -279,6 +287,10 @@ pub(crate) fn stick(session: &Session, response: &mut ResponseHeader, ctx: &Requ
         Some(lease) if !response.status.is_informational() => {
             lease.stick(session.req_header(), response, ctx.downstream.tls)
         }
+        None if !response.status.is_informational() => match ctx.endpoint_inside() {
+            Some(endpoint) => endpoint.stick(session.req_header(), response, ctx.downstream.tls),
+            None => Ok(()),
+        },
         _ => Ok(()),
     }
 }

@@ -222,5 +222,5 @@ pub(crate) fn word(session: &Session, ctx: &RequestCtx) -> Option<&'static str> 
 }
 
 fn cached(ctx: &RequestCtx) -> Option<&'static Cache> {
-    ctx.plan.cache.filter(|_| ctx.route.as_ref().is_some_and(|route| route.cache.is_some()))
+    ctx.plan.cache.filter(|_| !ctx.is_inner() && ctx.route.as_ref().is_some_and(|route| route.cache.is_some()))
 }

@@ -9,6 +9,7 @@
 //! | `forward` | `upstream_peer`, `upstream_request_filter`, `error_while_proxy` | [`forward`], [`retry`] |
 //! | `forward`, the short way | `proxy_upstream_filter` | [`direct`] |
 //! | `forward`, filling the cache | every write to the first client | [`leader`] |
+//! | filters at the origin's side: all of this once more | `upstream_peer` .. | [`origin_side`] |
 //! | `store` | `upstream_response_filter`, `response_cache_filter` | [`store`] |
 //! | `respond` | `response_filter` | [`respond`] |
 //! | `filter` (response) | every write of [`crate::chain::session::FilteredSession`] | `chain/` |
@@ -46,6 +47,8 @@ pub(crate) mod forward;
 pub(crate) mod direct;
 
 pub(crate) mod deadline;
+
+pub(crate) mod origin_side;
 
 pub(crate) mod leader;
 
@@ -88,6 +91,7 @@ use selvedge_cache::CacheCtx;
 use selvedge_wasm::Trace;
 
 use self::downstream::Downstream;
+use self::origin_side::{Half, Side};
 use self::witness::Witness;
 use crate::chain::ExchangeState;
 use crate::chain::session::Slot;
@@ -117,6 +121,8 @@ pub(crate) struct Edge {
     pub(crate) pool: Arc<Pool>,
     /// Is told what becomes of requests, where a configuration is tested.
     pub(crate) witness: Option<Arc<Witness>>,
+    /// Which halves of requests it sees to.
+    pub(crate) half: Half,
 }
 
 thread_local! {
@@ -159,6 +165,8 @@ pub(crate) struct RequestCtx {
     pub(crate) sent: Option<Box<forward::Sent>>,
     /// Set by `forward`: its place at the endpoint it went to last.
     pub(crate) lease: Option<Lease>,
+    /// Which half of a request it is, where the route has filters at the origin's side.
+    pub(crate) side: Side,
     /// What it has to do with other nodes of the cluster, if there is one.
     pub(crate) travel: Option<Box<Travel>>,
     /// Set by `fail`: the RFC 9209 error token.
@@ -216,6 +224,7 @@ impl ProxyHttp for Edge {
             attempts: 0,
             sent: None,
             lease: None,
+            side: Side::Whole,
             travel: None,
             failure: None,
             trace: None,
@@ -223,6 +232,9 @@ impl ProxyHttp for Edge {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+        if self.half.is_inner() {
+            return origin_side::admit(session, ctx);
+        }
         step!(ctx, "admit");
         if self.listener.cluster {
             return cluster::serve::admit(session, &self.listener, ctx);
@@ -231,6 +243,9 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        if self.half.is_inner() {
+            return Box::pin(origin_side::begin(self, session, ctx)).await;
+        }
         if self.listener.cluster {
             return Box::pin(cluster::serve::begin(session, ctx)).await;
         }
@@ -280,6 +295,9 @@ impl ProxyHttp for Edge {
     }
 
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+        if self.half.is_inner() {
+            return Ok(());
+        }
         lookup::enable(session, ctx, &self.listener)
     }
 
@@ -307,6 +325,9 @@ impl ProxyHttp for Edge {
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        if self.half.is_inner() {
+            return Ok(true);
+        }
         let goes = lookup::before_upstream(session, ctx).await?;
         if goes && direct::serves(session, ctx) {
             return direct::forward(self, session, ctx).await.map(|()| false);
@@ -325,6 +346,9 @@ impl ProxyHttp for Edge {
         {
             return Ok(node);
         }
+        if !ctx.route()?.origin_filters.is_empty() && !self.half.is_inner() {
+            return origin_side::peer(self, session, ctx).inspect_err(|error| lookup::failed(session, ctx, error));
+        }
         forward::peer(session, ctx).await.inspect_err(|error| lookup::failed(session, ctx, error))
     }
 
@@ -336,6 +360,9 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         if cluster::ask::is_asking(ctx) {
             return cluster::ask::request(session, request, ctx);
+        }
+        if ctx.has_inner_half() {
+            return origin_side::request(session, request, ctx);
         }
         forward::request(session, request, ctx)?;
         witness::sent(self, session, request);
@@ -356,6 +383,9 @@ impl ProxyHttp for Edge {
             cluster::ask::connected(connection, ctx);
             return Ok(());
         }
+        if ctx.has_inner_half() {
+            return Ok(());
+        }
         forward::connected(peer, digest, connection, ctx)
     }
 
@@ -368,6 +398,9 @@ impl ProxyHttp for Edge {
     ) -> Box<Error> {
         if cluster::ask::is_asking(ctx) {
             return cluster::ask::unconnected(ctx, error);
+        }
+        if ctx.has_inner_half() {
+            return origin_side::broken(session, ctx, error);
         }
         retry::unconnected(session, ctx, error)
     }
@@ -383,6 +416,9 @@ impl ProxyHttp for Edge {
         if cluster::ask::is_asking(ctx) {
             return cluster::ask::broken(session, ctx, error, reused);
         }
+        if ctx.has_inner_half() {
+            return origin_side::broken(session, ctx, error);
+        }
         retry::broken(session, ctx, peer, error, reused)
     }
 
@@ -397,8 +433,13 @@ impl ProxyHttp for Edge {
         }
         forward::answered(response, ctx);
         retry::response(session, response, ctx)?;
-        crate::purge::related::changed(&self.current, session.req_header(), response, ctx);
-        store::receive(session, response, ctx).await
+        origin_side::answered(ctx);
+        if !ctx.is_inner() {
+            crate::purge::related::changed(&self.current, session.req_header(), response, ctx);
+        }
+        store::receive(session, response, ctx).await?;
+        origin_side::leave(ctx);
+        Ok(())
     }
 
     fn upstream_response_body_filter(
@@ -437,6 +478,10 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        if ctx.is_inner() {
+            origin_side::tell(response, ctx);
+            return Ok(());
+        }
         step!(ctx, "respond", status = response.status.as_u16());
         // What is for the client, the node adds that the client is connected to.
         if !cluster::serve::is_visitor(ctx) {

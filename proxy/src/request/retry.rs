@@ -8,7 +8,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use selvedge_config::{Retries, RetryOn};
 
-use super::{RequestCtx, lookup};
+use super::{RequestCtx, lookup, origin_side};
 use crate::upstream::Failure;
 
 /// The status of a response that is not taken, because another attempt is made.
@@ -29,6 +29,7 @@ pub(crate) fn unconnected(session: &Session, ctx: &RequestCtx, mut error: Box<Er
         state.contact.address = lease.endpoint().address().as_inet();
         state.contact.failure = Some(error.to_string());
     });
+    origin_side::leave(ctx);
     let rules = &lease.endpoint().rules().retries;
     error.set_retry(ctx.tries() < u32::from(rules.attempts) && rules.when.contains(&RetryOn::Connect));
     if !error.retry() {

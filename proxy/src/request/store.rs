@@ -37,7 +37,7 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
         *slot.stored.lock() = None; // It is not what answers.
     }
     slices::accept(response, ctx)?;
-    match ctx.plan.cache {
+    match ctx.plan.cache.filter(|_| !ctx.is_inner()) {
         Some(cache) => {
             let request = session.downstream_session.req_header();
             cache.upstream_response(request, response, &mut ctx.cache).await;

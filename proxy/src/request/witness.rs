@@ -68,5 +68,6 @@ pub(super) fn ended(edge: &Edge, session: &Session, ctx: &RequestCtx) {
     seen.route = ctx.route.as_ref().map(|route| route.name().to_owned());
     seen.site = ctx.route.as_ref().map(|route| route.site().to_owned());
     seen.cache_key = ctx.cache.key().and_then(|_| lookup::key_in_words(session, ctx));
-    seen.upstream = ctx.lease.as_ref().map(|lease| lease.endpoint().upstream_name().to_owned());
+    let outside = ctx.lease.as_ref().map(|lease| lease.endpoint().upstream_name().to_owned());
+    seen.upstream = outside.or_else(|| Some(ctx.endpoint_inside()?.upstream_name().to_owned()));
 }

@@ -366,6 +366,25 @@ pub(crate) struct Lease {
     since: Option<Instant>,
 }
 
+impl Endpoint {
+    /// As [`Lease::stick`].
+    ///
+    /// # Errors
+    /// Never: the cookie is a valid header.
+    pub(crate) fn stick(
+        &self,
+        request: &RequestHeader,
+        response: &mut ResponseHeader,
+        tls: bool,
+    ) -> pingora::Result<()> {
+        let Some(rule) = &self.rules.sticky else { return Ok(()) };
+        if sticky::asked(rule, request) == Some(self.id) {
+            return Ok(());
+        }
+        response.append_header(header::SET_COOKIE, sticky::cookie(rule, self.id, tls)).map(drop)
+    }
+}
+
 impl Lease {
     pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
         endpoint.state.in_flight.fetch_add(1, Relaxed);
@@ -386,6 +405,11 @@ impl Lease {
     /// The endpoint.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.place.0
+    }
+
+    /// The endpoint, for longer than the place at it.
+    pub(crate) fn shared(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.place.0)
     }
 
     /// The endpoint, as Pingora connects to it.
@@ -425,10 +449,6 @@ impl Lease {
         response: &mut ResponseHeader,
         tls: bool,
     ) -> pingora::Result<()> {
-        let Some(rule) = &self.place.0.rules.sticky else { return Ok(()) };
-        if sticky::asked(rule, request) == Some(self.place.0.id) {
-            return Ok(());
-        }
-        response.append_header(header::SET_COOKIE, sticky::cookie(rule, self.place.0.id, tls)).map(drop)
+        self.place.0.stick(request, response, tls)
     }
 }

@@ -109,7 +109,7 @@ fn named(key: &str, items: &[Effective]) -> Option<Vec<(String, Effective)>> {
             },
             "routes" => Some(item.get("name").map_or_else(|| format!("routes[{index}]"), Effective::brief)),
             "endpoints" => Some(item.get("addr").unwrap_or(item).brief()),
-            "filters" => match item {
+            "filters" | "origin_filters" => match item {
                 Effective::Map(entries) => entries.first().map(|(name, _)| name.clone()),
                 name => Some(name.brief()),
             },
@@ -191,6 +191,11 @@ sites:
                 "[f, g]",
                 "[f: { rate: 2 }, g]",
                 &[r#"sites[a.test].routes[x].filters[f] f -> {"f":{"rate":2,"secret":"<redacted>"}}"#],
+            ),
+            (
+                "name: y,",
+                "name: y, origin_filters: [f: { secret: two-secret-0 }],",
+                &[r#"+ sites[a.test].routes[y].origin_filters [{"f":{"rate":1,"secret":"<redacted>"}}]"#],
             ),
             (
                 "name: y",

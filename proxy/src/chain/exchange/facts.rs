@@ -12,7 +12,7 @@ use crate::tls::Handshake;
 use crate::transport::Told;
 
 /// The client's connection.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Connection {
     pub(crate) socket: Option<Arc<SocketDigest>>,
     pub(crate) tls: Option<Arc<SslDigest>>,
@@ -32,7 +32,7 @@ impl Connection {
 }
 
 /// The upstream that was asked.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Contact {
     /// How often a connection was tried.
     pub(crate) attempts: u32,
@@ -51,6 +51,7 @@ pub(crate) struct Contact {
 }
 
 /// What the cache made of the request.
+#[derive(Clone)]
 pub(crate) struct Cached {
     /// As in the access log.
     pub(crate) status: &'static str,
