@@ -38,6 +38,8 @@ mod cache_policy;
 
 mod origin_filters;
 
+mod cache_claims;
+
 mod cluster;
 
 mod callouts;

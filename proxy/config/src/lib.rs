@@ -68,9 +68,9 @@ pub use redis::Redis;
 pub use report::{Fault, Position, Report};
 pub use schema::{include_schema, schema};
 pub use sites::{
-    CacheKey, CachePolicy, CacheTags, Compress, CompressLevels, Cors, Encoding, Files, GeoKey, Host, Invalidate,
-    MediaType, Mirror, Origin, QueryKey, Ranges, Respond, Route, RouteLimits, RouteTimeouts, SetCookie, Site, Split,
-    TagField, Target, Ttl, with_captures,
+    CacheKey, CachePolicy, CacheTags, Compress, CompressLevels, Cors, Encoding, Established, Files, GeoKey, Host,
+    Invalidate, MediaType, Mirror, Origin, QueryKey, Ranges, Respond, Route, RouteLimits, RouteTimeouts, SetCookie,
+    Site, Split, TagField, Target, Ttl, with_captures,
 };
 pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry, TraceRequests};
 pub use trusted::TrustedProxies;

@@ -18,7 +18,7 @@ use std::{
 
 use schemars::JsonSchema;
 
-pub use self::cache::{CacheKey, CachePolicy, GeoKey, QueryKey, Ranges, SetCookie, Ttl};
+pub use self::cache::{CacheKey, CachePolicy, Established, GeoKey, QueryKey, Ranges, SetCookie, Ttl};
 pub use self::compress::{Compress, CompressLevels, MediaType};
 pub use self::cors::{Cors, Origin};
 pub use self::files::{Encoding, Files};
@@ -376,14 +376,19 @@ fn read_routes(
             ties.check(cx, when, position, &at.path);
         }
         cx.spend_copies(at, site_filters.iter().map(FilterUse::weight).sum())?;
+        let filters: Vec<FilterUse> = site_filters.iter().chain(&draft.filters).cloned().collect();
+        let mut cache = draft.cache;
+        if let Some(policy) = &mut cache {
+            policy.key.establish(cx, &at.path, &filters, names.filters);
+        }
         Some(Route {
             name: draft.name?.0,
             when: draft.when?.0,
-            filters: site_filters.iter().chain(&draft.filters).cloned().collect(),
+            filters,
             origin_filters: draft.origin_filters,
             headers: site_headers.then(&draft.headers),
             rewrite: draft.rewrite,
-            cache: draft.cache,
+            cache,
             invalidates: draft.invalidates,
             mirror: draft.mirror,
             cors: draft.cors,

@@ -1068,6 +1068,22 @@ fn routes() {
             "13:36 sites[0].routes[0].cache.key.headers[1]: this header is written twice",
         ),
         (
+            "to: demo\n    cache: { key: { claims: [tenant] } }",
+            "13:30 sites[0].routes[0].cache.key.claims[0]: no filter of the route establishes this claim | name it in `claims_to_headers` of a `builtin:jwt-auth` among the route's filters",
+        ),
+        (
+            "to: demo\n    filters: [auth: { claims_to_headers: { sub: x-user } }]\n    cache: { key: { claims: [sub, tenant] } }",
+            "14:35 sites[0].routes[0].cache.key.claims[1]: no filter of the route establishes this claim | name it in `claims_to_headers` of a `builtin:jwt-auth` among the route's filters",
+        ),
+        (
+            "to: demo\n    filters: [auth: { claims_to_headers: { sub: x-user } }]\n    cache: { key: { claims: [sub, sub] } }",
+            "14:35 sites[0].routes[0].cache.key.claims[1]: this claim is written twice",
+        ),
+        (
+            "to: demo\n    cache: { key: { variants: [shop] } }",
+            "13:32 sites[0].routes[0].cache.key.variants[0]: no filter of the route runs this experiment | add a `builtin:ab-routing` with this `experiment` to the route's filters",
+        ),
+        (
             "to: demo\n    cache: { key: { cookies: [a b] } }",
             "13:31 sites[0].routes[0].cache.key.cookies[0]: `a b` is not the name of a cookie | expected a name",
         ),
@@ -1209,6 +1225,22 @@ fn sites_and_listeners_for_tcp_do_not_go_together() {
         ]
     );
     assert_eq!(found(both, SOUND.site), [""; 0]);
+}
+
+#[test]
+fn what_a_filter_establishes_counts_only_where_it_fails_closed() {
+    let route = "to: demo\n    filters: [auth]\n    cache: { key: { claims: [sub] } }";
+    let found = |filters: &'static str| -> Vec<String> {
+        faults_of(&Parts { filters, route, ..SOUND }.text()).iter().map(line).collect()
+    };
+    let filters = "auth: { wasm: builtin:jwt-auth, on_failure: open, config: { claims_to_headers: { sub: X-User } } }";
+    assert_eq!(
+        found(filters),
+        [
+            "14:30 sites[0].routes[0].cache.key.claims[0]: the filter `auth` fails open: what clients write would count | give it `on_failure: closed`",
+        ]
+    );
+    assert_eq!(found("auth: { wasm: builtin:jwt-auth, config: { claims_to_headers: { sub: X-User } } }"), [""; 0]);
 }
 
 #[test]

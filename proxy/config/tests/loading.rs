@@ -329,6 +329,8 @@ sites:
             query: QueryKey::Only(vec!["v".into(), "page".into()]),
             sort: false,
             headers: vec!["x-a".into()],
+            claims: Vec::new(),
+            variants: Vec::new(),
             cookies: vec!["c".into()],
             device: true,
             geo: None,

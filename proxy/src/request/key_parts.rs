@@ -7,7 +7,7 @@ use pingora::Result;
 use pingora::http::RequestHeader;
 use selvedge_cache::KeyScope;
 use selvedge_cache::rules::language;
-use selvedge_config::{CacheKey, CachePolicy, GeoKey};
+use selvedge_config::{CacheKey, CachePolicy, Established, GeoKey};
 use smallvec::SmallVec;
 
 use super::RequestCtx;
@@ -22,9 +22,16 @@ pub(crate) struct KeyParts {
     names: String,
 }
 
+/// A verified claim of the client's token.
+const CLAIM: &str = "claim";
+/// The variant of an experiment that the client sees.
+const VARIANT: &str = "variant";
+
 /// One part of the key besides the URL.
 enum Part {
     Header(HeaderName),
+    /// What filters establish, by the word for it and its name, and the fields in which they say it.
+    Established(&'static str, String, Vec<HeaderName>),
     Cookie(String),
     Device,
     Geo(GeoKey),
@@ -33,11 +40,22 @@ enum Part {
 impl KeyParts {
     /// `None` = the URL is all that counts.
     pub(crate) fn of(policy: &CachePolicy) -> Option<Box<Self>> {
-        let CacheKey { headers, cookies, device, geo, .. } = &policy.key;
-        let headers = headers.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).map(Part::Header);
+        let CacheKey { headers, claims, variants, cookies, device, geo, .. } = &policy.key;
+        let field = |name: &String| HeaderName::from_bytes(name.as_bytes()).ok();
+        let headers = headers.iter().filter_map(field).map(Part::Header);
+        let established = [(CLAIM, claims), (VARIANT, variants)].into_iter().flat_map(|(word, all)| {
+            let part = move |one: &Established| {
+                Part::Established(word, one.name.clone(), one.headers.iter().filter_map(field).collect())
+            };
+            all.iter().map(part)
+        });
         let cookies = cookies.iter().cloned().map(Part::Cookie);
-        let parts: Vec<Part> =
-            headers.chain(cookies).chain(device.then_some(Part::Device)).chain(geo.map(Part::Geo)).collect();
+        let parts: Vec<Part> = headers
+            .chain(established)
+            .chain(cookies)
+            .chain(device.then_some(Part::Device))
+            .chain(geo.map(Part::Geo))
+            .collect();
         let names = parts.iter().map(Part::name).collect::<Vec<_>>().join(" ");
         let has_work = !parts.is_empty() || !policy.languages.is_empty();
         has_work.then(|| Box::new(Self { parts, languages: policy.languages.clone(), names }))
@@ -84,8 +102,10 @@ impl KeyParts {
         self.each(request, ctx, |part, value| {
             let shown = match (part, value) {
                 (_, None) => "none".to_owned(),
-                (Part::Device | Part::Geo(_), Some(value)) => String::from_utf8_lossy(&value).into_owned(),
-                (Part::Header(_) | Part::Cookie(_), Some(_)) => "<its value>".to_owned(),
+                (Part::Device | Part::Geo(_) | Part::Established(VARIANT, ..), Some(value)) => {
+                    String::from_utf8_lossy(&value).into_owned()
+                }
+                (Part::Header(_) | Part::Established(..) | Part::Cookie(_), Some(_)) => "<its value>".to_owned(),
             };
             words.push(format!("{}={shown}", part.name()));
         });
@@ -98,6 +118,10 @@ impl KeyParts {
                 Part::Header(name) => {
                     let values = request.headers.get_all(name).iter().map(|value| Cow::Borrowed(value.as_bytes()));
                     seen(part, joined(values, b","));
+                }
+                Part::Established(_, _, names) => {
+                    let values = names.iter().flat_map(|name| request.headers.get_all(name));
+                    seen(part, joined(values.map(|value| Cow::Borrowed(value.as_bytes())), b","));
                 }
                 Part::Cookie(name) => seen(part, joined(cookies(request, name), b";")),
                 Part::Device => seen(part, Some(Cow::Borrowed(device::class(&request.headers).as_bytes()))),
@@ -119,6 +143,7 @@ impl Part {
     fn name(&self) -> String {
         match self {
             Self::Header(name) => format!("header.{name}"),
+            Self::Established(word, name, _) => format!("{word}.{name}"),
             Self::Cookie(name) => format!("cookie.{name}"),
             Self::Device => "device".into(),
             Self::Geo(GeoKey::Country) => "geo.country".into(),

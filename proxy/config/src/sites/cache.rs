@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::tags::CacheTags;
 use crate::{
     decode::{At, Cx, Fields, choice, duration, filled_list, is_token, mapping, parsed, size, text, truth},
+    filters::{Declared, FilterUse, OnFailure, WasmSource},
     report::{Fault, Position},
     tree::Data,
     values::{ByteSize, DurationText},
@@ -137,6 +138,17 @@ pub struct CacheKey {
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub headers: Vec<String>,
 
+    /// Claims of the client's token that count, by the names in `claims_to_headers` of a `builtin:jwt-auth` among the route's filters:
+    /// only what that filter has verified counts. Without such a filter, or with one that fails open, this is a fault. A token without
+    /// the claim is another one than a token with an empty one. Default: none.
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub claims: Vec<Established>,
+
+    /// Experiments whose variant counts, by the `experiment` of a `builtin:ab-routing` among the route's filters; a fault without one,
+    /// or with one that fails open. Default: none.
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub variants: Vec<Established>,
+
     /// Cookies whose values count. Default: none.
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub cookies: Vec<String>,
@@ -149,6 +161,17 @@ pub struct CacheKey {
     /// Whether it counts where the client is: its `country` or `continent`, by the top-level `geo` database, which it needs. Default:
     /// it does not.
     pub geo: Option<GeoKey>,
+}
+
+/// Something that filters of the route establish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Established {
+    /// The name of the claim, or of the experiment.
+    pub name: String,
+    /// The header fields in which the filters say it, in lower case. At least one.
+    pub headers: Vec<String>,
+    /// Where it is written.
+    pub position: Position,
 }
 
 /// Which query parameters are part of the cache key.
@@ -343,6 +366,8 @@ impl CacheKey {
                 false => Err(("is not the name of a header field".into(), None)),
             })
         });
+        let claims = fields.read(cx, "claims", |cx, at| established(cx, at, "this claim"));
+        let variants = fields.read(cx, "variants", |cx, at| established(cx, at, "this experiment"));
         let cookies = fields.read(cx, "cookies", |cx, at| {
             unique(cx, at, "this cookie", |text| match is_token(text) {
                 true => Ok(text.to_owned()),
@@ -363,11 +388,78 @@ impl CacheKey {
             query: query.unwrap_or_default(),
             sort,
             headers: headers.unwrap_or_default(),
+            claims: claims.unwrap_or_default(),
+            variants: variants.unwrap_or_default(),
             cookies: cookies.unwrap_or_default(),
             device,
             geo,
         })
     }
+
+    /// Finds the fields in which the filters of a chain say what they establish. `route` is the path of the route's key.
+    pub(super) fn establish(&mut self, cx: &mut Cx<'_>, route: &str, chain: &[FilterUse], declared: &Declared) {
+        let claim = |used: &FilterUse, name: &str| {
+            Some(used.config.get("claims_to_headers")?.get(name)?.as_str()?.to_ascii_lowercase())
+        };
+        let variant = |used: &FilterUse, name: &str| {
+            let runs = used.config.get("experiment")?.as_str()? == name;
+            runs.then(|| format!("x-ab-{}", name.to_ascii_lowercase()))
+        };
+        type Field<'f> = &'f dyn Fn(&FilterUse, &str) -> Option<String>;
+        let kinds: [(&str, &str, Field<'_>, &mut Vec<Established>); 2] = [
+            ("claims", "jwt-auth", &claim, &mut self.claims),
+            ("variants", "ab-routing", &variant, &mut self.variants),
+        ];
+        for (key, builtin, field, all) in kinds {
+            for (index, one) in all.iter_mut().enumerate() {
+                let mut fault = None;
+                for used in chain {
+                    let Some(Some(filter)) = declared.get(&used.name) else { continue };
+                    let Some(header) = field(used, &one.name) else { continue };
+                    match (&filter.wasm, filter.on_failure) {
+                        (WasmSource::Builtin(name), OnFailure::Closed) if name == builtin => one.headers.push(header),
+                        (WasmSource::Builtin(name), OnFailure::Open) if name == builtin => {
+                            let message =
+                                format!("the filter `{}` fails open: what clients write would count", used.name);
+                            fault = Some(Fault::at(&one.position, message).with_help("give it `on_failure: closed`"));
+                        }
+                        _ => {}
+                    }
+                }
+                if one.headers.is_empty() && fault.is_none() {
+                    let (message, help) = match key {
+                        "claims" => (
+                            "no filter of the route establishes this claim",
+                            "name it in `claims_to_headers` of a `builtin:jwt-auth` among the route's filters",
+                        ),
+                        _ => (
+                            "no filter of the route runs this experiment",
+                            "add a `builtin:ab-routing` with this `experiment` to the route's filters",
+                        ),
+                    };
+                    fault = Some(Fault::at(&one.position, message).with_help(help));
+                }
+                if let Some(fault) = fault.filter(|_| !cx.incomplete) {
+                    cx.report(fault.with_key(format!("{route}.cache.key.{key}[{index}]")));
+                }
+            }
+        }
+    }
+}
+
+fn established(cx: &mut Cx<'_>, at: &At<'_>, what: &str) -> Option<Vec<Established>> {
+    let mut seen = BTreeSet::new();
+    filled_list(cx, at, |cx, at| {
+        let name = text(cx, at)?;
+        if name.is_empty() {
+            return cx.refuse(at.fault("a name is missing"));
+        }
+        if seen.insert(name.clone()) {
+            Some(Established { name, headers: Vec::new(), position: at.node.position.clone() })
+        } else {
+            cx.refuse(at.fault(format!("{what} is written twice")))
+        }
+    })
 }
 
 impl QueryKey {
