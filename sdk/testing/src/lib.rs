@@ -143,9 +143,9 @@
 //! by the same rules. A hook that holds a message and waits for nothing fails the test, where in production the request would hang until
 //! its timeout. The tests of this crate run one table of claims on both hosts, and random exchanges whose outcomes must be the same.
 //!
-//! gRPC calls are answered by the same fake upstreams: a [`Reply`](selvedge_sdk::Reply) with the message as its body, or [`Answer::grpc_status`]. What is not here:
-//! streams of gRPC, the proxy's own routing and cache, several filters in a chain. For these, `selvedge test` takes
-//! requests through a whole configuration.
+//! gRPC calls are answered by the same fake upstreams: a [`Reply`](selvedge_sdk::Reply) with the message as its body, or
+//! [`Answer::grpc_status`]. What is not here: streams of gRPC, the proxy's own routing and cache, several filters in a chain. For these,
+//! `selvedge test` takes requests through a whole configuration.
 #![allow(clippy::panic, reason = "a failed expectation of a test harness is a panic")]
 
 mod tester;
