@@ -1,10 +1,13 @@
-//! Connections to upstreams for what filters send out, kept per worker: a connection's events arrive where it is used.
+//! Connections to upstreams for what filters send out, and for attempts in our own hands, kept per worker: a connection's events arrive
+//! where it is used.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use futures::FutureExt;
 use pingora::connectors::http::Connector;
+use pingora::http::ResponseHeader;
+use pingora::protocols::UniqueIDType;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 
@@ -30,6 +33,8 @@ pub(crate) struct Lease {
     peer: HttpPeer,
     /// There until it is given back.
     session: Option<HttpSession>,
+    /// It was open already.
+    reused: bool,
 }
 
 impl Lease {
@@ -38,8 +43,27 @@ impl Lease {
         peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
         peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
         let connector = connector();
-        let (session, _reused) = connector.get_http_session(&peer).await?;
-        Ok(Self { connector, peer, session: Some(session) })
+        let (session, reused) = connector.get_http_session(&peer).await?;
+        Ok(Self { connector, peer, session: Some(session), reused })
+    }
+
+    /// Whether the connection was open already.
+    pub(crate) fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// The connection's number.
+    pub(crate) fn id(&self) -> UniqueIDType {
+        match &self.session {
+            Some(HttpSession::H1(session)) => session.stream().id(),
+            Some(HttpSession::H2(session)) => session.fd(),
+            Some(HttpSession::Custom(())) | None => -1,
+        }
+    }
+
+    /// The response's header, once it was read.
+    pub(crate) fn header(&self) -> Option<&ResponseHeader> {
+        self.session.as_ref()?.response_header()
     }
 
     /// The peer it was made for.

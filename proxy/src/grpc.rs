@@ -6,6 +6,7 @@
 
 pub(crate) mod reply;
 mod status;
+pub(crate) mod web;
 mod wire;
 
 use std::sync::Arc;

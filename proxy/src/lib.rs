@@ -51,6 +51,8 @@ pub mod upstream;
 
 mod connections;
 
+mod attempt;
+
 mod callout;
 
 mod grpc;

@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 use self::arrival::{Arrivals, Ends};
 use self::connection::{CONNECTION, Connection, Shared, header_is_read, is_idle, overdue, stopped_while_silent};
 use self::stream::{Accepting, ClientStream};
+use crate::attempt::Attempts;
 use crate::cluster;
 use crate::request::Edge;
 use crate::telemetry::counters::Counters;
@@ -152,7 +153,7 @@ const H2_ERROR_RESETS: usize = 256;
 
 /// Pingora's HTTP application behind a listener: the proxy, and a deadline on every request header.
 pub(crate) struct Door {
-    pub(crate) proxy: Arc<HttpProxy<Edge>>,
+    pub(crate) proxy: Arc<HttpProxy<Edge, Attempts>>,
     pub(crate) facts: Arc<ListenerFacts>,
     pub(crate) options: HttpServerOptions,
     pub(crate) counters: Arc<Counters>,

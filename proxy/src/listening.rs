@@ -17,6 +17,7 @@ use selvedge_config::{Certificates, Config, Fault, Host, Listener, Protocol};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::attempt;
 use crate::cluster;
 use crate::crowd::Crowd;
 use crate::listener::arrival::Arrivals;
@@ -393,13 +394,12 @@ impl Worker {
 pub(crate) fn door(conf: &Arc<ServerConf>, edge: Edge) -> Arc<Door> {
     let facts = Arc::clone(&edge.listener);
     let counters = Arc::clone(&edge.current.plan().counters);
-    let mut proxy = pingora::proxy::http_proxy(conf, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = facts.http2 && !facts.tls;
     options.h2_idle_timeout = Some(facts.idle_timeout);
     // How often it may be used again after the first request.
     options.keepalive_request_limit = facts.requests_per_connection.map(|most| most - 1);
-    proxy.server_options = Some(options.clone());
+    let proxy = attempt::proxy(conf, edge, Some(options.clone()));
     Arc::new(Door { proxy: Arc::new(proxy), facts, options, counters })
 }
 

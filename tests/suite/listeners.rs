@@ -281,3 +281,59 @@ listeners:
         assert_eq!((response.status, response.header("location")), (status, Some(format!("{to}/h2").as_str())));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_issues_certificates_may_look_before_everybody_is_sent_to_https() {
+    let yaml = "version: 1
+node: { name: edge, workers: 1, shutdown_grace: 1s, module_cache: off }
+telemetry: { access_log: { output: off } }
+listeners:
+  web: { bind: \"127.0.0.1:0\", redirect_to_https: { acme_challenge: true } }
+  other: { bind: \"127.0.0.1:0\", redirect_to_https: true }
+  secure: { bind: \"127.0.0.1:0\", tls: { certificates: development } }
+sites:
+  - hosts: [a.test]
+    routes:
+      - { match: { path: /.well-known/acme-challenge/* }, respond: { status: 200, body: token } }
+      - { respond: { status: 200, body: page } }
+";
+    let edge = Edge::start(yaml, &[]);
+    let ask = async |listener: &str, path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a.test\r\n\r\n");
+        Client::connect(edge.listener(listener)).await.request(&request).await
+    };
+    let token = "/.well-known/acme-challenge/abc";
+    let answer = ask("web", token).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "token"));
+    for path in ["/", "/.well-known/acme-challenge", "/.well-known/acme-challenge/../../page", "/.well-known/other"] {
+        let answer = ask("web", path).await;
+        assert_eq!(answer.status, 308, "{path}");
+    }
+    let answer = ask("other", token).await;
+    assert_eq!((answer.status, answer.header("location")), (308, Some(&*format!("https://a.test{token}"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_has_no_body_whoever_answers() {
+    let yaml = "
+sites:
+  - hosts: [test]
+    routes:
+      - { match: { path: /fixed }, respond: { status: 200, body: hello } }
+      - { match: { path: /away }, respond: { status: 503, body: sorry } }
+";
+    let edge = Edge::start(yaml, &[]);
+    let h2 = H2Client::connect(edge.web()).await;
+    for (path, status, length) in [("/fixed", 200, 5), ("/away", 503, 5), ("/none", 404, 30)] {
+        let whole = h2.request("GET", path, &[], b"").await.unwrap();
+        assert_eq!((whole.status, whole.body.len()), (status, length), "{path}");
+        let head = h2.request("HEAD", path, &[], b"").await.unwrap();
+        assert_eq!((head.status, head.body.len()), (status, 0), "{path}");
+        assert_eq!(head.header("content-length"), Some(&*length.to_string()), "{path}");
+        let mut h1 = Client::connect(edge.web()).await;
+        for _ in 0..2 {
+            let head = h1.request(&format!("HEAD {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+            assert_eq!((head.status, head.header("content-length")), (status, Some(&*length.to_string())), "{path}");
+        }
+    }
+}

@@ -62,6 +62,8 @@ mod grpc_replies;
 
 mod grpc_clients;
 
+mod grpc_web;
+
 mod properties;
 
 mod bundled;
@@ -79,6 +81,8 @@ mod resilience;
 mod ways;
 
 mod retries;
+
+mod attempts;
 
 mod reload;
 

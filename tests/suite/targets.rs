@@ -105,11 +105,6 @@ sites:
         let why = answer.header("proxy-status");
         assert_eq!((answer.status, why), (504, Some("edge; error=connection_read_timeout")), "{path}");
     }
-
-    let shared = "upstreams: { app: { endpoints: [\"127.0.0.1:9\"], protocol: h2 } }
-sites: [{ hosts: [\"*\"], routes: [{ timeouts: { total: 1s }, to: app }] }]";
-    let refused = Edge::try_start(shared, &[]).err().expect("refused").to_string();
-    assert!(refused.contains("`timeouts.total` cannot be kept"), "{refused}");
 }
 
 /// A folder with some files.

@@ -284,6 +284,35 @@ async fn routes_may_go_by_the_name_in_the_handshake() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_for_another_name_is_told_to_be_misdirected() {
+    let yaml = config("{ certificates: development }").replace(
+        "[{ name: all, respond: { status: 200, body: hello } }]",
+        "
+      - { name: inner, match: { path: /inner, sni: [inner.test, test] }, respond: { status: 200, body: inner } }
+      - { name: all, match: { path: /all }, respond: { status: 200, body: hello } }",
+    );
+    let edge = Edge::start(&yaml, &[]);
+    for (name, host, path, expected) in [
+        ("inner.test", "inner.test", "/inner", 200),
+        ("other.test", "inner.test", "/inner", 421),
+        ("other.test", "Inner.test:8443", "/inner", 421),
+        ("", "inner.test", "/inner", 421),
+        ("other.test", "other.test", "/inner", 404), // another connection would not help
+        ("inner.test", "other.test", "/inner", 200), // who is asked for decides, as documented
+        ("other.test", "inner.test", "/none", 404),
+        ("other.test", "inner.test", "/all", 200),
+    ] {
+        let mut h1 = Client::over(Caller::new(name, &["http/1.1"]).call(edge.secure()).await);
+        let answer = h1.request(&format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n")).await;
+        assert_eq!(answer.status, expected, "{name} {host} {path}");
+        // The connection goes on: it is right for other requests.
+        assert_eq!(h1.request("GET /all HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 200);
+    }
+    let h2 = H2Client::over(Caller::new("other.test", &["h2"]).call(edge.secure()).await).await;
+    assert_eq!(h2.request("GET", "/inner", &[], b"").await.expect("answered").status, 421);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn operators_are_told_of_certificates_and_their_ends() {
     let folder = TempDir::new().expect("a folder");
     let authority = Authority::new("servers");

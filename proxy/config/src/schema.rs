@@ -153,7 +153,7 @@ upstreams:
     outlier: { failure_rate: { above: 50% } }
     retries: {}
     limits: { requests: 9 }
-  b: { endpoints: [a:1], health_check: { tcp: {} }, prefer: { by: nearest } }
+  b: { endpoints: [a:1], health_check: { tcp: {} }, prefer: { by: nearest }, hedge: { after: 1s } }
   c: { endpoints: [a:1], protocol: h2, health_check: { grpc: {} } }
 filters:
   f: { wasm: file:f.wasm, limits: {}, isolation: { pool: 2 }, request_body: { peek: 1KiB } }
@@ -229,6 +229,7 @@ tests:
             ("Files", json!(["root"])),
             ("Filter", json!(["wasm"])),
             ("Geo", json!(["database"])),
+            ("Hedge", json!(["after"])),
             ("Listener", json!(["bind"])),
             ("MetricsEndpoint", json!(["bind"])),
             ("Mirror", json!(["to"])),
@@ -283,6 +284,7 @@ tests:
             upstream["timeouts"] = shape("Timeouts", json!({}));
             upstream["outlier"] = shape("Outlier", json!({ "failure_rate": failure_rate }));
             upstream["retries"] = shape("Retries", json!({}));
+            upstream["hedge"] = shape("Hedge", json!({ "after": "1s" }));
             upstream["limits"] = shape("UpstreamLimits", json!({ "requests": 9 }));
             upstream["dns"] = shape("Dns", json!({}));
             let http_probe = shape("HttpProbe", json!({}));

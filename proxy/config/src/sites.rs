@@ -30,7 +30,8 @@ pub use self::tags::{CacheTags, TagField};
 use crate::{
     actions::{HeaderRules, NOT_TO_WRITE, Redirect, Rewrite},
     decode::{
-        At, Cx, Fields, NAME_HELP, check_name, filled_list, headers, host_name, list, parsed, reference, text, whole,
+        At, Cx, Fields, NAME_HELP, check_name, filled_list, headers, host_name, list, parsed, reference, text, truth,
+        whole,
     },
     filters::{Declared, FilterUse},
     matching::{Match, PathMatch, Ties},
@@ -159,6 +160,11 @@ pub struct Route {
 
     /// Which pages of other origins may use it (CORS). Absent: what the upstream says.
     pub cors: Option<Cors>,
+
+    /// Clients may speak gRPC-Web (`application/grpc-web` and `application/grpc-web-text`), as pages in browsers do; filters and the
+    /// upstream get gRPC. What is neither is not touched. Needs `to` or `split` with upstreams of `protocol: h2`. Default `false`.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub grpc_web: bool,
 
     /// How responses are compressed for clients that accept it: a list of encodings, the one to prefer first (`[zstd, br, gzip]`), or
     /// settings; `false` for not at all where the site says otherwise. What is cached is compressed once for each encoding. Absent: as
@@ -392,6 +398,7 @@ fn read_routes(
             invalidates: draft.invalidates,
             mirror: draft.mirror,
             cors: draft.cors,
+            grpc_web: draft.grpc_web,
             compress: draft.compress.unwrap_or_else(|| site_compress.cloned()),
             limits: draft.limits,
             timeouts: draft.timeouts,
@@ -413,6 +420,7 @@ struct RouteDraft {
     invalidates: Vec<Invalidate>,
     mirror: Option<Mirror>,
     cors: Option<Cors>,
+    grpc_web: bool,
     /// `None` = as the site says.
     compress: Option<Option<Compress>>,
     limits: RouteLimits,
@@ -447,6 +455,8 @@ impl RouteDraft {
         let cache_at = fields.get("cache");
         let invalidates_at = fields.get("invalidates");
         let cors = fields.read(cx, "cors", Cors::read);
+        let grpc_web_at = fields.get("grpc_web");
+        let grpc_web = grpc_web_at.as_ref().and_then(|at| truth(cx, at)).unwrap_or(false);
         let compress = fields.read(cx, "compress", Compress::read);
         let limits = fields.read(cx, "limits", RouteLimits::read).unwrap_or_default();
         let timeouts_at = fields.get("timeouts");
@@ -474,6 +484,10 @@ impl RouteDraft {
             }
         };
         let goes_on = to_at.is_some() || split_at.is_some() || written.is_empty();
+        if let Some(at) = grpc_web_at.filter(|_| grpc_web && !goes_on) {
+            let fault = Fault::at(at.name_position(), "`grpc_web` does nothing without `to`");
+            cx.report(fault.with_key(at.path.clone()).with_help("remove it: nobody speaks gRPC here"));
+        }
         let timeouts = timeouts_at.and_then(|at| {
             if !goes_on {
                 let fault = Fault::at(at.name_position(), "`timeouts` do nothing without `to`");
@@ -562,6 +576,7 @@ impl RouteDraft {
             invalidates,
             mirror,
             cors,
+            grpc_web,
             compress,
             limits,
             timeouts,

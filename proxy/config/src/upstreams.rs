@@ -3,6 +3,7 @@
 mod balance;
 mod dns;
 mod health;
+mod hedge;
 mod limits;
 mod outlier;
 mod prefer;
@@ -23,6 +24,7 @@ pub use self::balance::{Balance, ConsistentHash, HashAlgorithm, HashBy, Sticky};
 pub(crate) use self::balance::{HASH_BY, hash_by};
 pub use self::dns::Dns;
 pub use self::health::{GrpcProbe, HealthCheck, HttpProbe, InitialHealth, Probe, TcpProbe};
+pub use self::hedge::Hedge;
 pub use self::limits::UpstreamLimits;
 pub use self::outlier::{FailureRate, Outlier};
 pub use self::prefer::{Place, Prefer, PreferBy};
@@ -81,6 +83,9 @@ pub struct Upstream {
     /// What is sent once more when it fails.
     #[schemars(with = "Option<Retries>", extend("default" = {}))]
     pub retries: Retries,
+
+    /// Asks a second endpoint when the first is silent. Not with `sticky` or `builtin`. Absent: no.
+    pub hedge: Option<Hedge>,
 
     /// How much is sent at once. Absent: as much as comes.
     pub limits: Option<UpstreamLimits>,
@@ -241,14 +246,14 @@ pub struct Timeouts {
     pub read: Duration,
 
     /// How long one attempt may take from its connection to the beginning of the response, however lively the connection is meanwhile.
-    /// Then it is given up: 504 (Gateway Timeout), or another attempt with `retries: { when: [timeout] }`. The connection is closed. Only
-    /// with `protocol: h1`. Above zero. Absent: `read` alone.
+    /// Then it is given up: 504 (Gateway Timeout), or another attempt with `retries: { when: [timeout] }`. A connection of HTTP/1.1 is
+    /// closed, a stream of HTTP/2 is reset. Above zero. Absent: `read` alone.
     #[schemars(with = "Option<DurationText>")]
     pub first_byte: Option<Duration>,
 
     /// How long an exchange may take from the first attempt to the end of the response: waiting for room, attempts, pauses, and all of
     /// the body. Then it fails with 504 (Gateway Timeout), or is cut off when the response had begun. WebSockets and other upgraded
-    /// connections are not bound by it. Only with `protocol: h1`. Above zero. Absent: any time.
+    /// connections are not bound by it. Above zero. Absent: any time.
     #[schemars(with = "Option<DurationText>")]
     pub total: Option<Duration>,
 
@@ -294,6 +299,7 @@ struct Settings {
     health_check: Option<HealthCheck>,
     outlier: Option<Outlier>,
     retries: Option<Retries>,
+    hedge: Option<Hedge>,
     limits: Option<UpstreamLimits>,
     panic: Option<Percent>,
     slow_start: Option<Duration>,
@@ -313,6 +319,7 @@ impl Settings {
             health_check: self.health_check.or_else(|| other.health_check.clone()),
             outlier: self.outlier.or(other.outlier),
             retries: self.retries.or_else(|| other.retries.clone()),
+            hedge: self.hedge.or(other.hedge),
             limits: self.limits.or(other.limits),
             panic: self.panic.or(other.panic),
             slow_start: self.slow_start.or(other.slow_start),
@@ -355,6 +362,12 @@ impl Draft {
         let health_check = fields.read(cx, "health_check", HealthCheck::read);
         let outlier = fields.read(cx, "outlier", Outlier::read);
         let retries = fields.read(cx, "retries", Retries::read);
+        let hedge_at = fields.get("hedge");
+        let hedge = hedge_at.as_ref().and_then(|at| Hedge::read(cx, at));
+        if let (Some(at), Some(_)) = (&hedge_at, &builtin) {
+            let fault = Fault::at(at.name_position(), "`hedge` does nothing with `builtin`: there is one server");
+            cx.report(fault.with_key(at.path.clone()).with_help("remove one of them"));
+        }
         let limits = fields.read(cx, "limits", UpstreamLimits::read);
         let panic = fields.read(cx, "panic", percent);
         let slow_start = fields.read(cx, "slow_start", duration_or_zero);
@@ -369,6 +382,7 @@ impl Draft {
             health_check,
             outlier,
             retries,
+            hedge,
             limits,
             panic,
             slow_start,
@@ -418,14 +432,11 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             let fault = Fault::at(&draft.position, "`health_check.grpc` needs `protocol: h2`");
             cx.report(fault.with_key(format!("upstreams.{name}")));
         }
-        let timeouts = settings.timeouts.unwrap_or_default();
-        for (key, time) in [("first_byte", timeouts.first_byte), ("total", timeouts.total)] {
-            if time.is_some() && settings.protocol == Some(UpstreamProtocol::H2) {
-                let fault = Fault::at(&draft.position, format!("`timeouts.{key}` cannot be kept with `protocol: h2`"));
-                let help =
-                    "many requests share a connection of HTTP/2: write `timeouts.read`, which bounds every silence";
-                cx.report(fault.with_key(format!("upstreams.{name}")).with_help(help));
-            }
+        if settings.hedge.is_some() && settings.sticky.is_some() {
+            let fault = Fault::at(&draft.position, "`hedge` and `sticky` contradict each other");
+            let help =
+                "a client is either kept at one endpoint, or served by whichever answers first: remove one of them";
+            cx.report(fault.with_key(format!("upstreams.{name}")).with_help(help));
         }
         if matches!(settings.balance, Some(Balance::ConsistentHash(_))) && settings.prefer.is_some() {
             let fault = Fault::at(&draft.position, "`prefer` does nothing with `consistent_hash`");
@@ -441,7 +452,7 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             servers,
             tls: settings.tls,
             protocol: settings.protocol.unwrap_or_default(),
-            timeouts,
+            timeouts: settings.timeouts.unwrap_or_default(),
             balance: settings.balance.unwrap_or_default(),
             sticky: settings.sticky,
             prefer: settings.prefer,
@@ -449,6 +460,7 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             health_check: settings.health_check,
             outlier: settings.outlier,
             retries: settings.retries.unwrap_or_default(),
+            hedge: settings.hedge,
             limits: settings.limits,
             panic: settings.panic.unwrap_or(Percent::HALF),
             slow_start: settings.slow_start.unwrap_or_default(),

@@ -183,6 +183,9 @@ impl Percent {
     /// One of five.
     pub const FIFTH: Self = Self(2_000);
 
+    /// One of twenty.
+    pub const TWENTIETH: Self = Self(500);
+
     /// The share in hundredths of a percent, 0 to 10000.
     #[must_use]
     pub const fn basis_points(self) -> u16 {

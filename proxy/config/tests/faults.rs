@@ -408,6 +408,10 @@ fn listeners() {
             "5:57 listeners.old.redirect_to_https.port: `0` is not a number from 1 to 65535",
         ),
         (
+            "web: { bind: 127.0.0.1:8080 }\n  old: { bind: 127.0.0.1:80, redirect_to_https: { acme_challenge: 1 } }",
+            "5:67 listeners.old.redirect_to_https.acme_challenge: expected `true` or `false`, found a number",
+        ),
+        (
             "web: { bind: 127.0.0.1:8080 }\n  old: { bind: 127.0.0.1:80, redirect_to_https: yes }",
             "5:49 listeners.old.redirect_to_https: expected `true` or `false`, found `yes`",
         ),
@@ -578,9 +582,22 @@ fn upstreams() {
             "demo: { endpoints: [a:1], limits: { per_endpoint: 0 } }",
             "6:53 upstreams.demo.limits.per_endpoint: `0` is not a number from 1 to 65535",
         ),
+        ("demo: { endpoints: [a:1], hedge: {} }", "6:29 upstreams.demo.hedge.after: `after` is missing"),
         (
-            "demo: { endpoints: [a:1], protocol: h2, timeouts: { first_byte: 1s } }",
-            "6:3 upstreams.demo: `timeouts.first_byte` cannot be kept with `protocol: h2` | many requests share a connection of HTTP/2: write `timeouts.read`, which bounds every silence",
+            "demo: { endpoints: [a:1], hedge: { after: 0s } }",
+            "6:45 upstreams.demo.hedge.after: this duration must be above zero",
+        ),
+        (
+            "demo: { endpoints: [a:1], hedge: { after: 1s, share: 0% } }",
+            "6:56 upstreams.demo.hedge.share: no request may be sent twice | remove `hedge`, or write `5%`",
+        ),
+        (
+            "demo: { endpoints: [a:1], hedge: { after: 1s }, sticky: { cookie: c } }",
+            "6:3 upstreams.demo: `hedge` and `sticky` contradict each other | a client is either kept at one endpoint, or served by whichever answers first: remove one of them",
+        ),
+        (
+            "demo: { builtin: demo, hedge: { after: 1s } }",
+            "6:26 upstreams.demo.hedge: `hedge` does nothing with `builtin`: there is one server | remove one of them",
         ),
         (
             "demo: { endpoints: [a:1], panic: 50 }",
@@ -818,6 +835,11 @@ fn routes() {
         (
             "{ respond: { status: 200 }, timeouts: { read: 1s } }",
             "12:33 sites[0].routes[0].timeouts: `timeouts` do nothing without `to` | remove them: nothing is asked for elsewhere",
+        ),
+        ("{ to: demo, grpc_web: 1 }", "12:27 sites[0].routes[0].grpc_web: expected `true` or `false`, found a number"),
+        (
+            "{ respond: { status: 204 }, grpc_web: true }",
+            "12:33 sites[0].routes[0].grpc_web: `grpc_web` does nothing without `to` | remove it: nobody speaks gRPC here",
         ),
         (
             "{ to: demo, cors: { origins: [\"*\"], credentials: true } }",

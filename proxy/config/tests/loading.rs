@@ -454,12 +454,13 @@ fn what_is_tried_again_and_how_much_at_once() {
     let config = load(&SMALL.replace(
         "  demo: { builtin: demo }",
         "  demo: { builtin: demo }
-  a: { endpoints: [a:1], retries: {}, limits: { per_endpoint: 2 } }
-  b: { endpoints: [b:1], like: c, timeouts: { first_byte: 2s, total: 1m } }
+  a: { endpoints: [a:1], retries: {}, limits: { per_endpoint: 2 }, hedge: { after: 50ms } }
+  b: { endpoints: [b:1], like: c, protocol: h2, timeouts: { first_byte: 2s, total: 1m } }
   c:
     endpoints: [c:1]
     retries: { attempts: 2, when: [reset, timeout, 503], methods: [POST, GET], budget: 5%, backoff: 0s }
-    limits: { requests: 7, queue: 3, wait: 2s }",
+    limits: { requests: 7, queue: 3, wait: 2s }
+    hedge: { after: 1s, share: 0.5% }",
     ));
     let [demo, a, b] = ["demo", "a", "b"].map(|name| &config.upstreams[name]);
     assert_eq!((&demo.retries, demo.limits), (&Retries::default(), None));
@@ -479,6 +480,10 @@ fn what_is_tried_again_and_how_much_at_once() {
     );
     let wait = Duration::from_secs(2);
     assert_eq!(b.limits, Some(UpstreamLimits { requests: Some(7), per_endpoint: None, queue: 3, wait }));
+    let hedge = |upstream: &selvedge_config::Upstream| upstream.hedge.map(|one| (one.after, one.share.basis_points()));
+    assert_eq!(hedge(demo), None);
+    assert_eq!(hedge(a), Some((Duration::from_millis(50), 500)));
+    assert_eq!(hedge(b), Some((Duration::from_secs(1), 50)));
     assert_eq!((b.timeouts.first_byte, b.timeouts.total), (Some(Duration::from_secs(2)), Some(Duration::from_mins(1))));
 }
 

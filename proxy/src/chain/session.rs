@@ -52,6 +52,8 @@ pub(crate) struct Slot {
     pub(crate) close: AtomicBool,
     /// The way to the outer half, where the filters are between the cache and the origin.
     outer_half: Option<Arc<Hop>>,
+    /// The upstream's session is ours, too: Pingora asks both for the messages of their protocol, of which there are none.
+    pub(crate) attempt: AtomicBool,
 }
 
 impl Slot {
@@ -597,7 +599,7 @@ impl CustomSession for FilteredSession {
     fn take_custom_message_reader(
         &mut self,
     ) -> Option<Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
+        self.slot.attempt.load(Ordering::Relaxed).then(|| Box::new(futures::stream::empty()) as _)
     }
 
     fn restore_custom_message_reader(
@@ -608,7 +610,7 @@ impl CustomSession for FilteredSession {
     }
 
     fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
+        self.slot.attempt.load(Ordering::Relaxed).then(|| Box::new(()) as _)
     }
 
     fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {

@@ -88,6 +88,7 @@ fn draft(name: &'static str, peers: &Peers, cluster: &selvedge_config::Cluster) 
             ejected_max: Percent::ALL, // There is always the origin.
         }),
         retries: Retries::default(),
+        hedge: None,
         limits: None,
         panic: Percent::NONE,
         slow_start: Duration::ZERO,

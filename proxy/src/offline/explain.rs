@@ -325,7 +325,11 @@ async fn admitted(edge: &Edge, sent: &Sent) -> Result<(Session, RequestCtx), Ref
     }
     let mut ctx = edge.new_ctx();
     match edge.early_request_filter(&mut session, &mut ctx).await {
-        Ok(()) => match edge.listener.redirect_to_https {
+        Ok(()) => match edge
+            .listener
+            .redirect_to_https
+            .filter(|to| !crate::request::redirect::excepts(*to, session.req_header()))
+        {
             None => Ok((session, ctx)),
             Some(to) => Err(Refused { status: to.status, why: "the listener sends everybody to https".into() }),
         },

@@ -344,7 +344,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                     }
                 },
             };
-            faults.extend(unkept_timeout(route, &target));
+            faults.extend(unspoken_grpc(route, &target));
             let mut refused =
                 |what: String| faults.push(Fault::at(&route.position, format!("{what} cannot be written")));
             let request_fields = Fields::of(&route.headers.request).map_err(&mut refused).ok().flatten();
@@ -363,6 +363,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 invalidates: related,
                 mirror: mirror.map(Box::new),
                 cors,
+                grpc_web: route.grpc_web,
                 compress: route.compress.as_ref().map(|written| Box::new(Compress::of(written, &resources.counters))),
                 body_limit: route.limits.body.map(|limit| limit.bytes()),
                 timeouts: route.timeouts.map(Box::new),
@@ -797,17 +798,15 @@ fn split(written: &selvedge_config::Split, upstreams: &Upstreams) -> Option<Spli
     Some(Split { upstreams: shares, by: written.by.clone() })
 }
 
-/// A time limit of a route that is not kept towards its upstream.
-fn unkept_timeout(route: &selvedge_config::Route, target: &Target) -> Option<Fault> {
-    let timeouts = route.timeouts.filter(|timeouts| timeouts.first_byte.or(timeouts.total).is_some())?;
-    let http2 = match target {
-        Target::Upstream(upstream) => upstream.is_http2(),
-        Target::Split(split) => split.upstreams.iter().any(|(_, upstream)| upstream.is_http2()),
-        Target::Files(_) | Target::Respond { .. } | Target::Redirect(_) => false,
+/// A route that translates to gRPC for an upstream that cannot speak it.
+fn unspoken_grpc(route: &selvedge_config::Route, target: &Target) -> Option<Fault> {
+    let speaks = match target {
+        Target::Upstream(upstream) => upstream.speaks_http2(),
+        Target::Split(split) => split.upstreams.iter().all(|(_, upstream)| upstream.speaks_http2()),
+        Target::Files(_) | Target::Respond { .. } | Target::Redirect(_) => true, // The loader has refused that.
     };
-    let key = if timeouts.first_byte.is_some() { "first_byte" } else { "total" };
-    let message = format!("`timeouts.{key}` cannot be kept towards an upstream with `protocol: h2`");
-    http2.then(|| Fault::at(&route.position, message))
+    let message = "`grpc_web` needs an upstream with `protocol: h2`: gRPC is spoken over nothing else";
+    (route.grpc_web && !speaks).then(|| Fault::at(&route.position, message))
 }
 
 fn fixed_response(respond: &selvedge_config::Respond) -> Result<(Box<ResponseHeader>, Bytes), String> {

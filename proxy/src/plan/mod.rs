@@ -107,6 +107,8 @@ pub struct Route {
     pub(crate) mirror: Option<Box<Mirror>>,
     /// Which pages of other origins may use it.
     pub(crate) cors: Option<Box<Cors>>,
+    /// Clients may speak gRPC-Web.
+    pub(crate) grpc_web: bool,
     /// How its responses are compressed.
     pub(crate) compress: Option<Box<Compress>>,
     /// The longest request body, in bytes, in place of the listener's.

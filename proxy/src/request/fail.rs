@@ -98,6 +98,9 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
         return gone;
     }
 
+    if let Some(web) = &ctx.web {
+        web.close.store(true, Ordering::Relaxed);
+    }
     // Keep-alive setters do not reach a filtered session.
     if let Some(slot) = &ctx.slot {
         slot.close.store(true, Ordering::Relaxed);

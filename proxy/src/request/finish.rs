@@ -4,7 +4,7 @@ use http::Version;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
 
-use super::{Edge, RequestCtx, leader, lookup, witness};
+use super::{Edge, RequestCtx, grpc_web, leader, lookup, witness};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
 use crate::cluster;
@@ -32,6 +32,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
         ctx.failure = ctx.failure.or(slot.failure());
         FilteredSession::restore(&mut session.downstream_session, &slot);
     }
+    grpc_web::restore(session, ctx);
 
     if let Some(cache) = ctx.plan.cache
         && ctx.cache.gathers()

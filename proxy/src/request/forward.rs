@@ -2,9 +2,10 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use http::{StatusCode, header};
+use http::{Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::authority::validate_request_authority;
@@ -12,6 +13,7 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, OrErr, Result};
 use selvedge_cache::rules::vary;
+use selvedge_config::RouteTimeouts;
 use smallvec::SmallVec;
 
 use super::cdn_loop::CDN_LOOP;
@@ -19,6 +21,7 @@ use super::deadline::Deadline;
 use super::filter::BodyFlow;
 use super::mirror::Copied;
 use super::{RequestCtx, actions, fail, origin_side, slices};
+use crate::attempt::{self, Order, Terms};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
 use crate::cluster;
@@ -39,6 +42,26 @@ pub(crate) struct Sent {
     pub(super) copied: Option<Copied>,
     /// Watches over the attempt that is made.
     pub(super) deadline: Option<Deadline>,
+    /// The attempt that is made, where it is in our own hands.
+    order: Option<Arc<Order>>,
+}
+
+impl Sent {
+    /// Another endpoint has been asked as well, and perhaps has answered first: what that means to the attempt.
+    pub(super) fn settle(&mut self, lease: &mut Option<Lease>, attempts: &mut u32) {
+        let Some(order) = &self.order else { return };
+        if !order.asked_another() {
+            return;
+        }
+        *attempts += 1;
+        if let Some(second) = order.take_second() {
+            if let Some(first) = lease.take() {
+                second.tell(&first);
+                self.tried.push(first.endpoint().id());
+            }
+            *lease = Some(second.place);
+        }
+    }
 }
 
 impl RequestCtx {
@@ -65,7 +88,7 @@ impl RequestCtx {
 /// # Errors
 /// A filter sent a request of a fixed-response route to no upstream, no endpoint may be sent requests, there is no room for this one, or
 /// its time is over.
-pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+pub(crate) async fn peer(session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     ctx.attempts += 1;
     let before = ctx.lease.take(); // What becomes of this attempt says nothing about the endpoint of the last one.
     if ctx.body == BodyFlow::Untouched {
@@ -78,28 +101,61 @@ pub(crate) async fn peer(session: &Session, ctx: &mut RequestCtx) -> Result<Box<
         .ok_or_else(|| Error::explain(fail::NO_UPSTREAM, "the route has no upstream"))?;
     let ask =
         upstream.ask(session.req_header(), ctx.downstream.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
+    let own = is_ours(session, upstream, &route, ctx.tries());
     if let Some(lease) = before {
         let sent = ctx.sent.get_or_insert_default();
-        sent.deadline = None;
+        (sent.deadline, sent.order) = (None, None);
         if std::mem::take(&mut sent.was_stale) {
             drop(lease);
             let chosen = upstream.wait(&ask.avoiding(&sent.tried), sent.total).await;
-            return chosen.map(|lease| leave_for(lease, &route, ctx)).map_err(|why| nowhere(upstream, why));
+            return chosen.map(|lease| leave_for(lease, &route, own, ctx)).map_err(|why| nowhere(upstream, why));
         }
         sent.tried.push(lease.endpoint().id());
         drop(lease);
         // Boxed, as all that is rare here: it would make every request's future larger.
-        return Box::pin(again(upstream, &ask, &route, ctx)).await;
+        return Box::pin(again(upstream, &ask, &route, own, ctx)).await;
     }
 
     upstream.begin();
-    let own = route.timeouts.as_ref().and_then(|timeouts| timeouts.total);
-    if let Some(total) = own.or(upstream.timeouts().total) {
+    if let Some(total) = limits_of(&route, upstream).total {
         ctx.sent.get_or_insert_default().total = Some(tokio::time::Instant::now() + total);
     }
     let end = ctx.sent.as_ref().and_then(|sent| sent.total);
     let lease = upstream.wait(&ask, end).await.map_err(|why| nowhere(upstream, why))?;
-    Ok(leave_for(lease, &route, ctx))
+    Ok(leave_for(lease, &route, own, ctx))
+}
+
+/// How long the beginning of a response and all of it may take.
+fn limits_of(route: &Route, upstream: &Upstream) -> Limits {
+    let (own, others) = (route.timeouts.as_deref(), upstream.timeouts());
+    Limits {
+        first_byte: own.and_then(|own| own.first_byte).or(others.first_byte),
+        total: own.and_then(|own| own.total).or(others.total),
+    }
+}
+
+struct Limits {
+    first_byte: Option<Duration>,
+    total: Option<Duration>,
+}
+
+/// Whether the attempt is to be in our own hands; see [`crate::attempt`].
+fn is_ours(session: &mut Session, upstream: &Upstream, route: &Route, tries: u32) -> bool {
+    if upstream.shares_connections() {
+        let limits = limits_of(route, upstream);
+        if limits.first_byte.is_some() || limits.total.is_some() {
+            return true;
+        }
+    }
+    upstream.hedge_rule().is_some() && tries == 1 && is_read(session)
+}
+
+/// Whether nothing but a response comes of a request, and there is nothing to it but its header.
+fn is_read(session: &mut Session) -> bool {
+    let request = session.req_header();
+    matches!(request.method, Method::GET | Method::HEAD)
+        && !request.headers.contains_key(header::UPGRADE)
+        && session.downstream_session.is_body_empty()
 }
 
 /// Chooses among the upstreams of a route that has several.
@@ -110,33 +166,48 @@ fn choose(session: &Session, route: &Route, ctx: &mut RequestCtx) {
     }
 }
 
-/// Whether the request goes to an upstream that speaks HTTP/1.1.
+/// Whether the request goes to an upstream that speaks HTTP/1.1, and may ask no second endpoint.
 pub(super) fn to_http1(session: &Session, ctx: &mut RequestCtx) -> bool {
     let Some(route) = ctx.route.clone() else { return false };
     choose(session, &route, ctx);
-    route.upstream(ctx.upstream.as_deref()).is_some_and(|upstream| !upstream.is_http2())
+    let upstream = route.upstream(ctx.upstream.as_deref());
+    upstream.is_some_and(|upstream| !upstream.is_http2() && upstream.hedge_rule().is_none())
 }
 
 /// On the way to this endpoint.
-fn leave_for(lease: Lease, route: &Route, ctx: &mut RequestCtx) -> Box<HttpPeer> {
+fn leave_for(lease: Lease, route: &Route, own: bool, ctx: &mut RequestCtx) -> Box<HttpPeer> {
     let mut peer = Box::new(lease.peer());
     if let Some(timeouts) = &route.timeouts {
-        let options = &mut peer.options;
-        if timeouts.connect.is_some() {
-            options.connection_timeout = timeouts.connect;
-            options.total_connection_timeout = timeouts.connect;
-        }
-        if timeouts.read.is_some() {
-            options.read_timeout = timeouts.read;
-            options.write_timeout = timeouts.read;
-        }
+        tune(&mut peer, timeouts);
+    }
+    if own {
+        attempt::mark(&mut peer);
     }
     ctx.lease = Some(lease);
     peer
 }
 
+/// What a route says of its connections.
+fn tune(peer: &mut HttpPeer, timeouts: &RouteTimeouts) {
+    let options = &mut peer.options;
+    if timeouts.connect.is_some() {
+        options.connection_timeout = timeouts.connect;
+        options.total_connection_timeout = timeouts.connect;
+    }
+    if timeouts.read.is_some() {
+        options.read_timeout = timeouts.read;
+        options.write_timeout = timeouts.read;
+    }
+}
+
 /// The endpoint for another attempt: one where the request has not been, or, after a pause, one where it has.
-async fn again(upstream: &Upstream, ask: &Ask<'_>, route: &Route, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+async fn again(
+    upstream: &Upstream,
+    ask: &Ask<'_>,
+    route: &Route,
+    own: bool,
+    ctx: &mut RequestCtx,
+) -> Result<Box<HttpPeer>> {
     upstream.count_retry();
     let Some(sent) = &ctx.sent else { return Err(nowhere(upstream, NoEndpoint::AllAvoided)) };
     let chosen = match upstream.wait(&ask.avoiding(&sent.tried), sent.total).await {
@@ -154,7 +225,7 @@ async fn again(upstream: &Upstream, ask: &Ask<'_>, route: &Route, ctx: &mut Requ
         return Err(Error::explain(ErrorType::ReadTimedout, "the upstream took too long, with all attempts").into_up());
     }
     let lease = chosen.map_err(|why| nowhere(upstream, why))?;
-    Ok(leave_for(lease, route, ctx))
+    Ok(leave_for(lease, route, own, ctx))
 }
 
 /// As good as a failing connection: the cache may answer in its stead (RFC 9111, 4.2.4).
@@ -168,6 +239,9 @@ pub(crate) fn answered(response: &ResponseHeader, ctx: &mut RequestCtx) {
     let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
     if response.status.is_informational() && !upgraded {
         return;
+    }
+    if let Some(sent) = &mut ctx.sent {
+        sent.settle(&mut ctx.lease, &mut ctx.attempts);
     }
     if let Some(lease) = &ctx.lease {
         lease.answered(response.status.as_u16());
@@ -202,6 +276,9 @@ pub(crate) fn received(end: bool, ctx: &mut RequestCtx) -> Result<Option<Duratio
 /// # Errors
 /// Filters have left an authority that no server may be sent.
 pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
+    if ctx.sent.as_ref().is_some_and(|sent| sent.order.is_some()) {
+        attempt::clean(request); // Where Pingora does not.
+    }
     reconcile(session, request)?;
     if cluster::serve::is_visitor(ctx) {
         cluster::wire::strip(request);
@@ -226,6 +303,11 @@ pub(crate) fn reconcile(session: &Session, request: &mut RequestHeader) -> Resul
             request.insert_header(header::HOST, host)?;
         }
         validate_request_authority(request).map_err(Error::into_in)?;
+        // Pingora takes it away there, too. Servers of gRPC ask for it, and HTTP/2 allows it (RFC 9113, 8.2.2).
+        let trailers = session.req_header().headers.get(header::TE).filter(|value| value.as_bytes() == b"trailers");
+        if let Some(trailers) = trailers.filter(|_| request.version == Version::HTTP_2) {
+            request.insert_header(header::TE, trailers)?;
+        }
     }
     Ok(())
 }
@@ -248,6 +330,7 @@ fn as_asked(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) ->
 /// # Errors
 /// The time it may take cannot be watched.
 pub(crate) fn connected(
+    session: &Session,
     peer: &HttpPeer,
     digest: Option<&Digest>,
     connection: RawFd,
@@ -256,8 +339,21 @@ pub(crate) fn connected(
     let own = ctx.route.as_ref().and_then(|route| route.timeouts.as_ref()).and_then(|timeouts| timeouts.first_byte);
     let first_byte = own.or_else(|| ctx.lease.as_ref()?.endpoint().timeouts().first_byte);
     let total = ctx.sent.as_ref().and_then(|sent| sent.total);
-    // A connection of HTTP/2 is other requests' too.
-    if (first_byte.is_some() || total.is_some()) && peer.options.alpn.get_min_http_version() != 2 {
+    let order = Order::of(digest);
+    if let Some(slot) = &ctx.slot {
+        slot.attempt.store(order.is_some(), Relaxed);
+    }
+    if let Some(place) = &ctx.leader {
+        place.attempt.store(order.is_some(), Relaxed);
+    }
+    if let Some(web) = &ctx.web {
+        web.attempt.store(order.is_some(), Relaxed);
+    }
+    if let Some(order) = order {
+        order.set(Terms { first_byte: first_byte.map(|limit| tokio::time::Instant::now() + limit), total });
+        hedge(session, order, ctx);
+        ctx.sent.get_or_insert_default().order = Some(Arc::clone(order));
+    } else if first_byte.is_some() || total.is_some() {
         let deadline = Deadline::start(connection, first_byte, total);
         let deadline = deadline.or_err(ErrorType::InternalError, "watching an upstream's time")?;
         ctx.sent.get_or_insert_default().deadline = Some(deadline);
@@ -276,6 +372,26 @@ pub(crate) fn connected(
     });
     origin_side::leave(ctx);
     Ok(())
+}
+
+/// Lets the attempt ask another endpoint when this one is silent, where the upstream says so.
+fn hedge(session: &Session, order: &Order, ctx: &RequestCtx) {
+    let request = session.req_header();
+    let Some(endpoint) = ctx.lease.as_ref().map(Lease::endpoint) else { return };
+    let Some(upstream) = endpoint.upstream() else { return };
+    let Some(rule) = upstream.hedge_rule().copied() else { return };
+    if ctx.tries() > 1 || !matches!(request.method, Method::GET | Method::HEAD) {
+        return;
+    }
+    let ask = upstream.ask(request, ctx.downstream.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
+    let timeouts = ctx.route.as_ref().and_then(|route| route.timeouts.as_deref().copied());
+    upstream.begin_hedged(&rule);
+    let tune = Box::new(move |peer: &mut HttpPeer| {
+        if let Some(timeouts) = &timeouts {
+            tune(peer, timeouts);
+        }
+    });
+    order.hedge(upstream, ask, endpoint.id(), rule.after, tune);
 }
 
 /// Keeps the client at the endpoint it has been served by, where the upstream says so.

@@ -42,6 +42,8 @@ pub(crate) struct Place {
     session: Mutex<Option<Box<HttpSession>>>,
     /// A write was given up: nobody knows how much of it the client has.
     cut: AtomicBool,
+    /// See [`crate::chain::session::Slot::attempt`].
+    pub(super) attempt: AtomicBool,
 }
 
 /// The request is about to fill the cache: from here on its client holds nobody up.
@@ -398,7 +400,7 @@ impl CustomSession for LeaderSession {
     fn take_custom_message_reader(
         &mut self,
     ) -> Option<Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
+        self.place.attempt.load(Ordering::Relaxed).then(|| Box::new(futures::stream::empty()) as _)
     }
 
     fn restore_custom_message_reader(
@@ -409,7 +411,7 @@ impl CustomSession for LeaderSession {
     }
 
     fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
+        self.place.attempt.load(Ordering::Relaxed).then(|| Box::new(()) as _)
     }
 
     fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {

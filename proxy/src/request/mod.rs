@@ -34,6 +34,8 @@ pub(crate) mod select;
 
 pub(crate) mod purge;
 
+mod grpc_web;
+
 pub(crate) mod filter;
 
 pub(crate) mod lookup;
@@ -144,6 +146,8 @@ pub(crate) struct RequestCtx {
     pub(crate) slot: Option<Arc<Slot>>,
     /// Leads to the client's session while it fills the cache, where that cannot put writes aside by itself.
     pub(crate) leader: Option<Arc<leader::Place>>,
+    /// Leads to the client's session, where it speaks gRPC-Web.
+    pub(crate) web: Option<Arc<grpc_web::Place>>,
     /// Set by `filter`: a filter's choice of upstream.
     pub(crate) upstream: Option<String>,
     /// Set by `filter`: how the request body is treated on its way.
@@ -213,6 +217,7 @@ impl ProxyHttp for Edge {
             route: None,
             slot: None,
             leader: None,
+            web: None,
             upstream: None,
             body: filter::BodyFlow::Untouched,
             uploads: false,
@@ -253,7 +258,9 @@ impl ProxyHttp for Edge {
             ctx.trace = key.take(session.downstream_session.req_header_mut());
         }
         witness::begins(self, ctx);
-        if let Some(to) = self.listener.redirect_to_https {
+        if let Some(to) = self.listener.redirect_to_https
+            && !redirect::excepts(to, session.req_header())
+        {
             return redirect::answer(session, to).await.map(|()| true);
         }
         if purge::is_meant(session.req_header(), ctx) {
@@ -261,7 +268,7 @@ impl ProxyHttp for Edge {
         }
         slices::arrive(session, ctx)?;
         step!(ctx, "select");
-        let Some(route) = select::route(self, session, ctx) else { return select::refuse(session).await };
+        let Some(route) = select::route(self, session, ctx) else { return select::refuse(self, session, ctx).await };
         ctx.route = Some(Arc::clone(&route));
 
         admit::length(session, &route, &self.listener, ctx)?;
@@ -272,6 +279,9 @@ impl ProxyHttp for Edge {
             && Box::pin(cors::preflight(session, cors)).await?
         {
             return Ok(true);
+        }
+        if route.grpc_web && !inside {
+            grpc_web::begin(session, ctx)?;
         }
         if !inside && (!route.filters.is_empty() || route.compress.is_some()) {
             step!(ctx, "filter", direction = "request");
@@ -372,7 +382,7 @@ impl ProxyHttp for Edge {
 
     async fn connected_to_upstream(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _reused: bool,
         peer: &HttpPeer,
         #[cfg(unix)] connection: std::os::unix::io::RawFd,
@@ -386,7 +396,7 @@ impl ProxyHttp for Edge {
         if ctx.has_inner_half() {
             return Ok(());
         }
-        forward::connected(peer, digest, connection, ctx)
+        forward::connected(session, peer, digest, connection, ctx)
     }
 
     fn fail_to_connect(

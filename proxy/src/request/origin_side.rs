@@ -43,6 +43,7 @@ use tracing::debug;
 use super::downstream::Downstream;
 use super::filter::{self, Answered};
 use super::{Edge, RequestCtx, admit, fail, forward, lookup, step};
+use crate::attempt::{self, Attempts};
 use crate::chain::ExchangeState;
 use crate::chain::exchange::SetProperty;
 use crate::chain::exchange::facts::{Cached, Connection, Contact};
@@ -61,7 +62,7 @@ const WINDOW: u32 = 1 << 20;
 pub(crate) enum Half {
     /// The outer ones, and whole requests; with the proxy of their inner halves, from the first one on. It has connections of its own to
     /// upstreams.
-    Outer(Arc<ServerConf>, OnceLock<Arc<HttpProxy<Edge>>>),
+    Outer(Arc<ServerConf>, OnceLock<Arc<HttpProxy<Edge, Attempts>>>),
     /// The inner ones.
     Inner,
 }
@@ -193,7 +194,7 @@ pub(super) fn peer(edge: &Edge, session: &Session, ctx: &mut RequestCtx) -> Resu
             witness: edge.witness.clone(),
             half: Half::Inner,
         };
-        Arc::new(pingora::proxy::http_proxy(conf, inner))
+        Arc::new(attempt::proxy(conf, inner, None))
     });
     let mut properties = Vec::new();
     ctx.note(|state| properties = state.set_by_filters().to_vec());
@@ -228,7 +229,7 @@ pub(super) fn peer(edge: &Edge, session: &Session, ctx: &mut RequestCtx) -> Resu
 
 /// Connects to the inner half: it begins.
 struct Dial {
-    proxy: Arc<HttpProxy<Edge>>,
+    proxy: Arc<HttpProxy<Edge, Attempts>>,
     hop: Arc<Hop>,
     http2: bool,
 }
@@ -261,7 +262,7 @@ impl fmt::Debug for Dial {
 }
 
 /// Serves the one stream of a connection.
-async fn serve_h2(proxy: &Arc<HttpProxy<Edge>>, stream: Stream, shutdown: &ShutdownWatch) {
+async fn serve_h2(proxy: &Arc<HttpProxy<Edge, Attempts>>, stream: Stream, shutdown: &ShutdownWatch) {
     let mut options = default_h2_options();
     options.initial_window_size(WINDOW).initial_connection_window_size(WINDOW).max_concurrent_streams(1);
     let accepted = async {

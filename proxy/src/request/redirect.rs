@@ -8,6 +8,14 @@ use selvedge_config::RedirectToHttps;
 
 use super::respond;
 
+/// Where those who issue certificates look whether somebody is who they say (RFC 8555, 8.3).
+const ACME_CHALLENGE: &[u8] = b"/.well-known/acme-challenge/";
+
+/// Whether a request goes on to the sites, though its listener sends everybody to https. Its path is normal already.
+pub(crate) fn excepts(to: RedirectToHttps, request: &RequestHeader) -> bool {
+    to.acme_challenge && request.raw_path().starts_with(ACME_CHALLENGE)
+}
+
 /// Answers with where the same is found over https. Admission has seen to it that Host is a host, and to the path.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Step 9: what we add to a response, and responses of our own.
 
 use bytes::Bytes;
-use http::{Version, header};
+use http::{Method, Version, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
@@ -58,6 +58,7 @@ pub(crate) async fn own(session: &mut Session, route: &Route, ctx: &RequestCtx) 
     };
     actions::on_response(session.req_header(), &mut header, ctx)?;
     ctx.note(|state| state.details = Some("direct_response".into()));
+    let body = for_method(&session.downstream_session, body);
     session.write_response_header(header, body.is_empty()).await?;
     if !body.is_empty() {
         session.write_response_body(Some(body), true).await?;
@@ -75,12 +76,18 @@ pub(crate) async fn text(session: &mut Session, status: u16, text: &'static str)
     }
     header.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     header.set_content_length(text.len())?;
-    session.write_response_header(Box::new(header), false).await?;
-    session.write_response_body(Some(Bytes::from_static(text.as_bytes())), true).await
+    whole(&mut session.downstream_session, Box::new(header), Bytes::from_static(text.as_bytes())).await
+}
+
+/// The body as the request's method has it: none for HEAD (RFC 9110, 9.3.2), whatever its header announces. Pingora's HTTP/1 session leaves
+/// it away by itself, its HTTP/2 session sends it, and clients take that for a broken stream.
+fn for_method(io: &HttpSession, body: Bytes) -> Bytes {
+    if io.req_header().method == Method::HEAD { Bytes::new() } else { body }
 }
 
 /// Writes a whole answer. Without a body its header is its end, in one frame on HTTP/2.
 pub(crate) async fn whole(io: &mut HttpSession, header: Box<ResponseHeader>, body: Bytes) -> Result<()> {
+    let body = for_method(io, body);
     if body.is_empty() {
         return io.response_duplex_vec(vec![HttpTask::Header(header, true)]).await.map(drop);
     }

@@ -56,6 +56,9 @@ pub(crate) fn broken(
         _ => error,
     };
     error = error.more_context(format!("Peer: {peer}"));
+    if let Some(sent) = &mut ctx.sent {
+        sent.settle(&mut ctx.lease, &mut ctx.attempts);
+    }
     let Some(lease) = ctx.lease.as_ref().filter(|_| *error.esource() == ErrorSource::Upstream) else {
         error.set_retry(false);
         return error;

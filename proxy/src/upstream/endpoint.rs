@@ -248,6 +248,11 @@ impl Endpoint {
         &self.rules.timeouts
     }
 
+    /// The upstream it belongs to, as long as anybody's plan has it.
+    pub(crate) fn upstream(&self) -> Option<Arc<Upstream>> {
+        self.upstream.upgrade()
+    }
+
     /// Whether a request that has been here may be sent once more: takes it from the upstream's budget.
     pub(crate) fn may_retry(&self) -> bool {
         self.upstream.upgrade().is_some_and(|upstream| upstream.spend_retry())
@@ -431,6 +436,11 @@ impl Lease {
         self.place.0.state.failures.fetch_add(1, Relaxed);
         self.measure(true);
         self.place.0.met(Met::Failure(how));
+    }
+
+    /// Another endpoint has answered first: all that is known is that this one needs longer than until now.
+    pub(crate) fn passed_over(&self) {
+        self.measure(false);
     }
 
     fn measure(&self, failed: bool) {

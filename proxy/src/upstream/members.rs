@@ -244,6 +244,7 @@ mod tests {
             health: None,
             outlier: None,
             retries: selvedge_config::Retries::default(),
+            hedge: None,
             limits: None,
             panic: Percent::HALF,
             slow_start: Duration::ZERO,

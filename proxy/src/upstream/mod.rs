@@ -47,8 +47,8 @@ use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::{HttpPeer, Scheme};
 use pingora::utils::tls::CertKey;
 use selvedge_config::{
-    Balance, EndpointAddr, HashBy, HealthCheck, Outlier, Percent, Place, Prefer, PreferBy, Retries, Sticky, Timeouts,
-    UpstreamLimits,
+    Balance, EndpointAddr, HashBy, HealthCheck, Hedge, Outlier, Percent, Place, Prefer, PreferBy, Retries, Sticky,
+    Timeouts, UpstreamLimits,
 };
 use selvedge_geoip::Geo;
 use tokio::sync::Notify;
@@ -148,6 +148,7 @@ pub(crate) struct Rules {
     pub(crate) health: Option<Arc<HealthCheck>>,
     pub(crate) outlier: Option<Outlier>,
     pub(crate) retries: Retries,
+    pub(crate) hedge: Option<Hedge>,
     pub(crate) limits: Option<UpstreamLimits>,
     pub(crate) panic: Percent,
     pub(crate) slow_start: Duration,
@@ -164,6 +165,7 @@ impl Rules {
             health: written.health_check.clone().map(Arc::new),
             outlier: written.outlier,
             retries: written.retries.clone(),
+            hedge: written.hedge,
             limits: written.limits,
             panic: written.panic,
             slow_start: written.slow_start,
@@ -362,14 +364,24 @@ impl Upstream {
         self.refresh();
     }
 
-    /// Whether its connections are shared by requests.
-    pub(crate) fn is_http2(&self) -> bool {
-        self.speech.http2
-    }
-
     /// How long each part of an exchange may take.
     pub(crate) fn timeouts(&self) -> &selvedge_config::Timeouts {
         &self.rules.timeouts
+    }
+
+    /// Whether HTTP/2 is spoken to its endpoints.
+    pub(crate) fn speaks_http2(&self) -> bool {
+        self.speech.http2
+    }
+
+    /// When a second endpoint is asked, if one is.
+    pub(crate) fn hedge_rule(&self) -> Option<&Hedge> {
+        self.rules.hedge.as_ref().filter(|_| self.speech.dial.is_none())
+    }
+
+    /// Whether a stream that takes too long is ended by itself, because its connection is others' too.
+    pub(crate) fn shares_connections(&self) -> bool {
+        self.speech.http2 && self.speech.dial.is_none()
     }
 
     /// What a request wants of this upstream's balancing. `client` is who asks.

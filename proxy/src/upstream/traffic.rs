@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use selvedge_config::{Percent, UpstreamLimits};
+use selvedge_config::{Hedge, Percent, UpstreamLimits};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Ask, Lease, NoEndpoint, Upstream};
+use super::{Ask, EndpointId, Lease, NoEndpoint, Upstream};
 
 /// What a retry takes from the budget; a request puts its share of it in.
 const RETRY: i64 = 10_000;
@@ -25,10 +25,36 @@ pub(crate) struct Traffic {
     waiting: AtomicU32,
     /// Rings for one who waits when there is room.
     freed: Notify,
-    budget: AtomicI64,
+    budget: Budget,
     retries: AtomicU64,
     refused: AtomicU64,
     exhausted: AtomicU64,
+    /// For requests that are sent to a second endpoint before the first has failed.
+    hedging: Budget,
+    hedges: AtomicU64,
+    hedges_won: AtomicU64,
+    hedges_refused: AtomicU64,
+}
+
+/// A share of requests that is saved up, and spent in whole ones.
+#[derive(Debug)]
+struct Budget(AtomicI64);
+
+impl Budget {
+    fn save(&self, share: Percent) {
+        // Nobody looks at the exact sum: a race costs a fraction of a retry.
+        if self.0.load(Relaxed) < SAVED_MAX {
+            self.0.fetch_add(i64::from(share.basis_points()), Relaxed);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |saved| (saved >= RETRY).then(|| saved - RETRY)).is_ok()
+    }
+
+    fn give_back(&self) {
+        self.0.fetch_add(RETRY, Relaxed);
+    }
 }
 
 impl Default for Traffic {
@@ -37,10 +63,14 @@ impl Default for Traffic {
             in_flight: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             freed: Notify::new(),
-            budget: AtomicI64::new(SAVED_FIRST),
+            budget: Budget(AtomicI64::new(SAVED_FIRST)),
             retries: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             exhausted: AtomicU64::new(0),
+            hedging: Budget(AtomicI64::new(RETRY)),
+            hedges: AtomicU64::new(0),
+            hedges_won: AtomicU64::new(0),
+            hedges_refused: AtomicU64::new(0),
         }
     }
 }
@@ -57,6 +87,12 @@ pub struct TrafficStatus {
     pub retries: u64,
     /// Retries that were not made because the budget was used up, since the process started.
     pub retries_refused: u64,
+    /// Requests that were sent to a second endpoint because the first was silent, since the process started.
+    pub hedges: u64,
+    /// Those of them whose answer was taken from the second one.
+    pub hedges_won: u64,
+    /// Requests that were not, because the budget was used up or no other endpoint had room, since the process started.
+    pub hedges_refused: u64,
 }
 
 impl Traffic {
@@ -66,20 +102,20 @@ impl Traffic {
             refused: self.refused.load(Relaxed),
             retries: self.retries.load(Relaxed),
             retries_refused: self.exhausted.load(Relaxed),
+            hedges: self.hedges.load(Relaxed),
+            hedges_won: self.hedges_won.load(Relaxed),
+            hedges_refused: self.hedges_refused.load(Relaxed),
         }
     }
 
     /// A request has come that may be tried again: its share of retries is saved up.
     pub(super) fn save(&self, share: Percent) {
-        // Nobody looks at the exact sum: a race costs a fraction of a retry.
-        if self.budget.load(Relaxed) < SAVED_MAX {
-            self.budget.fetch_add(i64::from(share.basis_points()), Relaxed);
-        }
+        self.budget.save(share);
     }
 
     /// Takes a retry from the budget, if there is one.
     pub(super) fn spend(&self) -> bool {
-        let spent = self.budget.fetch_update(Relaxed, Relaxed, |saved| (saved >= RETRY).then(|| saved - RETRY)).is_ok();
+        let spent = self.budget.spend();
         if !spent {
             self.exhausted.fetch_add(1, Relaxed);
         }
@@ -184,6 +220,39 @@ impl Upstream {
         }
     }
 
+    /// A request is sent here that another endpoint may be asked, too: its share of that is saved up.
+    pub(crate) fn begin_hedged(&self, hedge: &Hedge) {
+        self.traffic.hedging.save(hedge.share);
+    }
+
+    /// A second endpoint for a request that is at this one and has no answer: if the budgets, for this and for retries, allow it, and
+    /// somebody else has room. It does not wait.
+    pub(crate) fn hedge(&self, ask: &Ask<'_>, first: EndpointId) -> Option<Lease> {
+        let traffic = &self.traffic;
+        let place = traffic.hedging.spend().then(|| {
+            let place = traffic.budget.spend().then(|| {
+                let place = self.choose(&ask.avoiding(&[first])).ok();
+                if place.is_none() {
+                    traffic.budget.give_back();
+                }
+                place
+            });
+            if place.as_ref().is_none_or(Option::is_none) {
+                traffic.hedging.give_back();
+            }
+            place.flatten()
+        });
+        let place = place.flatten();
+        let counted = if place.is_some() { &traffic.hedges } else { &traffic.hedges_refused };
+        counted.fetch_add(1, Relaxed);
+        place
+    }
+
+    /// The second endpoint's answer was taken.
+    pub(crate) fn count_hedge_won(&self) {
+        self.traffic.hedges_won.fetch_add(1, Relaxed);
+    }
+
     /// A request is sent here once more.
     pub(crate) fn count_retry(&self) {
         self.traffic.count_retry();
@@ -235,6 +304,16 @@ mod tests {
         let traffic = Traffic::default();
         (0..100_000).for_each(|_| traffic.save(Percent::HALF));
         assert_eq!((0..1000).filter(|_| traffic.spend()).count(), 100);
+    }
+
+    #[test]
+    fn one_may_be_asked_twice_at_first_and_then_a_share() {
+        let traffic = Traffic::default();
+        assert_eq!((0..50).filter(|_| traffic.hedging.spend()).count(), 1);
+        (0..100).for_each(|_| traffic.hedging.save(Percent::FIFTH));
+        assert_eq!((0..50).filter(|_| traffic.hedging.spend()).count(), 20);
+        traffic.hedging.give_back();
+        assert!(traffic.hedging.spend() && !traffic.hedging.spend());
     }
 
     #[test]

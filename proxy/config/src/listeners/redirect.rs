@@ -20,6 +20,11 @@ pub struct RedirectToHttps {
     /// the address with GET. Browsers keep 301 and 308. Default `308`.
     #[schemars(with = "Option<u16>", extend("default" = 308, "enum" = [301, 302, 307, 308]))]
     pub status: u16,
+
+    /// Whether requests below `/.well-known/acme-challenge/` are served by the sites instead, so that certificates can be renewed over
+    /// HTTP (RFC 8555, 8.3). Default `false`.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub acme_challenge: bool,
 }
 
 /// How it may be written.
@@ -34,7 +39,7 @@ pub(super) enum Form {
 impl RedirectToHttps {
     /// `None` for a fault; the inner one for `false`.
     pub(super) fn read(cx: &mut Cx<'_>, at: &At<'_>) -> Option<Option<Self>> {
-        let default = Self { port: 443, status: 308 };
+        let default = Self { port: 443, status: 308, acme_challenge: false };
         if matches!(&at.node.data, Data::Scalar(scalar) if scalar.kind() != Kind::Null) {
             return truth(cx, at).map(|yes| yes.then_some(default));
         }
@@ -48,16 +53,26 @@ impl RedirectToHttps {
             let fault: Fault = at.fault(format!("{status} does not send anybody on"));
             cx.refuse(fault.with_help("one of 301, 302, 307, 308"))
         });
+        let acme_challenge = fields.read(cx, "acme_challenge", truth).unwrap_or(false);
         fields.close(cx);
-        Some(Some(Self { port: port.unwrap_or(default.port), status: status.unwrap_or(default.status) }))
+        let (port, status) = (port.unwrap_or(default.port), status.unwrap_or(default.status));
+        Some(Some(Self { port, status, acme_challenge }))
     }
 }
 
-/// Whether a listener is written to redirect, whatever may be wrong with how.
+/// Whether a listener is written to redirect all that comes, whatever may be wrong with how.
 pub(crate) fn redirects(at: &At<'_>) -> bool {
     let Data::Map(entries) = &at.node.data else { return false };
     entries.iter().any(|entry| {
-        let off = matches!(&entry.value.data, Data::Scalar(scalar) if scalar.kind() == Kind::Bool(false));
+        let off = match &entry.value.data {
+            Data::Scalar(scalar) => scalar.kind() == Kind::Bool(false),
+            // Its sites are asked for one path.
+            Data::Map(entries) => entries.iter().any(|entry| {
+                entry.key == "acme_challenge"
+                    && matches!(&entry.value.data, Data::Scalar(scalar) if scalar.kind() == Kind::Bool(true))
+            }),
+            _ => false,
+        };
         entry.key == "redirect_to_https" && !off
     })
 }

@@ -28,11 +28,11 @@ pub struct RouteTimeouts {
     #[schemars(with = "Option<DurationText>")]
     pub read: Option<Duration>,
 
-    /// In place of the upstream's `timeouts.first_byte`. Not kept towards upstreams with `protocol: h2`.
+    /// In place of the upstream's `timeouts.first_byte`.
     #[schemars(with = "Option<DurationText>")]
     pub first_byte: Option<Duration>,
 
-    /// In place of the upstream's `timeouts.total`. Not kept towards upstreams with `protocol: h2`.
+    /// In place of the upstream's `timeouts.total`.
     #[schemars(with = "Option<DurationText>")]
     pub total: Option<Duration>,
 }

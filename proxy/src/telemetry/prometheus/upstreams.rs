@@ -33,6 +33,21 @@ pub(super) fn write(page: &mut Page, plan: &Plan) {
         "Retries that were not made because the budget was used up.",
         |one| one.retries_refused,
     );
+    traffic(
+        "selvedge_upstream_hedges_total",
+        "counter",
+        "Requests sent to a second endpoint because the first was silent.",
+        |one| one.hedges,
+    );
+    traffic("selvedge_upstream_hedges_won_total", "counter", "Those that the second endpoint answered.", |one| {
+        one.hedges_won
+    });
+    traffic(
+        "selvedge_upstream_hedges_refused_total",
+        "counter",
+        "Those that were not sent: no budget, or no other endpoint with room.",
+        |one| one.hedges_refused,
+    );
     page.family("selvedge_upstream_dns_failures_total", "counter", "Look-ups of endpoints' names that failed.");
     page.sample("selvedge_upstream_dns_failures_total", &[], plan.failed_lookups());
 
