@@ -173,6 +173,8 @@ pub(super) enum Says {
     Addresses(Vec<[u8; 4]>),
     NoSuchName,
     Nothing,
+    /// SRV records of `_http._tcp.app.test`: priority, weight, port; the host of each is 127.0.0.1.
+    Services(Vec<[u16; 3]>),
 }
 
 impl NameServer {
@@ -207,7 +209,11 @@ impl NameServer {
 fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
     let name_ends = 12 + query[12..].iter().position(|byte| *byte == 0)?;
     let question = &query[12..name_ends + 5];
-    let of_ipv4 = query[name_ends + 2] == 1;
+    let kind = query[name_ends + 2];
+    let of_ipv4 = kind == 1;
+    if let Says::Services(records) = says {
+        return Some(services(query, question, kind, records));
+    }
     let addresses = match says {
         Says::Nothing => return None,
         Says::Addresses(addresses) if of_ipv4 => addresses.clone(),
@@ -222,6 +228,76 @@ fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
         answer.extend_from_slice(&address);
     }
     Some(answer)
+}
+
+/// RFC 2782: `priority weight port target`, and the address of every target.
+fn services(query: &[u8], question: &[u8], kind: u8, records: &[[u16; 3]]) -> Vec<u8> {
+    let count = match kind {
+        33 => u8::try_from(records.len()).expect("few"),
+        1 => 1,
+        _ => 0,
+    };
+    let mut answer = vec![query[0], query[1], 0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0];
+    answer.extend_from_slice(question);
+    if kind == 1 {
+        answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1]);
+    }
+    for (index, record) in records.iter().enumerate().filter(|_| kind == 33) {
+        let target = format!("h{index}");
+        let target = [&[u8::try_from(target.len()).expect("short")], target.as_bytes(), b"\x04test\0"].concat();
+        let length = u8::try_from(6 + target.len()).expect("short");
+        answer.extend_from_slice(&[0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 0, 0, length]);
+        record.iter().for_each(|number| answer.extend_from_slice(&number.to_be_bytes()));
+        answer.extend_from_slice(&target);
+    }
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_found_with_its_ports_weights_and_priorities() {
+    let [(a, _), (b, _), (c, _)] = [origin("a").await, origin("b").await, origin("c").await];
+    let port = |origin: &Origin| origin.address().port();
+    let names = NameServer::start(Says::Services(vec![[1, 30, port(&a)], [1, 10, port(&b)], [2, 5, port(&c)]])).await;
+    let edge = Edge::start(
+        &yaml(&format!(
+            "{{ endpoints: [{{ srv: _http._tcp.app.test }}], dns: {{ resolver: [\"{}\"], ttl_min: 100ms, timeout: 1s }} }}",
+            names.address
+        )),
+        &[],
+    );
+    let ask = async || {
+        let mut answers = String::new();
+        for _ in 0..8 {
+            answers.push_str(&Client::get(edge.web(), "/").await.text());
+        }
+        let count = |name| answers.matches(name).count();
+        [count("a"), count("b"), count("c")]
+    };
+    assert_eq!(ask().await, [6, 2, 0], "by weight, the second priority not at all");
+    assert_eq!(endpoints(&edge).iter().map(|one| one.in_use).filter(|in_use| *in_use).count(), 2);
+    let upstream = Arc::clone(edge.plan().upstreams.get("app").expect("configured"));
+    let drain = |origin: &Origin, drain| {
+        let address = selvedge::upstream::Address::Inet(origin.address());
+        let found = upstream.endpoints().into_iter().find(|one| one.address == address).expect("known");
+        assert!(upstream.drain(found.id, drain));
+    };
+    drain(&a, true);
+    assert_eq!(ask().await, [0, 8, 0]);
+    drain(&b, true);
+    assert_eq!(ask().await, [0, 0, 8], "the next priority, when nobody is left");
+    drain(&a, false);
+    assert_eq!(ask().await, [8, 0, 0]);
+    drain(&b, false);
+
+    // Other records, other ports; what goes wrong changes nothing.
+    names.say(Says::Services(vec![[7, 0, port(&c)]])).await;
+    until("there is one", || endpoints(&edge).len() == 1).await;
+    assert_eq!(ask().await, [0, 0, 8]);
+    for trouble in [Says::Nothing, Says::NoSuchName, Says::Services(Vec::new())] {
+        names.say(trouble.clone()).await;
+        names.say(trouble).await;
+        assert_eq!(ask().await, [0, 0, 8]);
+    }
 }
 
 fn addresses(edge: &Edge) -> Vec<IpAddr> {

@@ -143,7 +143,7 @@ cache: { memory: {}, disk: { folders: [{ path: d, size: 1GiB }], admit: all }, c
 cluster: { listen: 127.0.0.1:6, tls: { certificate: a, key: b, ca: c }, peers: [{ name: n, address: a:1 }], region: { peers: a:1 }, deadlines: {}, redis: { url: redis://a:1 } }
 upstreams:
   a:
-    endpoints: [{ addr: a:1 }]
+    endpoints: [{ addr: a:1 }, { srv: _http._tcp.a }]
     tls: {}
     timeouts: {}
     balance: { consistent_hash: { by: path } }
@@ -249,7 +249,6 @@ tests:
             ("TestRequest", json!(["url"])),
             ("Tls", json!(["certificates"])),
             ("TraceRequests", json!(["header", "value"])),
-            ("WeightedEndpoint", json!(["addr"])),
         ]);
         assert_eq!(required, expected);
         assert_eq!(schema["required"], json!(["version"]));

@@ -156,8 +156,12 @@ enum EndpointForm {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "describes the grammar; never made")]
 struct WeightedEndpoint {
-    /// `IP:port`, `host:port` or `unix:/path`. Required.
-    addr: String,
+    /// `IP:port`, `host:port` or `unix:/path`. Exactly one of `addr` and `srv` is required.
+    addr: Option<String>,
+    /// The name of a service, `_http._tcp.example.com`: each address of the hosts that its SRV records (RFC 2782) name is an endpoint, with
+    /// the record's port and weight (0 counts as 1). Those of another priority than the lowest number are used when too few of the better
+    /// ones are well (`panic`). Unless `tls.sni` is written, certificates have to be for what follows `_service._proto.`. Not with `weight`.
+    srv: Option<String>,
     /// Its share of requests against the other endpoints' weights, 1 to 1000. Default 1.
     #[schemars(with = "Option<u16>", range(min = 1, max = 1000), extend("default" = 1))]
     weight: u16,
@@ -184,6 +188,11 @@ pub enum EndpointAddr {
         /// The port, 1 to 65535.
         port: u16,
     },
+    /// The name of a service: its SRV records (RFC 2782) name hosts, ports, priorities and weights.
+    Srv {
+        /// The name, in lower case: `_http._tcp.example.com`.
+        name: String,
+    },
 }
 
 impl fmt::Display for EndpointAddr {
@@ -192,6 +201,7 @@ impl fmt::Display for EndpointAddr {
             Self::Ip(addr) => addr.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Host { host, port } => write!(f, "{host}:{port}"),
+            Self::Srv { name } => write!(f, "srv:{name}"),
         }
     }
 }
@@ -496,13 +506,38 @@ impl Endpoint {
             });
         }
         let mut fields = Fields::open(cx, at, "WeightedEndpoint")?;
-        let addr = fields.need(cx, "addr", |cx, at| Some((read_addr(cx, at)?, at.node.position.clone())));
-        let weight = fields.read(cx, "weight", |cx, at| whole(cx, at, 1, 1000));
+        let srv_at = fields.get("srv");
+        let weight_at = fields.get("weight");
+        let addr = match &srv_at {
+            None => fields.need(cx, "addr", |cx, at| Some((read_addr(cx, at)?, at.node.position.clone()))),
+            Some(srv) => {
+                for other in fields.get("addr").iter().chain(&weight_at) {
+                    let word = other.path.rsplit('.').next().unwrap_or_default();
+                    let fault = Fault::at(other.name_position(), format!("`{word}` and `srv` are both written"));
+                    let help = "ports and weights are in the SRV records: remove one of them";
+                    cx.report(fault.with_key(other.path.clone()).with_help(help));
+                }
+                let name = parsed(cx, srv, "the name of a service", service_name);
+                name.map(|name| (EndpointAddr::Srv { name }, srv.node.position.clone()))
+            }
+        };
+        let weight = weight_at.as_ref().and_then(|at| whole(cx, at, 1, 1000));
         let place = Place::read(cx, &mut fields);
         fields.close(cx);
         let (addr, position) = addr?;
         Some(Self { addr, weight: weight.unwrap_or(1), place, position })
     }
+}
+
+/// `_service._proto.name` (RFC 2782).
+fn service_name(text: &str) -> Result<String, (String, Option<String>)> {
+    let name = host_name(text)?;
+    let mut labels = name.split('.');
+    let named = |label: Option<&str>| label.is_some_and(|label| label.len() > 1 && label.starts_with('_'));
+    if named(labels.next()) && named(labels.next()) && labels.next().is_some() {
+        return Ok(name);
+    }
+    Err(("is not the name of a service".into(), Some("write `_service._tcp.example.com`".into())))
 }
 
 pub(crate) fn read_addr(cx: &mut Cx<'_>, at: &At<'_>) -> Option<EndpointAddr> {

@@ -582,6 +582,18 @@ fn upstreams() {
             "demo: { endpoints: [a:1], limits: { per_endpoint: 0 } }",
             "6:53 upstreams.demo.limits.per_endpoint: `0` is not a number from 1 to 65535",
         ),
+        (
+            "demo: { endpoints: [{ srv: example.com }] }",
+            "6:30 upstreams.demo.endpoints[0].srv: `example.com` is not the name of a service | write `_service._tcp.example.com`",
+        ),
+        (
+            "demo: { endpoints: [{ srv: _http._tcp.a, weight: 2 }] }",
+            "6:44 upstreams.demo.endpoints[0].weight: `weight` and `srv` are both written | ports and weights are in the SRV records: remove one of them",
+        ),
+        (
+            "demo: { endpoints: [{ srv: _http._tcp.a, addr: a:1 }] }",
+            "6:44 upstreams.demo.endpoints[0].addr: `addr` and `srv` are both written | ports and weights are in the SRV records: remove one of them",
+        ),
         ("demo: { endpoints: [a:1], hedge: {} }", "6:29 upstreams.demo.hedge.after: `after` is missing"),
         (
             "demo: { endpoints: [a:1], hedge: { after: 0s } }",

@@ -454,7 +454,7 @@ fn what_is_tried_again_and_how_much_at_once() {
     let config = load(&SMALL.replace(
         "  demo: { builtin: demo }",
         "  demo: { builtin: demo }
-  a: { endpoints: [a:1], retries: {}, limits: { per_endpoint: 2 }, hedge: { after: 50ms } }
+  a: { endpoints: [{ srv: _HTTP._tcp.Example.com, zone: z }], retries: {}, limits: { per_endpoint: 2 }, hedge: { after: 50ms } }
   b: { endpoints: [b:1], like: c, protocol: h2, timeouts: { first_byte: 2s, total: 1m } }
   c:
     endpoints: [c:1]
@@ -480,6 +480,9 @@ fn what_is_tried_again_and_how_much_at_once() {
     );
     let wait = Duration::from_secs(2);
     assert_eq!(b.limits, Some(UpstreamLimits { requests: Some(7), per_endpoint: None, queue: 3, wait }));
+    let service = EndpointAddr::Srv { name: "_http._tcp.example.com".into() };
+    let selvedge_config::Servers::Endpoints(endpoints) = &a.servers else { panic!("endpoints") };
+    assert_eq!((&endpoints[0].addr, endpoints[0].place.zone.as_deref()), (&service, Some("z")));
     let hedge = |upstream: &selvedge_config::Upstream| upstream.hedge.map(|one| (one.after, one.share.basis_points()));
     assert_eq!(hedge(demo), None);
     assert_eq!(hedge(a), Some((Duration::from_millis(50), 500)));

@@ -273,9 +273,10 @@ impl Offline {
                 Err(why) => why.to_string(),
                 Ok(address) => match sources.iter().find(|(.., addresses)| addresses.contains(&address)) {
                     // Which one, its addresses decide, and they are not looked up.
-                    Some((selvedge_config::EndpointAddr::Host { .. }, ..)) => {
-                        "decided by the addresses that the names stand for".into()
-                    }
+                    Some((
+                        selvedge_config::EndpointAddr::Host { .. } | selvedge_config::EndpointAddr::Srv { .. },
+                        ..,
+                    )) => "decided by the addresses that the names stand for".into(),
                     _ => name_of(&address),
                 },
             };

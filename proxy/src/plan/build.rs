@@ -801,8 +801,8 @@ fn split(written: &selvedge_config::Split, upstreams: &Upstreams) -> Option<Spli
 /// A route that translates to gRPC for an upstream that cannot speak it.
 fn unspoken_grpc(route: &selvedge_config::Route, target: &Target) -> Option<Fault> {
     let speaks = match target {
-        Target::Upstream(upstream) => upstream.speaks_http2(),
-        Target::Split(split) => split.upstreams.iter().all(|(_, upstream)| upstream.speaks_http2()),
+        Target::Upstream(upstream) => upstream.is_http2(),
+        Target::Split(split) => split.upstreams.iter().all(|(_, upstream)| upstream.is_http2()),
         Target::Files(_) | Target::Respond { .. } | Target::Redirect(_) => true, // The loader has refused that.
     };
     let message = "`grpc_web` needs an upstream with `protocol: h2`: gRPC is spoken over nothing else";

@@ -120,7 +120,11 @@ fn sources(
                 weight: endpoint.weight,
                 place: Arc::new(endpoint.place.clone()),
                 name: match &endpoint.addr {
-                    EndpointAddr::Host { host, .. } => Some(Name { host: host.as_str().into(), dns: Arc::clone(dns) }),
+                    EndpointAddr::Host { host: name, .. } | EndpointAddr::Srv { name } => Some(Name {
+                        host: name.as_str().into(),
+                        service: matches!(endpoint.addr, EndpointAddr::Srv { .. }),
+                        dns: Arc::clone(dns),
+                    }),
                     EndpointAddr::Ip(_) | EndpointAddr::Unix(_) => None,
                 },
             })

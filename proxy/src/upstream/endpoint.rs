@@ -90,6 +90,8 @@ pub(crate) struct Endpoint {
     id: EndpointId,
     address: Address,
     weight: u16,
+    /// Others are used when too few of the lowest are well.
+    priority: u16,
     place: Arc<selvedge_config::Place>,
     /// What it is called in a `Host` header of our own.
     authority: Arc<str>,
@@ -168,6 +170,7 @@ impl Endpoint {
         rules: &Arc<Rules>,
         upstream: &Weak<Upstream>,
         address: Address,
+        (weight, priority): (u16, u16),
         source: &Source,
         authority: Arc<str>,
         state: Arc<State>,
@@ -175,8 +178,8 @@ impl Endpoint {
     ) -> Self {
         let id = EndpointId::new(&rules.name, &address);
         let (rules, upstream) = (Arc::clone(rules), Weak::clone(upstream));
-        let (weight, place, node) = (source.weight, Arc::clone(&source.place), source.node.clone());
-        Self { id, address, weight, place, authority, node, peer, state, rules, upstream }
+        let (place, node) = (Arc::clone(&source.place), source.node.clone());
+        Self { id, address, weight, priority, place, authority, node, peer, state, rules, upstream }
     }
 
     pub(crate) fn id(&self) -> EndpointId {
@@ -194,6 +197,11 @@ impl Endpoint {
 
     pub(super) fn weight(&self) -> u16 {
         self.weight
+    }
+
+    /// The lower the better.
+    pub(super) fn priority(&self) -> u16 {
+        self.priority
     }
 
     /// What it is called in a `Host` header of our own.

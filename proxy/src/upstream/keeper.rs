@@ -117,7 +117,8 @@ impl Keeper {
             for name in unknown {
                 let known = u16::try_from(self.names.lock().len()).unwrap_or(u16::MAX);
                 let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, known);
-                self.remember(&name, Answer::fixed(vec![address.into()]));
+                let answer = Answer::fixed(address.into(), &name);
+                self.remember(&name, answer);
             }
             return Ok(unresolved);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use selvedge_config::{Balance, Prefer};
+use smallvec::SmallVec;
 
 use super::balance::Table;
 use super::clock::millis;
@@ -27,6 +28,32 @@ pub(super) struct Members {
     panicking: bool,
     /// When time alone changes something: an ejection ends, a slow start goes on.
     due: Option<u64>,
+}
+
+/// Which priority is used, and whether so few of it are well that all of it are: the lowest number of which enough are well. When there is
+/// none, the lowest that has any who are not drained.
+fn level(rules: &Rules, all: &[Arc<Endpoint>], standings: &[Standing]) -> (u16, bool) {
+    let mut priorities: SmallVec<[u16; 4]> = all.iter().map(|endpoint| endpoint.priority()).collect();
+    priorities.sort_unstable();
+    priorities.dedup();
+    let mut fallback = None;
+    for priority in priorities {
+        let (mut eligible, mut well) = (0u64, 0u64);
+        for (endpoint, standing) in all.iter().zip(standings) {
+            if endpoint.priority() == priority && *standing != Standing::Draining {
+                eligible += 1;
+                well += u64::from(matches!(standing, Standing::In { .. }));
+            }
+        }
+        let panicking = well * 10_000 < eligible * u64::from(rules.panic.basis_points());
+        if well > 0 && !panicking {
+            return (priority, false);
+        }
+        if eligible > 0 && fallback.is_none() {
+            fallback = Some((priority, panicking));
+        }
+    }
+    fallback.unwrap_or((0, false))
 }
 
 /// The steps of a slow start, from this part of the weight to all of it.
@@ -56,16 +83,14 @@ impl Members {
         now: u64,
     ) -> Self {
         let standings: Vec<Standing> = all.iter().map(|endpoint| endpoint.standing(now)).collect();
-        let eligible = standings.iter().filter(|standing| **standing != Standing::Draining).count();
-        let well = standings.iter().filter(|standing| matches!(standing, Standing::In { .. })).count();
-        let panicking = (well as u64) * 10_000 < eligible as u64 * u64::from(rules.panic.basis_points());
+        let (priority, panicking) = level(rules, &all, &standings);
 
         let mut due: Option<u64> = None;
         let mut look_again = |at: u64| due = Some(due.map_or(at, |due| due.min(at)));
         let mut weights = Vec::with_capacity(all.len());
         for (endpoint, standing) in all.iter().zip(&standings) {
             let whole = u32::from(endpoint.weight()) * STEPS;
-            weights.push(match *standing {
+            let weight = match *standing {
                 Standing::Draining => 0,
                 Standing::Unhealthy if panicking => whole,
                 Standing::Unhealthy => 0,
@@ -81,7 +106,8 @@ impl Members {
                         u32::from(endpoint.weight()) * step
                     }
                 },
-            });
+            };
+            weights.push(if endpoint.priority() == priority { weight } else { 0 });
         }
         let nearby = Nearby::new(rules.prefer.as_ref(), &all, &weights);
         let in_use = weights.iter().map(|weight| *weight > 0).collect();

@@ -283,7 +283,7 @@ impl Upstream {
         let mut seen = HashSet::new();
         let mut endpoints = Vec::new();
         for source in &self.sources {
-            for address in source.addresses(keeper) {
+            for Spelled { address, weight, priority } in source.spelled(keeper) {
                 if !seen.insert(address.clone()) {
                     continue; // Written by address and by name, or two names for one.
                 }
@@ -291,9 +291,10 @@ impl Upstream {
                     warn!(upstream = %self.name, most = ENDPOINTS_MAX, "more endpoints than can be used");
                     return endpoints;
                 }
-                if let Some(known) =
-                    old.get(&address).filter(|known| known.weight() == source.weight && *known.place() == *source.place)
-                {
+                let same = |known: &&&Arc<Endpoint>| {
+                    (known.weight(), known.priority()) == (weight, priority) && *known.place() == *source.place
+                };
+                if let Some(known) = old.get(&address).filter(same) {
                     endpoints.push(Arc::clone(known));
                     continue;
                 }
@@ -303,7 +304,8 @@ impl Upstream {
                     state.rise(now);
                 }
                 let authority = self.speech.authority(source);
-                let endpoint = Endpoint::new(&self.rules, &self.this, address, source, authority, state, peer);
+                let share = (weight, priority);
+                let endpoint = Endpoint::new(&self.rules, &self.this, address, share, source, authority, state, peer);
                 endpoints.push(Arc::new(endpoint));
             }
         }
@@ -370,7 +372,7 @@ impl Upstream {
     }
 
     /// Whether HTTP/2 is spoken to its endpoints.
-    pub(crate) fn speaks_http2(&self) -> bool {
+    pub(crate) fn is_http2(&self) -> bool {
         self.speech.http2
     }
 
@@ -582,17 +584,45 @@ impl Speech {
     }
 }
 
+/// One of the endpoints that a source stands for.
+struct Spelled {
+    address: Address,
+    weight: u16,
+    /// The lower the better.
+    priority: u16,
+}
+
+/// What follows `_service._proto.`.
+fn domain(service: &str) -> &str {
+    service.splitn(3, '.').nth(2).unwrap_or(service)
+}
+
 impl Source {
     /// The addresses it stands for now.
     fn addresses(&self, keeper: &Keeper) -> Vec<Address> {
+        self.spelled(keeper).into_iter().map(|one| one.address).collect()
+    }
+
+    /// What it stands for now.
+    fn spelled(&self, keeper: &Keeper) -> Vec<Spelled> {
+        let at = |address: Address| Spelled { address, weight: self.weight, priority: 0 };
+        let targets = || self.name.as_ref().and_then(|name| keeper.answer(name)).map(|answer| answer.targets);
         match &self.written {
-            EndpointAddr::Ip(address) => vec![Address::Inet(*address)],
-            EndpointAddr::Unix(path) => path.to_str().map(|path| Address::Unix(path.into())).into_iter().collect(),
+            EndpointAddr::Ip(address) => vec![at(Address::Inet(*address))],
+            EndpointAddr::Unix(path) => path.to_str().map(|path| at(Address::Unix(path.into()))).into_iter().collect(),
             EndpointAddr::Host { port, .. } => {
-                let answer = self.name.as_ref().and_then(|name| keeper.answer(name));
-                let addresses = answer.map(|answer| answer.addresses).unwrap_or_default();
-                addresses.into_iter().map(|address| Address::Inet((address, *port).into())).collect()
+                let targets = targets().unwrap_or_default().into_iter();
+                targets.map(|target| at(Address::Inet((target.address, *port).into()))).collect()
             }
+            EndpointAddr::Srv { .. } => targets()
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(|target| {
+                    let service = target.service?;
+                    let address = Address::Inet((target.address, service.port).into());
+                    Some(Spelled { address, weight: service.weight, priority: service.priority })
+                })
+                .collect(),
         }
     }
 
@@ -604,6 +634,8 @@ impl Source {
         match &self.written {
             EndpointAddr::Ip(address) => address.ip().to_string(),
             EndpointAddr::Host { host, .. } => host.clone(),
+            // What its records name is somebody else's to say; who runs the service is the name's (RFC 6125, 1.8).
+            EndpointAddr::Srv { name } => domain(name).into(),
             EndpointAddr::Unix(_) => "localhost".into(),
         }
     }
@@ -611,6 +643,7 @@ impl Source {
     fn authority(&self) -> Arc<str> {
         match &self.written {
             EndpointAddr::Unix(_) => "localhost".into(),
+            EndpointAddr::Srv { name } => domain(name).into(),
             written => written.to_string().into(),
         }
     }

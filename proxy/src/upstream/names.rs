@@ -7,7 +7,10 @@ use std::time::Duration;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
+use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::RData;
+use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::{TokioResolver, system_conf};
 use selvedge_config::Dns;
 use tokio::time::Instant;
@@ -20,22 +23,43 @@ use super::keeper::Keeper;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Name {
     pub(super) host: Arc<str>,
+    /// It is a service: its SRV records are asked for.
+    pub(super) service: bool,
     pub(super) dns: Arc<Dns>,
+}
+
+/// One address that a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Target {
+    pub(super) address: IpAddr,
+    /// What its SRV record says, where it is a service.
+    pub(super) service: Option<Service>,
+}
+
+/// Of an SRV record (RFC 2782).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Service {
+    /// The lower the better.
+    pub(super) priority: u16,
+    /// Against the others of its priority; 1 to 1000.
+    pub(super) weight: u16,
+    pub(super) port: u16,
 }
 
 /// What a name stands for.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     /// In order, so that two answers can be compared.
-    pub(super) addresses: Vec<IpAddr>,
+    pub(super) targets: Vec<Target>,
     /// When it is to be looked up again.
     until: Instant,
 }
 
 impl Answer {
     /// One that nobody has given, for now.
-    pub(super) fn fixed(addresses: Vec<IpAddr>) -> Self {
-        Self { addresses, until: Instant::now() }
+    pub(super) fn fixed(address: IpAddr, name: &Name) -> Self {
+        let service = name.service.then_some(Service { priority: 0, weight: 1, port: 80 });
+        Self { targets: vec![Target { address, service }], until: Instant::now() }
     }
 }
 
@@ -87,23 +111,77 @@ fn servers(addresses: &[SocketAddr]) -> ResolverConfig {
 /// Asks once.
 pub(super) async fn look_up(resolver: &TokioResolver, name: &Name) -> Result<Answer, Unresolved> {
     // A resolver may ask several servers one after the other.
-    let asked = tokio::time::timeout(name.dns.timeout * 2, resolver.lookup_ip(&*name.host)).await;
-    let found = match asked {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => {
-            let definite = error.is_nx_domain() || error.is_no_records_found();
-            return Err(Unresolved { definite, why: error.to_string() });
-        }
-        Err(_) => return Err(Unresolved { definite: false, why: format!("no answer in {:?}", name.dns.timeout * 2) }),
+    let limit = name.dns.timeout * 2;
+    let asked = tokio::time::timeout(limit, async {
+        if name.service { services(resolver, &name.host).await } else { addresses(resolver, &name.host).await }
+    });
+    let (mut targets, until) = match asked.await {
+        Ok(found) => found?,
+        Err(_) => return Err(Unresolved { definite: false, why: format!("no answer in {limit:?}") }),
     };
-    let mut addresses: Vec<IpAddr> = found.iter().collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.is_empty() {
+    targets.sort_unstable();
+    targets.dedup();
+    if targets.is_empty() {
         return Err(Unresolved { definite: true, why: "it has no address".into() });
     }
-    let ttl = found.valid_until().saturating_duration_since(std::time::Instant::now());
-    Ok(Answer { addresses, until: Instant::now() + ttl.clamp(name.dns.ttl_min, name.dns.ttl_max) })
+    let ttl = until.saturating_duration_since(std::time::Instant::now());
+    Ok(Answer { targets, until: Instant::now() + ttl.clamp(name.dns.ttl_min, name.dns.ttl_max) })
+}
+
+/// The targets, and until when they hold.
+type Found = (Vec<Target>, std::time::Instant);
+
+async fn addresses(resolver: &TokioResolver, host: &str) -> Result<Found, Unresolved> {
+    let found = resolver.lookup_ip(host).await.map_err(unresolved)?;
+    let targets = found.iter().map(|address| Target { address, service: None }).collect();
+    Ok((targets, found.valid_until()))
+}
+
+/// How many hosts of a service are looked up.
+const HOSTS_MAX: usize = 64;
+
+/// The heaviest an endpoint can be.
+const WEIGHT_MAX: u16 = 1000;
+
+async fn services(resolver: &TokioResolver, name: &str) -> Result<Found, Unresolved> {
+    let found = resolver.srv_lookup(name).await.map_err(unresolved)?;
+    let records: Vec<&SRV> = found
+        .answers()
+        .iter()
+        .filter_map(|record| match &record.data {
+            RData::SRV(service) => Some(service),
+            _ => None,
+        })
+        // A single root is how a name says that it has no such service.
+        .filter(|service| !service.target.is_root() && service.port != 0)
+        .take(HOSTS_MAX)
+        .collect();
+    let heaviest = |priority| records.iter().filter(|one| one.priority == priority).map(|one| one.weight).max();
+    let hosts = records.iter().map(|one| async move { (*one, resolver.lookup_ip(one.target.clone()).await) });
+    let (mut targets, mut until, mut failed) = (Vec::new(), found.valid_until(), None);
+    for (record, host) in futures::future::join_all(hosts).await {
+        let host = match host {
+            Ok(host) => host,
+            Err(error) => {
+                failed = Some(unresolved(error));
+                continue; // The others are used.
+            }
+        };
+        until = until.min(host.valid_until());
+        let heaviest = u32::from(heaviest(record.priority).unwrap_or(1).max(WEIGHT_MAX));
+        let share = u32::from(record.weight) * u32::from(WEIGHT_MAX) / heaviest;
+        let weight = u16::try_from(share).unwrap_or(WEIGHT_MAX).max(1);
+        let service = Service { priority: record.priority, weight, port: record.port };
+        targets.extend(host.iter().map(|address| Target { address, service: Some(service) }));
+    }
+    match failed {
+        Some(why) if targets.is_empty() => Err(why),
+        _ => Ok((targets, until)),
+    }
+}
+
+fn unresolved(error: NetError) -> Unresolved {
+    Unresolved { definite: error.is_nx_domain() || error.is_no_records_found(), why: error.to_string() }
 }
 
 /// Looks a name up whenever its answer has had its time, and tells the upstreams that use it, until the last of them is gone.
@@ -128,7 +206,7 @@ pub(super) async fn follow(keeper: Weak<Keeper>, name: Name, upstreams: Vec<Weak
                     info!(name = %name.host, "resolves again");
                 }
                 failing = false;
-                let changed = keeper.answer(&name).is_none_or(|known| known.addresses != answer.addresses);
+                let changed = keeper.answer(&name).is_none_or(|known| known.targets != answer.targets);
                 keeper.remember(&name, answer);
                 if changed {
                     upstreams.iter().filter_map(Weak::upgrade).for_each(|upstream| upstream.readdress(&keeper));
