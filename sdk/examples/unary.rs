@@ -7,6 +7,9 @@ use selvedge_sdk::prelude::*;
 pub struct Settings {
     /// The upstream that knows; it speaks HTTP/2.
     authz: Upstream,
+    /// The service's method.
+    #[config(default = "demo.Access/Check")]
+    method: String,
     /// How long it may take to say so.
     #[config(default = "250ms", max = "5s")]
     timeout: Duration,
@@ -27,7 +30,7 @@ impl Filter for Unary {
 
     async fn request(&self, request: &mut Request) -> Flow {
         let key = request.header("x-api-key").or_deny(401, "missing api key")?;
-        let check = self.settings.authz.grpc("demo.Access/Check").metadata("x-path", request.path());
+        let check = self.settings.authz.grpc(&self.settings.method).metadata("x-path", request.path());
         match check.message(key.into_bytes()).timeout(self.settings.timeout).send().await {
             Ok(answer) => request.set_header("x-tenant", answer.message()),
             Err(CallError { cause: CallFailure::Grpc(GrpcCode::PermissionDenied, why), .. }) => {

@@ -55,6 +55,7 @@ mod life;
 mod upgrade;
 
 mod handles;
+mod sdk;
 
 mod grpc;
 

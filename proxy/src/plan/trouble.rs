@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use selvedge_config::OnFailure;
+use selvedge_wasm::one_line;
 use tracing::{debug, warn};
 
 /// How often a filter's failures are told: whoever can make it fail must not fill the log with it.
@@ -33,6 +34,9 @@ impl Trouble {
             return;
         };
         let skipped = self.skipped();
+        // It may hold the guest's last words.
+        let error = error.to_string();
+        let error = one_line(&error);
         match policy {
             OnFailure::Closed => warn!(filter, untold, %error, "filter failed; the request fails with it"),
             OnFailure::Open => warn!(filter, untold, skipped, %error, "filter failed; the request goes on without it"),

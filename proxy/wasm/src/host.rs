@@ -1,5 +1,6 @@
 //! What the embedder provides to every plugin.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -54,8 +55,10 @@ pub trait Host: Send + Sync + 'static {
         None
     }
 
-    /// A line a guest logged, at most 64 KiB, invalid UTF-8 replaced. The default writes a `tracing` event with target `selvedge::filter`.
+    /// What a guest logged, at most 64 KiB, invalid UTF-8 replaced. The default writes a `tracing` event with target `selvedge::filter`, in
+    /// [one line](one_line).
     fn log(&self, level: LogLevel, plugin: &str, message: &str) {
+        let message = one_line(message);
         match level {
             LogLevel::Trace => tracing::trace!(target: "selvedge::filter", plugin, "{message}"),
             LogLevel::Debug => tracing::debug!(target: "selvedge::filter", plugin, "{message}"),
@@ -145,4 +148,42 @@ pub enum ForeignError {
     /// It could not be done (`INTERNAL_FAILURE`).
     #[error("failed: {0}")]
     Internal(String),
+}
+
+/// A guest's words as one line of a log: line breaks and other control characters are written as escapes, or a guest could add lines to the
+/// log that look like somebody else's. Line breaks at the end are left out, tabs stay.
+#[must_use]
+pub fn one_line(words: &str) -> Cow<'_, str> {
+    let is_odd = |c: char| c.is_control() && c != '\t';
+    let words = words.trim_end_matches(['\r', '\n']);
+    if !words.contains(is_odd) {
+        return Cow::Borrowed(words);
+    }
+    let mut line = String::with_capacity(words.len() + 16);
+    for c in words.chars() {
+        if is_odd(c) {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    Cow::Owned(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn guests_cannot_add_lines_to_a_log() {
+        let rows = [
+            ("plain, with \t and €", "plain, with \t and €"),
+            ("ends\r\n\n", "ends"),
+            ("one\n2026-11-21T00:00:00Z  INFO two", "one\\n2026-11-21T00:00:00Z  INFO two"),
+            ("a\rb\u{1b}[31mc\u{85}d\0", "a\\rb\\u{1b}[31mc\\u{85}d\\u{0}"),
+        ];
+        for (words, line) in rows {
+            assert_eq!(one_line(words), line);
+        }
+    }
 }

@@ -72,7 +72,7 @@ pub use grpc::{
     GrpcEvent, GrpcEvents, GrpcId, GrpcKind, GrpcMessage, GrpcMessages, GrpcOpen, GrpcRequest, GrpcStatus,
     MAX_GRPC_MESSAGE,
 };
-pub use host::{Caller, ForeignError, Host, LogLevel};
+pub use host::{Caller, ForeignError, Host, LogLevel, one_line};
 pub use limits::Limits;
 pub use metrics::{Metric, MetricError, MetricId, MetricKind, MetricValue, Metrics, Series};
 pub use module::{LoadError, Module, ModuleOrigin, Phases, UnknownPhase, settings_schema};

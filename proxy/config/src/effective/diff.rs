@@ -201,8 +201,8 @@ sites:
                 "name: y",
                 "name: z",
                 &[
-                    r#"+ sites[a.test].routes[z] {"match":{"path":"/*"},"name":"z","to":"a"}"#,
-                    r#"- sites[a.test].routes[y] {"match":{"path":"/*"},"name":"y","to":"a"}"#,
+                    r#"+ sites[a.test].routes[z] {"grpc_web":false,"match":{"path":"/*"},"name":"z","to":"a"}"#,
+                    r#"- sites[a.test].routes[y] {"grpc_web":false,"match":{"path":"/*"},"name":"y","to":"a"}"#,
                 ],
             ),
             ("[{ to: b }]", "[{ to: a }]", &["sites[b.test].routes[routes[0]].to b -> a"]),
