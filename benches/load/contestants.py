@@ -32,10 +32,14 @@ class Scenario:
     reference: str
     filters: int = 0
     cached: bool = False
+    tls: bool = False
+    http2: bool = False
 
 
 SCENARIOS = (
     Scenario("pass-through", "/64", ("selvedge", "nginx", "haproxy", "envoy"), "nginx"),
+    Scenario("pass-through, TLS", "/64", ("selvedge", "nginx", "haproxy", "envoy"), "nginx", tls=True),
+    Scenario("pass-through, HTTP/2", "/64", ("selvedge", "nginx", "haproxy", "envoy"), "nginx", tls=True, http2=True),
     Scenario("1 trivial filter", "/64", ("selvedge", "envoy"), "envoy", filters=1),
     Scenario("5 trivial filters", "/64", ("selvedge", "envoy"), "envoy", filters=5),
     Scenario("cache hit, 64 B", "/64", ("selvedge", "nginx", "varnish"), "nginx", cached=True),
@@ -72,7 +76,8 @@ class Contestant:
     def start(self, scenario, origin_port, core, directory):
         """Writes the configuration and starts the proxy; a `Server`, not yet ready."""
         port = free_port()
-        return Server(self.name, self.command(scenario, port, origin_port, directory), port, core, directory)
+        command = self.command(scenario, port, origin_port, directory)
+        return Server(self.name, command, port, core, directory, scenario.tls)
 
     def command(self, scenario, port, origin_port, directory):
         raise NotImplementedError
@@ -102,6 +107,11 @@ class Selvedge(Contestant):
             "filters": {name: self.filter() for name in filters},
             "sites": [{"hosts": ["*"], "routes": [route]}],
         }
+        if scenario.tls:
+            key, certificate = identity(directory)
+            config["listeners"]["web"]["tls"] = {"certificates": [{"cert": str(certificate), "key": str(key)}]}
+        if scenario.http2:
+            config["listeners"]["web"]["protocols"].append("h2")
         if scenario.cached:
             config["cache"] = {"memory": {"size": f"{CACHE_MIB}MiB"}}
             route["cache"] = {"ttl": f"{LIFETIME}s"}
@@ -123,11 +133,16 @@ class Nginx(Contestant):
             cache = f"proxy_cache_path {directory}/nginx-cache keys_zone=bench:1m max_size={CACHE_MIB}m;"
             cache += "open_file_cache max=100;"
             use_cache = "proxy_cache bench;"
+        use_tls = ""
+        if scenario.tls:
+            key, certificate = identity(directory)
+            use_tls = f"ssl_certificate {certificate}; ssl_certificate_key {key};"
         http = f"""
             {cache}
             upstream origin {{ server 127.0.0.1:{origin_port}; keepalive 64; keepalive_requests {ENDLESS}; }}
             server {{
-                listen 127.0.0.1:{port};
+                listen 127.0.0.1:{port}{" ssl" if scenario.tls else ""}{" http2" if scenario.http2 else ""};
+                {use_tls}
                 proxy_http_version 1.1;
                 proxy_set_header Connection "";
                 location / {{ proxy_pass http://origin; {use_cache} }}
@@ -139,6 +154,12 @@ class Haproxy(Contestant):
     name = program = "haproxy"
 
     def command(self, scenario, port, origin_port, directory):
+        use_tls = ""
+        if scenario.tls:
+            key, certificate = identity(directory)
+            both = directory / "haproxy.pem"
+            both.write_text(certificate.read_text() + key.read_text())
+            use_tls = f"ssl crt {both} alpn {'h2,' if scenario.http2 else ''}http/1.1"
         file = directory / "haproxy.cfg"
         file.write_text(f"""\
 global
@@ -151,7 +172,7 @@ defaults
     timeout client 60s
     timeout server 60s
 frontend web
-    bind 127.0.0.1:{port}
+    bind 127.0.0.1:{port} {use_tls}
     default_backend origin
 backend origin
     server origin 127.0.0.1:{origin_port}
@@ -232,13 +253,24 @@ class Envoy(Contestant):
             http_filters=[*filters, router],
         )
 
+        chain = {"filters": [connections]}
+        if scenario.tls:
+            key, certificate = identity(directory)
+            shown = {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
+            protocols = ["h2", "http/1.1"] if scenario.http2 else ["http/1.1"]
+            chain["transport_socket"] = typed(
+                "envoy.transport_sockets.tls",
+                "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                common_tls_context={"tls_certificates": [shown], "alpn_protocols": protocols},
+            )
+
         def address(number):
             return {"socket_address": {"address": "127.0.0.1", "port_value": number}}
 
         endpoint = {"endpoint": {"address": address(origin_port)}}
         config = {
             "static_resources": {
-                "listeners": [{"name": "web", "address": address(port), "filter_chains": [{"filters": [connections]}]}],
+                "listeners": [{"name": "web", "address": address(port), "filter_chains": [chain]}],
                 "clusters": [
                     {
                         "name": "origin",
@@ -252,6 +284,17 @@ class Envoy(Contestant):
         file = directory / "envoy.yaml"
         file.write_text(json.dumps(config, indent=2))
         return [self.path, "--concurrency", 1, "--disable-hot-restart", "--log-level", "error", "-c", file]
+
+
+def identity(directory):
+    """A key and a certificate for it, the same for everyone in this directory."""
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    if not certificate.exists():
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=bench"]
+        names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+        command = ["openssl", "req", "-x509", *curve, *names, "-keyout", key, "-out", certificate]
+        subprocess.run(command, check=True, capture_output=True, timeout=10)
+    return key, certificate
 
 
 def absent_guest(scenario, guest):

@@ -1,4 +1,4 @@
-"""Running a program on one core, loading it with wrk, and reading what it cost from /proc."""
+"""Running a program on one core, loading it with wrk or h2load, and reading what it cost from /proc."""
 
 import contextlib
 import http.client
@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 START_LIMIT = 20.0  # seconds a contestant may take to answer its first request; Envoy compiles five filters meanwhile
 STOP_LIMIT = 5.0  # seconds between the polite signal and the other one
+STREAMS = 8  # requests at once on an HTTP/2 connection
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,8 +58,8 @@ def spawn(command, core, **options):
 class Server:
     """A running program that listens on a loopback port. Leaving the `with` block ends it and its children."""
 
-    def __init__(self, name, command, port, core, directory):
-        self.name, self.port = name, port
+    def __init__(self, name, command, port, core, directory, tls=False):
+        self.name, self.port, self.tls = name, port, tls
         self.log = directory / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = spawn(command, core, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -92,13 +94,20 @@ class Server:
 
     def get(self, path):
         """Status and body of one request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        if self.tls:
+            anybody = ssl._create_unverified_context()  # whose certificate it is matters to nobody here
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=5, context=anybody)
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
             connection.close()
+
+    def url(self, path):
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}{path}"
 
     def last_words(self):
         text = self.log.read_text(errors="replace").strip()
@@ -159,34 +168,16 @@ class Load:
     """How hard, how long, and from which core."""
 
     wrk: str
+    h2load: "str | None"
     connections: int
     core: "int | None"
+    scratch: Path
 
-    def run(self, server, path, seconds):
+    def run(self, server, scenario, seconds):
         """Loads one server; a dict with the rate, the CPU time per request and the latency."""
-        command = [
-            self.wrk,
-            "-t1",
-            f"-c{self.connections}",
-            f"-d{seconds}s",
-            "-s",
-            HERE / "wrk.lua",
-            f"http://127.0.0.1:{server.port}{path}",
-        ]
         before = server.cpu_seconds()
-        with spawn(command, self.core, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as wrk:
-            try:
-                output, _ = wrk.communicate(timeout=seconds + 15)
-            except subprocess.TimeoutExpired:
-                raise Failure("wrk did not come back: the contestant hangs") from None
-            finally:
-                wrk.kill()
+        seen = (self._h2load if scenario.http2 else self._wrk)(server, scenario.path, seconds)
         spent = server.cpu_seconds() - before
-
-        try:
-            seen = json.loads(output.strip().splitlines()[-1])
-        except (IndexError, ValueError):
-            raise Failure(f"wrk said: {output.strip()}") from None
         if seen["bad_status"] or seen["socket_errors"] or not seen["requests"]:
             raise Failure(
                 "under load: {requests} answers, {bad_status} bad, {socket_errors} socket errors".format(**seen)
@@ -198,6 +189,55 @@ class Load:
             "p50_us": seen["p50_us"],
             "p99_us": seen["p99_us"],
         }
+
+    def absent(self, scenario):
+        """Why the scenario cannot be run; None when it can."""
+        if scenario.tls and not find_program("openssl"):
+            return "openssl not installed"
+        return "h2load not installed" if scenario.http2 and not self.h2load else None
+
+    def _wrk(self, server, path, seconds):
+        output = self._output(
+            [self.wrk, "-t1", f"-c{self.connections}", f"-d{seconds}s", "-s", HERE / "wrk.lua", server.url(path)], seconds
+        )
+        try:
+            return json.loads(output.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            raise Failure(f"wrk said: {output.strip()}") from None
+
+    def _h2load(self, server, path, seconds):
+        """As many requests at once as with wrk, eight to a connection."""
+        log = self.scratch / "h2load.log"
+        connections = max(1, self.connections // STREAMS)
+        output = self._output(
+            [self.h2load, "-t1", f"-c{connections}", f"-m{STREAMS}", f"-D{seconds}", f"--log-file={log}", server.url(path)],
+            seconds,
+        )
+        counts = re.search(r"requests: .* (\d+) done, \d+ succeeded, \d+ failed, (\d+) errored, (\d+) timeout", output)
+        codes = re.search(r"status codes: (\d+) 2xx", output)
+        if not counts or not codes:
+            raise Failure(f"h2load said: {output.strip()}")
+        done, errored, late = (int(count) for count in counts.groups())
+        took = sorted(int(line.split()[2]) for line in log.read_text().splitlines()) or [0]
+        log.unlink()
+        return {
+            "requests": done,
+            "duration_us": seconds * 1_000_000,
+            "bad_status": done - int(codes.group(1)),
+            "socket_errors": errored + late,
+            "p50_us": took[len(took) // 2],
+            "p99_us": took[len(took) * 99 // 100],
+        }
+
+    def _output(self, command, seconds):
+        with spawn(command, self.core, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+            try:
+                output, _ = running.communicate(timeout=seconds + 15)
+            except subprocess.TimeoutExpired:
+                raise Failure(f"{Path(command[0]).name} did not come back: the contestant hangs") from None
+            finally:
+                running.kill()
+        return output
 
 
 def machine_busy(seconds=1.0):

@@ -48,11 +48,15 @@ class Bench:
     cores: Cores
     rounds: int
     seconds: int
+    who: list
 
 
 def main():
     options = arguments()
     scenarios = [scenario for scenario in SCENARIOS if options.only in scenario.name]
+    strangers = set(options.who) - {name for scenario in SCENARIOS for name in scenario.contestants}
+    if strangers:
+        sys.exit(f"bench: there is no contestant {', '.join(sorted(strangers))}")
     if not scenarios:
         names = ", ".join(scenario.name for scenario in SCENARIOS)
         sys.exit(f"bench: no scenario's name holds {options.only!r}; there are: {names}")
@@ -74,8 +78,8 @@ def main():
         scratch = Path(run.enter_context(tempfile.TemporaryDirectory(prefix="selvedge-bench-")))
         origin = run.enter_context(start_origin(nginx, cores.load, scratch))
         origin.wait_until_ready(next(iter(BODIES)))
-        load = Load(wrk, options.connections, cores.load)
-        bench = Bench(everyone, origin, load, cores, rounds, options.seconds)
+        load = Load(wrk, find_program("h2load"), options.connections, cores.load, scratch)
+        bench = Bench(everyone, origin, load, cores, rounds, options.seconds, options.who)
         for number, scenario in enumerate(scenarios):
             directory = scratch / str(number)
             directory.mkdir()
@@ -97,6 +101,7 @@ def arguments():
     parser.add_argument("--seconds", type=int, default=3, help="length of one run (default 3)")
     parser.add_argument("--connections", type=int, default=32, help="connections wrk keeps busy (default 32)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only scenarios whose name holds TEXT")
+    parser.add_argument("--who", default="", metavar="NAMES", help="only these contestants, separated by commas")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table, every round included")
     parser.add_argument("--selvedge", type=Path, default=PROJECT / "target/release/selvedge", help="the node's binary")
     parser.add_argument(
@@ -108,6 +113,7 @@ def arguments():
     options = parser.parse_args()
     if min(options.rounds, options.seconds, options.connections) < 1:
         parser.error("--rounds, --seconds and --connections are at least 1")
+    options.who = [name for name in options.who.split(",") if name]
     options.selvedge, options.guest = options.selvedge.resolve(), options.guest.resolve()
     return options
 
@@ -159,8 +165,10 @@ def run_scenario(bench, scenario, directory):
     results, running = {}, {}
     with ExitStack() as started:
         for name in scenario.contestants:
+            if bench.who and name not in bench.who:
+                continue
             contestant = bench.everyone[name]
-            absent = contestant.absent(scenario)
+            absent = contestant.absent(scenario) or bench.load.absent(scenario)
             if absent:
                 results[name] = Missing(f"skipped: {absent}", at_fault=False)
                 continue
@@ -171,11 +179,11 @@ def run_scenario(bench, scenario, directory):
         def prepare(server):
             server.wait_until_ready(scenario.path)
             check_answers(scenario, server, bench.origin)
-            bench.load.run(server, scenario.path, WARM_UP)
+            bench.load.run(server, scenario, WARM_UP)
 
         def measure(server):
             before = bench.origin.requests()
-            seen = bench.load.run(server, scenario.path, bench.seconds)
+            seen = bench.load.run(server, scenario, bench.seconds)
             check_origin(scenario, bench.origin.requests() - before, seen["requests"])
             results[server.name].append({**seen, "rss_mib": server.rss_mib()})
 

@@ -53,9 +53,9 @@ def main():
         origin.wait_until_ready(scenario.path)
         server = run.enter_context(node.start(scenario, origin.port, cores.proxy, scratch))
         server.wait_until_ready(scenario.path)
-        load = Load(wrk, 32, cores.load)
+        load = Load(wrk, None, 32, cores.load, scratch)
         while seen < options.requests:
-            seen += load.run(server, scenario.path, SLICE_SECONDS)["requests"]
+            seen += load.run(server, scenario, SLICE_SECONDS)["requests"]
             memory.append(server.rss_mib())
             print(f"{seen:>10,} requests {memory[-1]:8.1f} MiB", flush=True)
 
