@@ -1,4 +1,5 @@
-//! What it costs to keep requests apart: a VM that they share, a fresh instance for each, an instance from a snapshot.
+//! What it costs to keep requests apart: a VM that they share, a fresh instance for each, an instance from a snapshot; and to load a module
+//! whose compiled code is on disk.
 //!
 //! The guests are `touch`, which reads a header and sets one on either side, and `dear`, which works for about 200 ms when it is
 //! configured. `make bench-micro` builds them first. Figures are CPU time of this thread, so that a busy machine changes them little.
@@ -13,7 +14,7 @@ use anyhow::{Result, ensure};
 use bytes::Bytes;
 use selvedge_benches::{Alone, Few, guest};
 use selvedge_wasm::{
-    CallError, Engine, EngineOptions, Host, Isolation, Limits, Module, Plugin, PluginOptions, Snapshots,
+    CallError, Engine, EngineOptions, Host, Isolation, Limits, Module, ModuleOrigin, Plugin, PluginOptions, Snapshots,
 };
 
 fn main() -> Result<()> {
@@ -51,20 +52,32 @@ fn main() -> Result<()> {
     ensure!(configured[0].is_snapshot(), "dear runs from a snapshot");
     measure("request/from a snapshot, dear to configure", || through(black_box(&configured), &mut few));
     measure("request/instance from a snapshot alone, dear to configure", || configured[0].open_stream(0));
+
+    let folder = tempfile::tempdir()?;
+    let module_cache = Some(folder.path().join("modules"));
+    let engine = Engine::new(EngineOptions { module_cache, ..EngineOptions::default() })?;
+    let wasm = guest("touch");
+    Module::load(&engine, "touch", &wasm)?;
+    ensure!(Module::load(&engine, "touch", &wasm)?.origin() == ModuleOrigin::DiskCache, "it has been compiled");
+    measure_of(4, "module/touch, compiled code from disk", || Module::load(&engine, "touch", black_box(&wasm)));
     Ok(())
 }
 
-/// Runs something in batches and prints the CPU time of one run: of the fastest batch, the median, and the slowest.
-fn measure<T>(name: &str, mut run: impl FnMut() -> T) {
+/// As [`measure_of`], for what takes microseconds.
+fn measure<T>(name: &str, run: impl FnMut() -> T) {
+    measure_of(400, name, run);
+}
+
+/// Runs something in batches of `runs` and prints the CPU time of one run: of the fastest batch, the median, and the slowest.
+fn measure_of<T>(runs: u32, name: &str, mut run: impl FnMut() -> T) {
     const BATCHES: usize = 61;
-    const RUNS: u32 = 400;
     let mut batches: Vec<f64> = (0..BATCHES)
         .map(|_| {
             let before = cpu_time();
-            for _ in 0..RUNS {
+            for _ in 0..runs {
                 black_box(run());
             }
-            (cpu_time() - before).as_secs_f64() * 1e6 / f64::from(RUNS)
+            (cpu_time() - before).as_secs_f64() * 1e6 / f64::from(runs)
         })
         .skip(1)
         .collect();

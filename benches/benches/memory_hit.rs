@@ -17,6 +17,8 @@ use selvedge_cache::{Cache, CacheCtx, CacheOptions, KeyScope, QueryPolicy, Route
 
 /// Objects beside the one that is asked for, so that the lookup is one in a table of a usual size.
 const NEIGHBOURS: usize = 10_000;
+/// Objects that are asked for in turn.
+const MANY: usize = 100_000;
 const LIFETIME: Duration = Duration::from_secs(3600);
 
 fn main() -> Result<()> {
@@ -45,6 +47,16 @@ fn main() -> Result<()> {
         });
     }
     group.finish();
+
+    // Each in its turn, and more of them than are kept decoded.
+    for number in 0..MANY {
+        block_on(route.store(&format!("/many/{number}"), 64))?;
+    }
+    let many = (0..MANY).map(|number| request(&format!("/many/{number}"))).collect::<Result<Vec<_>>>()?;
+    let mut turns = many.iter().cycle();
+    criterion.bench_function("cache/memory hit, 64 B of 100,000", |b| {
+        b.iter(|| turns.next().map(|request| block_on(route.hit(black_box(request), &route.policy))));
+    });
 
     let tracked = request("/assets/app.js?utm_source=mail&lang=en&v=17&utm_campaign=autumn")?;
     criterion.bench_function("cache/key, whole query", |b| {

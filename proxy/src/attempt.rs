@@ -227,9 +227,13 @@ async fn by<T>(limit: Option<Instant>, what: impl Future<Output = Result<T>>) ->
 impl Session for Attempt {
     async fn write_request_header(&mut self, request: Box<RequestHeader>, end: bool) -> Result<()> {
         let (read, write) = (self.read_timeout, self.write_timeout);
-        let hedged = self.order.has_hedge();
+        let (hedged, rule) = (self.order.has_hedge(), self.order.terms().pool);
         let Some(lease) = &mut self.lease else { return self.session().map(drop) };
-        let request = wire::form(request, lease.peer())?;
+        lease.within(rule);
+        let mut request = wire::form(request, lease.peer())?;
+        if lease.is_last() {
+            request.insert_header(header::CONNECTION, "close")?;
+        }
         if hedged && end {
             self.request = Some(request.clone());
         }
@@ -260,7 +264,7 @@ impl Session for Attempt {
     }
 
     async fn read_response_header(&mut self) -> Result<()> {
-        let Terms { first_byte, total } = self.order.terms();
+        let Terms { first_byte, total, .. } = self.order.terms();
         let limit = match (first_byte, total) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),

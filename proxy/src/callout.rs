@@ -42,7 +42,7 @@ async fn exchange(upstreams: Arc<Upstreams>, callout: Callout) -> Result<Callout
     let upstream = upstreams
         .get(&callout.upstream)
         .ok_or_else(|| CalloutFailure::Connect(format!("no upstream is called {}", callout.upstream)))?;
-    let request = request(&callout)?;
+    let mut request = request(&callout)?;
     let trailers = trailers(&callout)?;
 
     let place = upstream
@@ -52,6 +52,10 @@ async fn exchange(upstreams: Arc<Upstreams>, callout: Callout) -> Result<Callout
         place.failed(Failure::of(&error));
         CalloutFailure::Connect(error.to_string())
     })?;
+    lease.within(place.endpoint().rules().pool);
+    if lease.is_last() {
+        request.insert_header(header::CONNECTION, "close").map_err(reset)?;
+    }
     let (read, write) = (lease.peer().options.read_timeout, lease.peer().options.write_timeout);
     let tls = lease.peer().tls();
     let session = lease.session();

@@ -5,11 +5,15 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use futures::FutureExt;
+use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::protocols::UniqueIDType;
 use pingora::protocols::http::client::HttpSession;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Peer};
+use selvedge_config::UpstreamPool;
+
+use crate::upstream::wear::{self, KEPT_MAX, Keeping, Kept};
 
 /// What an HTTP/2 stream may have received without it being read. Enough for 5 MiB/s over 100 ms.
 const STREAM_WINDOW: u32 = 512 << 10;
@@ -20,10 +24,13 @@ const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
 
 thread_local! {
     static CONNECTOR: RefCell<Option<Arc<Connector>>> = const { RefCell::new(None) };
+    static KEEPING: Arc<Keeping> = Arc::default();
 }
 
 fn connector() -> Arc<Connector> {
-    CONNECTOR.with_borrow_mut(|connector| Arc::clone(connector.get_or_insert_with(|| Arc::new(Connector::new(None)))))
+    CONNECTOR.with_borrow_mut(|connector| {
+        Arc::clone(connector.get_or_insert_with(|| Arc::new(Connector::new(Some(ConnectorOptions::new(KEPT_MAX))))))
+    })
 }
 
 /// One session with an endpoint: a whole connection of HTTP/1, one stream of HTTP/2. Dropped in the midst of an exchange, it closes the
@@ -35,6 +42,10 @@ pub(crate) struct Lease {
     session: Option<HttpSession>,
     /// It was open already.
     reused: bool,
+    /// Nothing more is to be sent on a connection of HTTP/1 after this.
+    last: bool,
+    /// Set where it matters how many connections are kept.
+    _kept: Option<Kept>,
 }
 
 impl Lease {
@@ -44,7 +55,32 @@ impl Lease {
         peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
         let connector = connector();
         let (session, reused) = connector.get_http_session(&peer).await?;
-        Ok(Self { connector, peer, session: Some(session), reused })
+        Ok(Self { connector, peer, session: Some(session), reused, last: false, _kept: None })
+    }
+
+    /// Has it keep the rules of its upstream, if there are any. Called once, before anything is sent.
+    pub(crate) fn within(&mut self, rule: Option<UpstreamPool>) {
+        let Some(rule) = rule else { return };
+        let id = self.id();
+        let Some(session) = &self.session else { return };
+        let last = wear::carries(&rule, id, session.digest());
+        if let HttpSession::H2(session) = session {
+            // Where none is to be kept, the time it is kept for is zero: until then others may share it.
+            if last {
+                session.conn.mark_shutdown();
+            }
+            return;
+        }
+        self.last = last;
+        if let Some(most) = rule.idle.filter(|_| !last) {
+            self._kept = KEEPING.with(|keeping| keeping.one(self.peer.reuse_hash(), most));
+            self.last = self._kept.is_none();
+        }
+    }
+
+    /// Whether nothing more is to be sent on its connection, which is one of HTTP/1.
+    pub(crate) fn is_last(&self) -> bool {
+        self.last
     }
 
     /// Whether the connection was open already.
@@ -78,7 +114,7 @@ impl Lease {
 
     /// After a whole exchange: the connection may serve another.
     pub(crate) async fn give_back(mut self) {
-        if let Some(session) = self.session.take() {
+        if let Some(session) = self.session.take().filter(|_| !self.last) {
             self.connector.release_http_session(session, &self.peer, self.peer.options.idle_timeout).await;
         }
     }

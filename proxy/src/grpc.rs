@@ -77,6 +77,7 @@ async fn exchange(
             return Err(unavailable(format!("connect to upstream {}: took {silence:?}", request.upstream)));
         }
     };
+    lease.within(place.endpoint().rules().pool);
     let HttpSession::H2(session) = lease.session() else {
         return Err(unavailable(format!("upstream {} chose HTTP/1", request.upstream)));
     };

@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use http::header;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora::http::RequestHeader;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -173,8 +175,9 @@ impl HttpServerApp for Door {
             if self.facts.cluster {
                 return Box::pin(self.for_node(session, shutdown)).await;
             }
-            if self.facts.request_time.is_some() && !session.is_body_empty() {
-                return self.in_time(session, shutdown).await;
+            let rated = self.facts.upload_rate > 0 && !is_grpc(session.req_header());
+            if (rated || self.facts.request_time.is_some()) && !session.is_body_empty() {
+                return self.in_time(session, rated, shutdown).await;
             }
             return self.proxy.process_new_http(session, shutdown).await; // HTTP/2 streams come with their header.
         }
@@ -218,9 +221,15 @@ impl Door {
         cluster::serve::in_time(wait, self.proxy.process_new_http(session, shutdown)).await.flatten()
     }
 
-    /// Serves an HTTP/2 stream whose request has to be whole in time. It has a task of its own, and so deadlines of its own.
-    async fn in_time(self: &Arc<Self>, session: HttpSession, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
-        let stream = Connection::new(Shared::new(&self.facts, &self.counters));
+    /// Serves an HTTP/2 stream whose request has to be whole in time, or its body to come at a least rate. It has a task of its own, and so
+    /// deadlines of its own.
+    async fn in_time(
+        self: &Arc<Self>,
+        session: HttpSession,
+        rated: bool,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let stream = Connection::of_stream(Shared::new(&self.facts, &self.counters), rated);
         let served = CONNECTION.scope(stream, async {
             tokio::select! {
                 biased;
@@ -378,6 +387,11 @@ async fn serve(
     while let Some(stream) = next {
         next = door.process_new(stream, shutdown).await;
     }
+}
+
+/// Whether it is a call of gRPC, whose body may be open for as long as both sides like.
+fn is_grpc(request: &RequestHeader) -> bool {
+    request.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// How long accepting rests after it failed.

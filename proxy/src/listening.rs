@@ -383,6 +383,7 @@ impl Worker {
             worker: self.number,
             access_log: self.access_log.clone(),
             pool: Arc::clone(&self.pool),
+            keeping: Arc::default(),
             witness: None,
             half: Half::outer(&self.conf),
         };

@@ -26,6 +26,7 @@ use crate::request::retry;
 use crate::sockets::{Inherited, Socket};
 use crate::telemetry::AccessLog;
 use crate::upstream::http1::Pool;
+use crate::upstream::wear::KEPT_MAX;
 
 /// The plan in force.
 pub struct Current {
@@ -303,7 +304,8 @@ impl Node {
 
 /// What Pingora is told of how we serve.
 pub(crate) fn server_conf() -> Arc<ServerConf> {
-    Arc::new(ServerConf { max_retries: retry::ATTEMPTS_MAX, ..ServerConf::default() })
+    let (max_retries, upstream_keepalive_pool_size) = (retry::ATTEMPTS_MAX, KEPT_MAX);
+    Arc::new(ServerConf { max_retries, upstream_keepalive_pool_size, ..ServerConf::default() })
 }
 
 impl Drop for Node {

@@ -8,6 +8,7 @@ mod edge;
 mod origin;
 mod process;
 
+pub mod disk;
 pub mod grpc;
 pub mod h2;
 pub mod tls;

@@ -387,3 +387,60 @@ async fn who_has_no_room_is_not_asked_and_who_breaks_off_is_waited_for_no_longer
     assert_eq!(soon("an answer", asked).await.unwrap(), "slow");
     assert_eq!(traffic(&edge).hedges, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_endpoint_is_asked_after_what_most_answers_need() {
+    // Both are quick, until one falls silent.
+    let silent = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let falls = Arc::clone(&silent);
+    let slow = Origin::start_async(move |_| {
+        let silent = falls.load(Ordering::SeqCst);
+        Box::pin(async move {
+            if silent {
+                std::future::pending::<()>().await;
+            }
+            Origin::reply(200, &[], "first")
+        })
+    })
+    .await;
+    let quick = quick(200).await;
+    let yaml = two("hedge: { after: p95, floor: 1s, minimum: 40, share: 100% }, retries: { budget: 100% }");
+    let yaml = format!(
+        "version: 1
+node: {{ name: edge, workers: 1 }}
+telemetry: {{ access_log: {{ output: off }}, metrics: {{ bind: \"127.0.0.1:0\" }} }}
+listeners: {{ web: {{ bind: \"127.0.0.1:0\" }} }}
+{yaml}"
+    );
+    let edge = Edge::start(&yaml, &[("slow", slow.address()), ("quick", quick.address())]);
+    for _ in 0..30 {
+        assert_eq!(Client::get(edge.web(), "/bare/").await.status, 200);
+    }
+    assert_eq!(traffic(&edge).hedge_after, None, "too few answers are known");
+    // Nobody is hedged as long as nobody knows how long is long.
+    silent.store(true, Ordering::SeqCst);
+    let web = edge.web();
+    let waits: Vec<_> = (0..2).map(|_| tokio::spawn(async move { Client::get(web, "/bare/").await.status })).collect();
+    until("one of them waits", || slow.started() == 16).await;
+    until("the other does not", || waits.iter().any(tokio::task::JoinHandle::is_finished)).await;
+    assert_eq!((traffic(&edge).hedges, traffic(&edge).hedges_refused), (0, 0));
+    waits.iter().for_each(tokio::task::JoinHandle::abort);
+    silent.store(false, Ordering::SeqCst);
+
+    let known = async {
+        while traffic(&edge).hedge_after.is_none() {
+            assert_eq!(Client::get(edge.web(), "/bare/").await.status, 200);
+        }
+    };
+    soon("enough answers", known).await;
+    silent.store(true, Ordering::SeqCst);
+    let (before, begun) = (traffic(&edge).hedges, Instant::now());
+    for _ in 0..2 {
+        assert_eq!(soon("an answer", Client::get(edge.web(), "/filtered/")).await.status, 200);
+    }
+    let took = begun.elapsed();
+    assert_eq!(traffic(&edge).hedges, before + 1, "the turn of the silent one");
+    assert!(took >= Duration::from_secs(1), "not before the floor: {took:?}");
+    let metrics = Client::get(edge.metrics(), "/metrics").await.text();
+    assert!(metrics.contains("selvedge_upstream_hedge_after_seconds{upstream=\"app\"} 0."), "{metrics}");
+}

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use selvedge_tests::h2::H2Client;
-use selvedge_tests::{Client, Edge, Origin, Response, until};
+use selvedge_tests::{Client, Edge, Origin, Response, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -249,6 +250,48 @@ async fn a_body_that_trickles_is_a_408() {
     fast.send(b"f").await;
     assert_eq!(fast.response("POST").await.status, 200);
     assert_eq!(exceeded(&edge, "upload_rate").await, 1);
+}
+
+/// The same of streams, all at once: the first ten seconds are for free.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_trickles_is_a_408_and_one_that_stops_is_reset() {
+    let origin = origin().await;
+    let edge = edge("{ upload_rate: 10KB/s }", &origin);
+    let client = H2Client::connect(edge.web()).await;
+    let open = |path, headers| client.open("POST", path, headers, false);
+    let (fast, mut more) = open("/", &[]).await.unwrap();
+    // Credit for half a minute.
+    more.send_data(Bytes::from(vec![b'f'; 300_000]), false).unwrap();
+    let (call, mut words) = open("/", &[("content-type", "application/grpc")]).await.unwrap();
+    words.send_data(Bytes::from_static(b"w"), false).unwrap();
+    let (silent, stopped) = open("/", &[]).await.unwrap();
+
+    let mut slow = Vec::new();
+    for path in ["/", "/f/"] {
+        let (response, mut upload) = open(path, &[]).await.unwrap();
+        slow.push(async move {
+            let mut response = std::pin::pin!(response);
+            loop {
+                let _ = upload.send_data(Bytes::from_static(b"b"), false);
+                if let Ok(response) = tokio::time::timeout(Duration::from_millis(100), &mut response).await {
+                    return H2Client::collect(response.expect("answered")).await.expect("whole");
+                }
+            }
+        });
+    }
+    for response in soon("the slow ones are told", futures::future::join_all(slow)).await {
+        assert_eq!(response.status, 408);
+        blames(&response, "upload_rate");
+    }
+    assert!(soon("the end of the stream", silent).await.is_err(), "it is silent, and reset");
+    drop(stopped);
+    assert_eq!(exceeded(&edge, "upload_rate").await, 3);
+
+    more.send_data(Bytes::from_static(b"f"), true).unwrap();
+    assert_eq!(soon("an answer", fast).await.unwrap().status(), 200);
+    words.send_data(Bytes::from_static(b"w"), true).unwrap();
+    assert_eq!(soon("an answer", call).await.unwrap().status(), 200);
+    assert_eq!(exceeded(&edge, "upload_rate").await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustls::AlertDescription;
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::tls::{Authority, Caller, Issued, alert};
-use selvedge_tests::{Client, Origin, Process, Response, soon, until};
+use selvedge_tests::{Client, Origin, Process, Response, guest, soon, until};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
@@ -42,8 +42,10 @@ struct Node {
 struct Setting<'s> {
     /// In `cluster`, of every node.
     cluster: &'s str,
-    /// In the route, of every node.
+    /// In the cache of the route, of every node.
     route: &'s str,
+    /// A filter between the cache and the origin, of every node.
+    origin_filter: &'s str,
     /// How many nodes are in the region; these come last.
     region: usize,
     /// Whether each node has a disk, to which everything is written.
@@ -116,6 +118,10 @@ impl Fleet {
         } else {
             String::new()
         };
+        let (filters, used) = match setting.origin_filter {
+            "" => (String::new(), String::new()),
+            filter => (format!("filters: {{ own: {filter} }}"), ", origin_filters: [own]".to_owned()),
+        };
         format!(
             "version: 1
 node: {{ name: {name}, workers: 1, shutdown_grace: 1s, module_cache: \"{MODULES}\" }}
@@ -129,7 +135,8 @@ cluster:
   {}
   {}
 upstreams: {{ app: {{ endpoints: [\"{}\"] }} }}
-sites: [{{ hosts: [\"*\"], routes: [{{ name: all, to: app, cache: {{ {} }} }}] }}]
+{filters}
+sites: [{{ hosts: [\"*\"], routes: [{{ name: all, to: app{used}, cache: {{ {} }} }}] }}]
 ",
             circles.replacen(", region:", "\n  region:", 1),
             cluster,
@@ -232,6 +239,69 @@ async fn only_nodes_are_let_in() {
     assert_eq!(fleet.sum(0, "selvedge_cluster_served_total", "result=\"loop\"").await, 1);
     assert_eq!(fleet.sum(0, "selvedge_cluster_served_total", "result=\"no_route\"").await, 1);
 }
+
+/// Whoever has a certificate of the cluster speaks in its name, and in no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_of_the_node_whose_certificate_comes_with_it() {
+    let origin = storable("hello").await;
+    let fleet = Fleet::start(2, origin.address(), &Setting::default()).await;
+    let says = async |certificate: &str, name: &str| {
+        let shown = fleet.authority.issue(&[certificate]);
+        let caller = Caller::new("node-0", &["h2"]).showing(&shown);
+        let node = H2Client::over(caller.call(fleet.nodes[0].listen).await).await;
+        node.request("POST", "/v1/hello", &[("selvedge-from", name)], b"").await.unwrap().status
+    };
+    assert_eq!(says("node-1", "node-1").await, 200);
+    assert_eq!(says("node-1", "node-0").await, 403);
+    assert_eq!(says("visitor", "node-1").await, 403);
+    assert_eq!(says("visitor", "not a name").await, 403);
+    assert_eq!(fleet.sum(0, "selvedge_cluster_served_total", "result=\"wrong_name\"").await, 3);
+    // The nodes themselves are believed.
+    let seen = fleet.ask(0, "/v1/cluster").await.json();
+    assert_eq!(seen["nodes"][0]["name"], "node-1", "{seen}");
+
+    // One certificate for all of them says nothing about names.
+    let mut fleet = Fleet::prepare(2, origin.address());
+    for index in 0..2 {
+        let _ = fleet.authority.issue(&["all.nodes"]).write(fleet.folder.path(), &format!("node-{index}"));
+        let text = fleet.config(index, &Setting::default()).replace("ca: ca.pem", "ca: ca.pem, server_name: all.nodes");
+        fleet.run(index, &text).await;
+    }
+    let seen = fleet.ask(0, "/v1/cluster").await.json();
+    assert_eq!(seen["nodes"][0]["name"], "node-1", "{seen}");
+    assert_eq!(fleet.sum(1, "selvedge_cluster_served_total", "result=\"wrong_name\"").await, 0);
+}
+
+/// Filters between the cache and the origin run on the node that asks the origin, once for all nodes; copies are not changed again, nor are
+/// they when they are validated with their owner.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_of_the_origin_s_side_run_once_for_all_nodes() {
+    let origin = storable("page").await;
+    let append = format!("{{ wasm: \"file:{}\", limits: {{ deadline: 10s }} }}", guest("append").display());
+    for (count, region) in [(3, 0), (3, 1)] {
+        let setting = Setting { origin_filter: &append, cluster: SOON, region, ..Setting::default() };
+        let fleet = Fleet::start(count, origin.address(), &setting).await;
+        let before = origin.started();
+        let edges = count - region;
+        let mut validated = 0;
+        let begun = Instant::now();
+        while validated < 6 {
+            for page in 0..6 {
+                for index in 0..edges {
+                    let response = fleet.get(index, &format!("/{region}/{page}")).await;
+                    assert_eq!(response.text(), "page+app", "node {index}: {:?}", response.headers);
+                    validated += usize::from(response.headers.iter().any(|(_, value)| value.contains("fwd=stale")));
+                }
+            }
+            assert_eq!(origin.started(), before + 6, "each page is fetched once");
+            assert!(begun.elapsed() < Duration::from_secs(60), "copies are never validated");
+        }
+    }
+}
+
+/// Copies of what others own are kept for a short time.
+const SOON: &str = "deadlines: { connect: 5s, first_byte: 20s, budget: 25s }
+  hot: 1s";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_node_has_fetched_all_nodes_have() {
@@ -758,4 +828,31 @@ async fn a_purge_reaches_the_other_nodes_and_those_that_were_away() {
     fleet.nodes[1].process.as_ref().unwrap().signal("CONT");
     soon("what it has missed", async { while fleet.get(1, "/a").await.text() == after[0] {} }).await;
     fleet.nodes[1].process = None;
+}
+
+/// Who has heard nobody since it started may have stored what others have purged since: it does not take those purges for old ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_reaches_who_was_alone_until_then() {
+    let count = AtomicUsize::new(0);
+    let fields = [("cache-control", "max-age=600"), ("cache-tag", "one")];
+    let origin =
+        Origin::start(move |_| Origin::reply(200, &fields, (count.fetch_add(1, Ordering::SeqCst) + 1).to_string()))
+            .await;
+    let mut fleet = Fleet::prepare(2, origin.address());
+    let text = fleet.config(1, &Setting::default());
+    fleet.run(1, &text).await;
+    assert_eq!(fleet.get(1, "/a").await.text(), "1");
+    fleet.nodes[1].process.as_ref().unwrap().stop().await;
+    let text = fleet.config(0, &Setting::default());
+    fleet.run(0, &text).await;
+    // The first one finds that the other node is silent, so that the second one is not told to it.
+    for tag in ["another", "one"] {
+        let order = format!("{{\"tags\": [\"{tag}\"]}}");
+        let head = "POST /v1/cache/purge HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+        let mut client = Client::connect(fleet.nodes[0].admin).await;
+        client.send(format!("{head}content-length: {}\r\n\r\n{order}", order.len()).as_bytes()).await;
+        assert_eq!(client.response("POST").await.status, 200);
+    }
+    fleet.nodes[1].process.as_ref().unwrap().signal("CONT");
+    soon("it hears of the purge", async { while fleet.get(1, "/a").await.text() == "1" {} }).await;
 }

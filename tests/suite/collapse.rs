@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use selvedge_cache::{Purge, Scope};
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::{Client, Edge, Origin, soon, until};
 use tokio::sync::Semaphore;
@@ -273,4 +274,135 @@ async fn waiters_have_a_cap_and_a_deadline() {
     gate.add_permits(1);
     assert_eq!(soon("the first", first.join_all()).await, [(200, "answer 1".to_owned())]);
     assert_eq!((origin.started(), Client::get(edge.web(), "/page").await.status), (1, 200));
+}
+
+/// Something that ends when it is dropped.
+type Held = Box<dyn Send>;
+
+/// Asks over each version of HTTP, in turn, each on a connection of its own. Gives the connections, and the HTTP/2 streams.
+async fn ask(edge: &Edge, count: usize) -> (Vec<Held>, Vec<Held>) {
+    let (mut connections, mut streams) = (Vec::<Held>::new(), Vec::<Held>::new());
+    for number in 0..count {
+        if number % 2 == 0 {
+            let mut client = Client::connect(edge.web()).await;
+            client.send(b"GET /page HTTP/1.1\r\nhost: test\r\n\r\n").await;
+            connections.push(Box::new(client));
+        } else {
+            let connection = H2Client::connect(edge.web()).await;
+            streams.push(Box::new(connection.open("GET", "/page", &[], true).await.unwrap()));
+            connections.push(Box::new(connection));
+        }
+    }
+    (connections, streams)
+}
+
+/// Who leaves while his request waits for another's fetch takes no place from others, over HTTP/1.1 and HTTP/2, with and without
+/// filters, whether he closes his connection or resets his stream; and the others are served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_whose_client_leaves_is_gone_at_once() {
+    for filters in ["[]", "[noop]"] {
+        let (origin, gate) = gated(200, &[("cache-control", "max-age=60")]).await;
+        let edge = node_with("{ waiters: 8, wait: 60s }", filters, origin.address());
+        let first = burst(&edge, 1).await;
+        until("the origin is asked", || origin.started() == 1).await;
+        for _ in 0..3 {
+            let (connections, mut streams) = ask(&edge, 8).await;
+            until("all of them wait", || waiting(&edge) == 8).await;
+            assert_eq!(Client::get(edge.web(), "/page").await.status, 503, "one too many");
+            drop(streams.pop()); // It is reset, while its connection goes on.
+            until("one has left", || waiting(&edge) == 7).await;
+            drop((connections, streams));
+            until("all have left", || waiting(&edge) == 0).await;
+        }
+        assert_eq!(origin.started(), 1, "none of them went forward");
+
+        let others = burst(&edge, 8).await;
+        until("others wait in their place", || waiting(&edge) == 8).await;
+        gate.add_permits(1);
+        for answer in
+            soon("answers", others.join_all()).await.into_iter().chain(soon("the first", first.join_all()).await)
+        {
+            assert_eq!(answer, (200, "answer 1".to_owned()));
+        }
+        assert_eq!(origin.started(), 1, "filters {filters}");
+    }
+}
+
+/// The same while a stale response is validated that may not be served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_validation_may_leave_as_well() {
+    let (origin, gate) = gated(200, &[("cache-control", "max-age=60")]).await;
+    let edge = node_with("{ wait: 60s }", "[]", origin.address());
+    gate.add_permits(1);
+    assert_eq!(Client::get(edge.web(), "/page").await.text(), "answer 1");
+    edge.plan().cache.expect("configured").purge(&[Scope::everything()], Purge::Soft);
+    let first = burst(&edge, 1).await;
+    until("the origin is asked", || origin.started() == 2).await;
+    let clients = ask(&edge, 4).await;
+    until("they wait", || waiting(&edge) == 4).await;
+    drop(clients);
+    until("none waits", || waiting(&edge) == 0).await;
+    gate.add_permits(1);
+    assert_eq!(soon("the first", first.join_all()).await, [(200, "answer 2".to_owned())]);
+    assert_eq!(origin.started(), 2);
+}
+
+/// Pipelined requests, of which the first waits: both are answered, in order, and bytes that come meanwhile are not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_sends_while_it_waits_is_its_next_request() {
+    let (origin, gate) = gated(200, &[("cache-control", "max-age=60")]).await;
+    let edge = node("[]", origin.address());
+    let first = burst(&edge, 1).await;
+    until("the origin is asked", || origin.started() == 1).await;
+    let mut client = Client::connect(edge.web()).await;
+    client.send(b"GET /page HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    until("it waits", || waiting(&edge) == 1).await;
+    client.send(b"GET /page?other HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    gate.add_permits(2);
+    assert_eq!(client.response("GET").await.text(), "answer 1");
+    assert_eq!(client.response("GET").await.text(), "answer 2");
+    assert_eq!(soon("the first", first.join_all()).await, [(200, "answer 1".to_owned())]);
+}
+
+/// How many requests are being served, from a number on that does not change: each of them holds on to its plan.
+fn requests(edge: &Edge) -> usize {
+    Arc::strong_count(&edge.plan())
+}
+
+/// Who reads along and leaves while nothing comes is gone at once; the others get everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_whose_client_leaves_is_gone_at_once() {
+    for filters in ["[]", "[noop]"] {
+        let gate = Arc::new(Semaphore::new(0));
+        let opened = Arc::clone(&gate);
+        let origin = Origin::start_async(move |_| {
+            let gate = Arc::clone(&opened);
+            async move {
+                let (body, served) = Origin::streaming(200, &[("cache-control", "max-age=60")]);
+                body.send(Bytes::from_static(b"begin ")).unwrap();
+                tokio::spawn(async move {
+                    gate.acquire().await.expect("never closed").forget();
+                    body.send(Bytes::from_static(b"end")).unwrap();
+                });
+                served
+            }
+            .boxed()
+        })
+        .await;
+        let edge = node(filters, origin.address());
+        let address = edge.web();
+        let first = tokio::spawn(async move { Client::get(address, "/page").await.text() });
+        until("the body comes", || edge.plan().cache.expect("configured").usage().fill_bytes == 6).await;
+        let before = requests(&edge);
+        let clients = ask(&edge, 8).await;
+        until("they read along", || requests(&edge) == before + 8).await;
+        let stays = tokio::spawn(async move { Client::get(address, "/page").await.text() });
+        until("one more reads along", || requests(&edge) == before + 9).await;
+        drop(clients);
+        until("they have left", || requests(&edge) == before + 1).await;
+        gate.add_permits(1);
+        assert_eq!(soon("the body", stays).await.unwrap(), "begin end", "filters {filters}");
+        assert_eq!(soon("the first", first).await.unwrap(), "begin end", "filters {filters}");
+        assert_eq!(origin.started(), 1);
+    }
 }

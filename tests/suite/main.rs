@@ -30,9 +30,15 @@ mod cache;
 
 mod cache_disk;
 
+mod disk_faults;
+
+mod cache_trailers;
+
 mod cache_suite;
 
 mod purge;
+
+mod refresh;
 
 mod cache_policy;
 
@@ -85,6 +91,8 @@ mod retries;
 
 mod attempts;
 
+mod pools;
+
 mod reload;
 
 mod misbehave;
@@ -107,6 +115,7 @@ mod mtls;
 
 mod crowded;
 
+mod curl;
 mod tour;
 mod unix_listeners;
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use selvedge_cache::{Purge, Scope};
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::{Client, Edge, Origin, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -462,4 +463,46 @@ async fn the_filter_knows_what_those_in_front_of_the_cache_know() {
     assert_eq!(response.header("x-mine"), Some("one"), "{:?}", response.headers);
     assert!(response.header("x-ttl").is_some_and(|said| said.starts_with('!')), "{:?}", response.headers);
     assert_eq!(response.header("x-status"), Some("uri-miss"), "{:?}", response.headers);
+}
+
+/// What refreshes a stale response in the background passes the filters once, as the fetch did; a copy for another upstream is of what they
+/// have made of the request, passes them no more, and none is made of refreshes.
+#[tokio::test(flavor = "multi_thread")]
+async fn refreshes_pass_the_filter_and_copies_do_not() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let origin = Origin::start(move |_| {
+        let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
+        let fields = [("cache-control", "max-age=60, stale-while-revalidate=600")];
+        Origin::reply(200, &fields, format!("page {number}"))
+    })
+    .await;
+    let shadow = Origin::start(|_| Origin::reply(200, &[], "")).await;
+    let filters = "  append: { wasm: \"file:${GUESTS}/append.wasm\", limits: { deadline: 10s } }\n".to_owned()
+        + &script("mark", "", "request_headers set request x-from-filter yes");
+    let origins = [("app", origin.address()), ("side", shadow.address())];
+    let edge = node(&filters, "cache: {}, origin_filters: [append, mark], mirror: { to: side }", &origins);
+    assert_eq!(Client::get(edge.web(), "/page").await.text(), "page 1+app");
+    until("the copy comes", || shadow.started() == 1).await;
+    let marked = shadow.last().headers.iter().filter(|(name, _)| name == "x-from-filter").count();
+    assert_eq!(marked, 1, "the copy is of what the filters made");
+
+    edge.plan().cache.expect("configured").purge(&[Scope::everything()], Purge::Soft);
+    let stale = Client::get(edge.web(), "/page").await;
+    assert_eq!(stale.text(), "page 1+app");
+    assert!(stale.header("cache-status").unwrap().contains("stale-while-revalidate"), "{:?}", stale.headers);
+    until("it is refreshed", || origin.started() == 2).await;
+    let marked = origin.last().headers.iter().filter(|(name, _)| name == "x-from-filter").count();
+    assert_eq!(marked, 1, "once");
+    let refreshed = async { while Client::get(edge.web(), "/page").await.text() != "page 2+app" {} };
+    soon("what the filters made of the refresh", refreshed).await;
+    assert_eq!(origin.started(), 2);
+
+    // Another one is copied, so that one of the refresh would have come before it.
+    Client::get(edge.web(), "/other").await;
+    until("its copy comes", || shadow.started() == 2).await;
+    assert_eq!(
+        shadow.received().iter().map(|request| request.target.as_str()).collect::<Vec<_>>(),
+        ["/page", "/other"]
+    );
 }

@@ -29,12 +29,12 @@ async fn enqueue(edge: &Edge, items: &str) -> String {
 }
 
 /// Asks until the consumer has seen these items: it is told on its own time, and two of its VMs may be at it when one has just registered, so
-/// that nothing is said of the order.
+/// that nothing is said of the order, and one of them may find that the other has taken what it was told of: that is an empty word.
 async fn has_seen(edge: &Edge, items: &str) {
     soon("the items", async {
         loop {
             let response = Client::get(edge.web(), "/seen").await;
-            let mut seen: Vec<&str> = response.header("x-seen").unwrap_or_default().split(' ').collect();
+            let mut seen: Vec<&str> = response.header("x-seen").unwrap_or_default().split_whitespace().collect();
             seen.sort_unstable();
             if seen.join(" ") == items {
                 return;

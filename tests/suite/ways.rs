@@ -5,13 +5,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use selvedge_tests::h2::H2Client;
 use selvedge_tests::{Client, Edge, Origin, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 /// Routes without and with filters, and one with limits of time.
-const YAML: &str = "upstreams:
+const YAML: &str = "cache: {}
+upstreams:
+  hedged: { endpoints: [\"127.0.0.1:${PORT_app}\"], retries: { attempts: 1 }, hedge: { after: 20s } }
   app: { endpoints: [\"127.0.0.1:${PORT_app}\"], retries: { attempts: 1 } }
   late: { endpoints: [\"127.0.0.1:${PORT_app}\"], retries: { attempts: 1 }, timeouts: { read: 300ms } }
 filters: { noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 5s } } }
@@ -20,6 +23,8 @@ sites:
     routes:
       - { name: bare, match: { path: /bare }, to: app }
       - { name: filtered, match: { path: /filtered }, filters: [noop], to: app }
+      - { name: \"stored-${ID}\", match: { path: /stored }, cache: {}, to: app }
+      - { name: hedged, match: { path: /hedged }, to: hedged }
       - { name: late, match: { path: /late }, to: late }
 ";
 
@@ -150,9 +155,21 @@ async fn a_change_of_protocol_that_nobody_asked_for_is_a_fault_of_the_upstream()
     let answer = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: other\r\nconnection: upgrade\r\n\r\n";
     let (address, _connections, _origin) = origin(answer, false).await;
     let edge = Edge::start(YAML, &[("app", address)]);
+    for path in ["/bare", "/filtered", "/stored", "/hedged"] {
+        let response = soon("an answer", Client::get(edge.web(), path)).await;
+        let told = response.header("proxy-status");
+        assert_eq!((response.status, told), (502, Some("edge; error=http_protocol_error")), "{path}");
+    }
     for path in ["/bare", "/filtered"] {
-        let response = Client::get(edge.web(), path).await;
-        assert_eq!((response.status, response.header("proxy-status")), (502, Some("edge; error=http_protocol_error")));
+        let response = soon("an answer", Client::post(edge.web(), path, "", b"body")).await;
+        let told = response.header("proxy-status");
+        assert_eq!((response.status, told), (502, Some("edge; error=http_protocol_error")), "{path} with a body");
+        let h2 = H2Client::connect(edge.web()).await;
+        for body in [&b""[..], b"body"] {
+            let response = soon("an answer", h2.request("PUT", path, &[], body)).await.expect("answered");
+            let told = response.header("proxy-status");
+            assert_eq!((response.status, told), (502, Some("edge; error=http_protocol_error")), "{path} over HTTP/2");
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use selvedge_cache::{Cache, CacheOptions, DiskTier, KeyScope, QueryPolicy, Schem
 
 /// Tells the child where to write, and how much.
 const CHILD: &str = "SELVEDGE_BENCH_STORE";
+const KEY: usize = 16;
 const BODY: usize = 100;
 const META: usize = 150;
 
@@ -49,16 +50,11 @@ fn in_memory(objects: u64) -> Result<()> {
     }
     cache.memory().settle();
     let each = resident()?.saturating_sub(before) / objects;
-    // What the decoded header takes by itself, as it is kept for hits. The objects are still there, so that no freed memory is used again.
-    let before = resident()?;
-    let mut headers = Vec::new();
-    for _ in 0..objects {
-        headers.push(ResponseHeader::from(header(BODY)?.as_owned_parts()));
-    }
-    let of_header = resident()?.saturating_sub(before) / objects - size_of::<ResponseHeader>() as u64;
-    let beside = each.saturating_sub(BODY as u64 + of_header);
+    let fields = header(BODY)?;
+    let text: usize = fields.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let beside = each.saturating_sub((KEY + text + BODY) as u64);
     println!(
-        "memory: {objects} objects with bodies of {BODY} bytes take {each} bytes each: {of_header} for the decoded header, {beside} beside"
+        "memory: {objects} objects with {text} bytes of header and {BODY} of body take {each} bytes each, {beside} beside these and the key"
     );
     println!("memory: they are counted as {} bytes each", cache.usage().bytes / objects);
     cache.retire();

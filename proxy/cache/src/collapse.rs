@@ -7,12 +7,14 @@
 //!     │                      ├─ origin failed again ───────> an answer: Done, as above; an error: GiveUp, and they are told it
 //!     │                      └─ longer than the deadline ──> AgeTimeout: waiters compete, the old fill goes on by itself
 //!     └─> Read (the others) ── longer than the wait ───────> WaitTimeout: this one goes forward alone
+//!                           └─ the client leaves ──────────> GiveUp, for this one alone, which ends (see [`presence`])
 //! ```
 //!
 //! Requests with `Authorization` have their own locks and their own memory: what they get is mostly not shareable, and must not send
 //! everybody else forward.
 
 mod failures;
+pub(crate) mod presence;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use pingora_cache::{CacheKey, NoCacheReason};
 use pingora_error::ErrorType;
 
 use self::failures::Failures;
+use self::presence::{Presence, UnderWay};
 use crate::key::{self, Slot, SlotHash};
 use crate::rules::store::Reason;
 
@@ -76,9 +79,17 @@ fn lock_of(key: &CacheKey) -> Slot {
     }
 }
 
+/// The lock of a fill.
+struct Held {
+    stub: LockStub,
+    primary: Slot,
+}
+
 /// The table of fills under way, as Pingora's cache lock.
 pub(crate) struct FillLocks {
-    table: DashMap<Slot, LockStub, SlotHash>,
+    table: DashMap<Slot, Held, SlotHash>,
+    /// The primary slots of what is in the table, and of what is looked for on disk.
+    pub(crate) under_way: UnderWay,
     failures: Failures,
     waiters_max: AtomicUsize,
     deadline_ms: AtomicU64,
@@ -96,6 +107,7 @@ impl FillLocks {
     pub(crate) fn new(deadline: Duration, waiters: usize) -> Self {
         let locks = Self {
             table: DashMap::default(),
+            under_way: UnderWay::default(),
             failures: Failures::new(),
             waiters_max: AtomicUsize::new(waiters),
             deadline_ms: AtomicU64::new(0),
@@ -112,12 +124,12 @@ impl FillLocks {
 
     /// How many requests wait for the fill of `key`.
     pub(crate) fn waiting(&self, key: &CacheKey) -> usize {
-        self.table.get(&lock_of(key)).map_or(0, |stub| waiters(&stub))
+        self.table.get(&lock_of(key)).map_or(0, |held| waiters(&held.stub))
     }
 
     /// How many requests wait for any fill.
     pub(crate) fn waiting_in_all(&self) -> usize {
-        self.table.iter().filter(|stub| is_held(stub)).map(|stub| waiters(&stub)).sum()
+        self.table.iter().filter(|held| is_held(&held.stub)).map(|held| waiters(&held.stub)).sum()
     }
 
     /// Whether as many wait for the fill of `key` as may.
@@ -152,7 +164,13 @@ impl FillLocks {
 
     fn grant(&self, stale_writer: bool) -> (WritePermit, LockStub) {
         if self.granted.fetch_add(1, Ordering::Relaxed) % SWEEP_EVERY == SWEEP_EVERY - 1 {
-            self.table.retain(|_, stub| is_held(stub));
+            self.table.retain(|_, held| {
+                let keep = is_held(&held.stub);
+                if !keep {
+                    self.under_way.leave(held.primary);
+                }
+                keep
+            });
         }
         let deadline = Duration::from_millis(self.deadline_ms.load(Ordering::Relaxed));
         WritePermit::new(deadline, stale_writer, Extensions::new())
@@ -173,6 +191,14 @@ fn waiters(stub: &LockStub) -> usize {
     Arc::strong_count(&stub.0).saturating_sub(2)
 }
 
+/// What a request waits for: the fill, or a lock of its own that is released when its client leaves as well.
+fn wait_for(fill: &LockStub, key: &CacheKey) -> Locked {
+    Locked::Read(match key.extensions.get::<Presence>() {
+        Some(client) => presence::wait_for(fill, client.clone()),
+        None => fill.read_lock(),
+    })
+}
+
 /// A lock that is given up already: who gets it goes on without a fill.
 fn nothing_to_wait_for() -> Locked {
     let (mut permit, stub) = WritePermit::new(Duration::ZERO, false, Extensions::new());
@@ -188,28 +214,30 @@ fn is_held(stub: &LockStub) -> bool {
 impl CacheKeyLock for FillLocks {
     fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
         let slot = lock_of(key);
-        if let Some(stub) = self.table.get(&slot)
-            && is_held(&stub)
+        if let Some(held) = self.table.get(&slot)
+            && is_held(&held.stub)
         {
-            return if waiters(&stub) < self.waiters_max.load(Ordering::Relaxed) {
-                Locked::Read(stub.read_lock())
+            return if waiters(&held.stub) < self.waiters_max.load(Ordering::Relaxed) {
+                wait_for(&held.stub, key)
             } else {
                 nothing_to_wait_for()
             };
         }
 
         // The sweep inside of grant must not run while an entry is held.
-        let (mut permit, new) = self.grant(stale_writer);
+        let (mut permit, stub) = self.grant(stale_writer);
+        let new = Held { stub, primary: key::primary_slot(key) };
         match self.table.entry(slot) {
-            Entry::Occupied(held) if is_held(held.get()) => {
+            Entry::Occupied(held) if is_held(&held.get().stub) => {
                 permit.unlock(LockStatus::Done); // nobody has seen it
-                Locked::Read(held.get().read_lock())
+                wait_for(&held.get().stub, key)
             }
             Entry::Occupied(mut left_behind) => {
-                left_behind.insert(new);
+                left_behind.insert(new); // of the same primary slot
                 Locked::Write(permit)
             }
             Entry::Vacant(free) => {
+                self.under_way.begin(new.primary);
                 free.insert(new);
                 Locked::Write(permit)
             }
@@ -219,7 +247,10 @@ impl CacheKeyLock for FillLocks {
     fn release(&self, key: &CacheKey, mut permit: WritePermit, reason: LockStatus) {
         let slot = lock_of(key);
         // A lock past its deadline may have been replaced: take away only our own. Permit and stub share one set of extensions.
-        self.table.remove_if(&slot, |_, stub| std::ptr::eq(stub.extensions(), permit.extensions()));
+        let own = |_: &Slot, held: &Held| std::ptr::eq(held.stub.extensions(), permit.extensions());
+        if let Some((_, held)) = self.table.remove_if(&slot, own) {
+            self.under_way.leave(held.primary);
+        }
         permit.unlock(match reason {
             _ if permit.lock_status() == LockStatus::AgeTimeout => LockStatus::AgeTimeout,
             // All of them have their answer: none needs to try, one after the other.
@@ -361,6 +392,70 @@ mod tests {
         assert_eq!(beyond.lock_status(), LockStatus::GiveUp);
         drop(waiting);
         assert_eq!((locks.waiting(&key("/a")), locks.is_crowded(&key("/a"))), (0, false));
+        locks.release(&key("/a"), permit, LockStatus::Done);
+    }
+
+    /// A client that leaves when it is told to.
+    #[derive(Default)]
+    struct Told(parking_lot::Mutex<(bool, Option<std::task::Waker>)>);
+
+    impl Told {
+        fn leave(&self) {
+            let mut state = self.0.lock();
+            state.0 = true;
+            if let Some(waker) = state.1.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    impl presence::Client for Told {
+        fn poll_leave(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<presence::Seen> {
+            let mut state = self.0.lock();
+            if state.0 {
+                return std::task::Poll::Ready(presence::Seen::Left);
+            }
+            state.1 = Some(cx.waker().clone());
+            std::task::Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn who_leaves_waits_no_more_and_the_others_do() {
+        let locks = FillLocks::new(LONG, 10);
+        let clients: Vec<Arc<Told>> = (0..2).map(|_| Arc::default()).collect();
+        let permit = write(locks.lock(&key("/a"), false));
+        let mut waiting = clients.iter().map(|client| {
+            let mut key = key("/a");
+            let client = Arc::downgrade(client) as std::sync::Weak<dyn presence::Client>;
+            key.extensions.insert(Presence::of(client));
+            let Locked::Read(waiter) = locks.lock(&key, false) else { panic!("a second writer") };
+            waiter
+        });
+        let (leaves, stays) = (waiting.next().expect("one"), waiting.next().expect("two"));
+        assert!(locks.under_way.has(key::primary_slot(&key("/a"))));
+        assert_eq!(locks.waiting_in_all(), 2);
+
+        clients[0].leave();
+        leaves.wait().await;
+        assert_eq!((leaves.lock_status(), locks.waiting_in_all()), (LockStatus::GiveUp, 1));
+        assert!(stays.locked());
+        locks.release(&key("/a"), permit, LockStatus::Done);
+        stays.wait().await;
+        assert_eq!((stays.lock_status(), locks.under_way.any()), (LockStatus::Done, false));
+    }
+
+    /// A writer that is gone without a word must not leave those behind who are watched.
+    #[tokio::test]
+    async fn a_fill_past_its_deadline_releases_who_is_watched() {
+        let locks = FillLocks::new(Duration::from_secs(1), 10);
+        let client = Arc::<Told>::default();
+        let permit = write(locks.lock(&key("/a"), false));
+        let mut watched = key("/a");
+        watched.extensions.insert(Presence::of(Arc::downgrade(&client) as std::sync::Weak<dyn presence::Client>));
+        let Locked::Read(waiter) = locks.lock(&watched, false) else { panic!("a second writer") };
+        waiter.wait().await;
+        assert_eq!(waiter.lock_status(), LockStatus::AgeTimeout);
         locks.release(&key("/a"), permit, LockStatus::Done);
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
+use pingora_cache::CacheKey;
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::key::{self, KeyScope, Scheme, Slot};
@@ -22,6 +23,8 @@ pub struct CacheCtx {
     /// When the request went forward, in the time of purges: one after it must not be undone by what the request fetches.
     pub(crate) epoch: u64,
     pub(crate) primary: Slot,
+    /// The key, if it was made before Pingora asks for it.
+    pub(crate) kept: Option<Box<CacheKey>>,
     /// By what a response has said, its key is not made of the whole query.
     pub(crate) search: Option<Arc<SearchVariance>>,
     /// When the client asked.
@@ -79,6 +82,22 @@ impl CacheCtx {
     /// The other node's key is made of what counts by this `No-Vary-Search`, which a response has said. To be said before the lookup.
     pub fn use_search(&mut self, field: &str) {
         self.peers.get_or_insert_default().given_search = SearchVariance::parse(field).map(Arc::new);
+    }
+
+    /// Keeps the key for when Pingora asks for it.
+    pub fn keep(&mut self, key: CacheKey) {
+        self.kept = Some(Box::new(key));
+    }
+
+    /// The key that was [kept](Self::keep), once.
+    pub fn kept_key(&mut self) -> Option<CacheKey> {
+        self.kept.take().map(|key| *key)
+    }
+
+    /// Whether what was found is still on its way in.
+    #[must_use]
+    pub fn reads_along(&self) -> bool {
+        self.joined
     }
 
     /// The `No-Vary-Search` by which the key is made, if it is not made of the whole query.

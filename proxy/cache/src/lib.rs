@@ -72,6 +72,7 @@ use crate::status::{CACHE_STATUS, Fwd};
 use crate::tiers::Tiers;
 
 pub use crate::collapse::Towards;
+pub use crate::collapse::presence::{Client, Presence, Seen};
 pub use crate::context::{CacheCtx, Wishes};
 pub use crate::inspect::Stored;
 pub use crate::key::{KeyScope, Scheme};
@@ -202,7 +203,7 @@ impl Cache {
     /// When a thread cannot be started. A disk that cannot be used is no error, and says so in the log and in [`disks`](Self::disks).
     pub fn open_disks(&'static self, tier: DiskTier) -> std::io::Result<()> {
         if self.tiers.get().is_none() {
-            let tiers = Box::leak(Box::new(Tiers::open(tier, self.memory, self.purges)?));
+            let tiers = Box::leak(Box::new(Tiers::open(tier, self.memory, self.purges, self.fill_locks)?));
             self.tiers.get_or_init(|| tiers);
         }
         Ok(())
@@ -399,6 +400,18 @@ impl Cache {
         if cache.enabled() && cache.is_cache_lock_writer() {
             self.fill_locks.failed(cache.cache_key(), Some(error.etype().clone()));
         }
+    }
+
+    /// Whether any fill is under way, or something is looked for on disk: if not, nobody has to wait.
+    #[must_use]
+    pub fn fills_are_under_way(&'static self) -> bool {
+        self.fill_locks.under_way.any()
+    }
+
+    /// Whether a fill of `key` is under way, of whichever variant, or it is looked for on disk.
+    #[must_use]
+    pub fn is_under_way(&'static self, key: &CacheKey) -> bool {
+        self.fill_locks.under_way.has(key::primary_slot(key))
     }
 
     /// How many requests wait for others' fills.

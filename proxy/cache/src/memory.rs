@@ -1,7 +1,7 @@
 //! The memory tier: complete objects under a byte budget, and fills under way that others can read along.
 //!
 //! ```text
-//!                     ┌── eof, length right ──> Complete ── finish ──> an object, evicted by moka (TinyLFU) or purged
+//!                     ┌── eof, length right ──> Complete ── finish ──> an object, until it is evicted or purged
 //! get_miss_handler ──> Filling
 //!                     └── dropped, length wrong ──> Failed: every reader gets an error, nobody a clean short body
 //! ```
@@ -11,75 +11,49 @@
 //!
 //! Purges are judged when something is looked up or stored (see [`purge`](crate::purge)); what they reach is let go of then, or evicted.
 //!
-//! A hit clones the decoded header, which Pingora wants to own, and hands out the stored chunks of the body by reference count.
+//! Objects are kept packed (`packed.rs`), in little more memory than their bytes take, and those in demand decoded as well (`objects.rs`):
+//! a hit on one of those clones the decoded header, which Pingora wants to own. The body is handed out by reference count in either case.
 
 mod codec;
 mod encoded;
 mod fill;
 mod object;
+mod objects;
+mod packed;
+mod reader;
+mod shelf;
+mod storage;
+mod table;
+mod variants;
+mod writer;
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use dashmap::DashMap;
-use http::HeaderName;
-use moka::ops::compute::Op;
-use pingora_cache::key::CacheHashKey;
-use pingora_cache::storage::streaming_write::U64WriteId;
-use pingora_cache::storage::{HandleHit, HandleMiss, MissFinishType};
-use pingora_cache::trace::SpanHandle;
-use pingora_cache::{CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage};
-use pingora_error::{Error, ErrorType, Result};
+use pingora_cache::{CacheKey, CacheMeta, MissHandler};
 
 use crate::collapse::HitForMiss;
 use crate::key::{self, Slot, SlotHash};
 use crate::memory::encoded::Encodings;
 pub use crate::memory::encoded::{Encoded, EncodedBody, StoredBody};
-use crate::memory::fill::{Fill, FillReader, Outcome};
+use crate::memory::fill::Fill;
 use crate::memory::object::Body;
 pub(crate) use crate::memory::object::{NOT_ON_DISK, Object, StoredMeta};
+use crate::memory::objects::Objects;
+use crate::memory::packed::Packed;
+pub use crate::memory::reader::{ObjectReader, Reader};
+pub use crate::memory::writer::FillNotes;
+use crate::memory::writer::Writer;
 use crate::purge::{Mark, Marks, Purges, Verdict};
-use crate::tiers::{DiskCopy, DiskReader};
+use crate::tiers::DiskCopy;
 use crate::{CacheOptions, Purge};
 
 /// Invalidations are remembered against fills under way by so many groups of keys.
 const STRIPES: usize = 65_536;
-
-/// The slots of each primary slot's variants, with the generation of their objects.
-type Variants = DashMap<Slot, Vec<(Slot, u64)>, SlotHash>;
-
-/// What a fill needs to know beyond the response, carried in the extensions of its [`CacheMeta`].
-#[derive(Debug, Clone, Default)]
-pub struct FillNotes {
-    marks: Option<Marks>,
-    pub(crate) validates: Option<u64>,
-    withheld: Vec<HeaderName>,
-    is_shared_failure: bool,
-    is_copy: bool,
-}
-
-impl FillNotes {
-    /// Notes for a response that purges reach by `marks`, that validates the object of generation `validates` (if it is a validation),
-    /// and whose `withheld` fields are for the first client only.
-    pub(crate) fn new(marks: Marks, validates: Option<u64>, withheld: Vec<HeaderName>) -> Self {
-        Self { marks: Some(marks), validates, withheld, ..Self::default() }
-    }
-
-    /// The same for a response that another node owns, if it is one.
-    pub(crate) fn copied(self, is_copy: bool) -> Self {
-        Self { is_copy, ..self }
-    }
-
-    /// Notes for an error answer that those who wait for it share.
-    pub(crate) fn shared_failure(marks: Marks) -> Self {
-        Self { marks: Some(marks), is_shared_failure: true, ..Self::default() }
-    }
-}
 
 /// What the tier holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,9 +72,8 @@ pub struct Usage {
 
 /// See the [module](self).
 pub struct MemoryTier {
-    objects: moka::sync::Cache<Slot, Arc<Object>, SlotHash>,
+    objects: Objects,
     fills: DashMap<Slot, Vec<Arc<Fill>>, SlotHash>,
-    variants: Arc<Variants>,
     purges: &'static Purges,
     /// When a primary slot of each group was last invalidated. It matters to fills that began before: they are not stored. One that is
     /// not stored because another key of its group was invalidated meanwhile costs a fetch.
@@ -121,19 +94,9 @@ impl fmt::Debug for MemoryTier {
 
 impl MemoryTier {
     pub(crate) fn new(options: CacheOptions, hit_for_miss: &'static HitForMiss, purges: &'static Purges) -> Self {
-        let variants: Arc<Variants> = Arc::default();
-        let index = Arc::clone(&variants);
-        let objects = moka::sync::Cache::builder()
-            .max_capacity(options.memory_size)
-            .weigher(|_: &Slot, object: &Arc<Object>| object.weight())
-            .eviction_listener(move |slot: Arc<Slot>, object: Arc<Object>, _| {
-                forget_variant(&index, object.primary, *slot, object.generation);
-            })
-            .build_with_hasher(SlotHash::default());
         let tier = Self {
-            objects,
+            objects: Objects::new(options.memory_size),
             fills: DashMap::default(),
-            variants,
             purges,
             invalidated: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
             generations: AtomicU64::new(1),
@@ -163,29 +126,26 @@ impl MemoryTier {
         self.max_object.load(Ordering::Relaxed)
     }
 
-    /// What the tier holds. The counts of objects follow changes after a moment.
+    /// What the tier holds. The part of `bytes` that is for decoded objects follows changes after a moment.
     #[must_use]
     pub fn usage(&self) -> Usage {
         Usage {
-            objects: self.objects.entry_count(),
-            bytes: self.objects.weighted_size(),
+            objects: self.objects.len(),
+            bytes: self.objects.bytes(),
             capacity: self.capacity,
             fills: self.fills.iter().map(|fills| fills.len() as u64).sum(),
             fill_bytes: self.fill_bytes.load(Ordering::Relaxed),
         }
     }
 
-    /// Do the evictions that are due at once, instead of along with later requests.
+    /// Do what is due for decoded objects at once, instead of along with later requests.
     pub fn settle(&self) {
-        self.objects.run_pending_tasks();
+        self.objects.settle();
     }
 
     /// Put an object out of date with all its variants, at once. Says how many objects it met.
     pub(crate) fn purge_family(&self, primary: Slot, purge: Purge) -> usize {
-        let mut slots = vec![primary];
-        if let Some(variants) = self.variants.get(&primary) {
-            slots.extend(variants.iter().map(|(slot, _)| *slot));
-        }
+        let slots = self.objects.family(primary);
         if purge == Purge::Hard {
             self.note_purge(primary);
         }
@@ -199,13 +159,8 @@ impl MemoryTier {
 
     /// Each object at a primary slot and at those of its variants, and each fill: slot, metadata, length, whether it is a fill.
     pub(crate) fn each_of_family(&self, primary: Slot, mut found: impl FnMut(Slot, &StoredMeta, u64, bool)) {
-        let mut slots = vec![primary];
-        if let Some(variants) = self.variants.get(&primary) {
-            slots.extend(variants.iter().map(|(slot, _)| *slot));
-        }
-        slots.dedup();
-        for slot in slots {
-            if let Some(object) = self.objects.get(&slot) {
+        for slot in self.objects.family(primary) {
+            if let Some(object) = self.objects.peek(slot) {
                 found(slot, &object.meta, object.body.len(), false);
             }
             for fill in self.fills.get(&slot).iter().flat_map(|fills| fills.iter().filter(|fill| fill.is_joinable())) {
@@ -216,11 +171,7 @@ impl MemoryTier {
 
     /// Each object with one of these marks, wherever its key has it: looks at all there are.
     pub(crate) fn each_with_mark(&self, marks: &[Mark], mut found: impl FnMut(Slot, &StoredMeta, u64)) {
-        for (slot, object) in &self.objects {
-            if object.meta.marks.marks.iter().any(|mark| marks.contains(mark)) {
-                found(*slot, &object.meta, object.body.len());
-            }
-        }
+        self.objects.each_with_mark(marks, |slot, object| found(slot, &object.meta, object.body.len()));
     }
 
     /// Let go of everything, now that all of it is purged.
@@ -228,7 +179,7 @@ impl MemoryTier {
         for fills in &self.fills {
             fills.iter().for_each(|fill| fill.detach());
         }
-        self.objects.invalidate_all();
+        self.objects.clear();
     }
 
     /// From here on no fill that began before is stored under `primary`.
@@ -259,15 +210,7 @@ impl MemoryTier {
                 fill.detach();
             }
         }
-        self.objects.remove(&slot).is_some() || met
-    }
-
-    /// Remove the object of this generation, if it still is at its slot.
-    fn remove_generation(&self, slot: Slot, generation: u64) {
-        self.objects.entry(slot).and_compute_with(|entry| match entry {
-            Some(entry) if entry.value().generation == generation => Op::Remove,
-            _ => Op::Nop,
-        });
+        self.objects.remove(slot) || met
     }
 
     /// Mark the object at one slot stale since `now`. Says whether there was one.
@@ -275,42 +218,35 @@ impl MemoryTier {
         self.replace(slot, |object| {
             let mut meta = object.meta.clone();
             meta.fresh_until = meta.fresh_until.min(now);
-            Some((meta, object.encodings.clone()))
+            Some((meta, object.encodings().cloned()))
         })
     }
 
     /// Keep an encoding of the body of the object of this generation, if it still is at its slot.
     fn add_encoding(&self, slot: Slot, generation: u64, encoding: (&'static str, Encoded)) {
         self.replace(slot, |object| {
-            let encodings = encoded::with(object.encodings.as_ref(), encoding);
-            (object.generation == generation && encodings.is_some()).then(|| (object.meta.clone(), encodings))
+            let encodings = encoded::with(object.encodings(), encoding.clone());
+            (object.generation() == generation && encodings.is_some()).then(|| (object.meta.clone(), encodings))
         });
     }
 
-    /// Give the object at `slot` the metadata and encodings `change` makes, in one step; `None` leaves it. Says whether it was changed.
-    fn replace(&self, slot: Slot, change: impl FnOnce(&Object) -> Option<(StoredMeta, Option<Encodings>)>) -> bool {
-        let mut changed = false;
-        self.objects.entry(slot).and_compute_with(|entry| {
-            let Some(old) = entry.map(moka::Entry::into_value) else { return Op::Nop };
-            let Some((meta, encodings)) = change(&old) else { return Op::Nop };
-            changed = true;
-            let generation = self.next_generation();
-            self.remember_variant(old.primary, slot, generation);
-            let body = old.body.clone();
-            let object = Object::new(meta, body, old.primary, generation, old.on_disk.load(Ordering::Relaxed));
-            Op::Put(Arc::new(Object { encodings, ..object }))
-        });
-        changed
+    /// Give the object at `slot` the metadata and encodings that `change` makes of it; `None` leaves it. Says whether it was changed. Where
+    /// another object takes its place meanwhile, `change` is asked about that.
+    fn replace(&self, slot: Slot, change: impl Fn(&Object) -> Option<(StoredMeta, Option<Encodings>)>) -> bool {
+        while let Some(old) = self.objects.peek(slot) {
+            let Some((meta, encodings)) = change(&old) else { return false };
+            let (slots, on_disk) = ((slot, old.primary), old.on_disk().load(Ordering::Relaxed));
+            let new = Packed::new(&meta, &old.body, encodings, slots, self.next_generation(), on_disk);
+            let Some(new) = new else { return false };
+            if self.objects.replace(slot, old.generation(), new) {
+                return true;
+            }
+        }
+        false
     }
 
     fn next_generation(&self) -> u64 {
         self.generations.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn remember_variant(&self, primary: Slot, slot: Slot, generation: u64) {
-        if slot != primary {
-            self.variants.entry(primary).or_default().push((slot, generation));
-        }
     }
 
     /// The newest fill at `slot` that takes readers, and that no purge has reached.
@@ -327,46 +263,39 @@ impl MemoryTier {
             return 0;
         }
         let generation = self.next_generation();
-        let body = Body::new(chunks);
-        let object = Object::new(fill.meta.clone(), body, fill.primary, generation, on_disk);
-        let weight = object.weight();
-        self.remember_variant(fill.primary, fill.slot, generation);
-        self.objects.insert(fill.slot, Arc::new(object));
+        let slots = (fill.slot, fill.primary);
+        let object = Packed::new(&fill.meta, &Body::new(chunks), None, slots, generation, on_disk);
+        let weight = object.as_ref().map_or(0, Packed::weight);
+        // What cannot be kept takes its predecessor's place all the same.
+        if !object.is_some_and(|object| self.objects.put(fill.slot, object)) {
+            self.objects.remove(fill.slot);
+            return 0;
+        }
         // An invalidation between the check above and the insert has found nothing to remove: look again.
         if self.is_void(fill) {
-            self.objects.remove(&fill.slot);
+            self.objects.remove_generation(fill.slot, generation);
             return 0;
         }
         usize::try_from(weight).unwrap_or(usize::MAX)
     }
 
     /// Take over what was read from disk, unless there is something already, or it was invalidated meanwhile.
-    pub(crate) fn promote(&self, slot: Slot, primary: Slot, meta: StoredMeta, chunks: Vec<Bytes>, on_disk: u64) {
+    pub(crate) fn promote(&self, slot: Slot, primary: Slot, meta: &StoredMeta, chunks: Vec<Bytes>, on_disk: u64) {
         let epoch = meta.marks.epoch;
         if self.is_invalidated_since(primary, epoch) {
             return;
         }
         let generation = self.next_generation();
-        let object = Arc::new(Object::new(meta, Body::new(chunks.into()), primary, generation, on_disk));
-        self.remember_variant(primary, slot, generation);
-        let mut put = false;
-        self.objects.entry(slot).and_compute_with(|entry| match entry {
-            Some(_) => Op::Nop,
-            None => {
-                put = true;
-                Op::Put(object)
-            }
-        });
-        if !put {
-            forget_variant(&self.variants, primary, slot, generation);
-        } else if self.is_invalidated_since(primary, epoch) {
-            self.remove_generation(slot, generation);
+        let object = Packed::new(meta, &Body::new(chunks.into()), None, (slot, primary), generation, on_disk);
+        if object.is_some_and(|object| self.objects.put_new(slot, object)) && self.is_invalidated_since(primary, epoch)
+        {
+            self.objects.remove_generation(slot, generation);
         }
     }
 
     /// The generation on disk of the object at `slot`, if there is such an object, and such a copy.
     pub(crate) fn on_disk(&self, slot: Slot) -> Option<u64> {
-        self.objects.get(&slot)?.on_disk()
+        self.objects.packed(slot)?.disk_copy()
     }
 
     /// Begin a fill, with a copy that goes to disk where there is one to be.
@@ -385,7 +314,7 @@ impl MemoryTier {
         if self.is_void(&fill) {
             fill.detach();
         }
-        Box::new(Writer { tier: self, tag: fill.id.into(), fill, copy })
+        Box::new(Writer::new(self, fill, copy))
     }
 
     /// What is kept of `meta`. Without notes, which only tools leave out, no purge but one of everything reaches it.
@@ -403,292 +332,6 @@ impl MemoryTier {
             fills.retain(|other| other.id != fill.id);
             fills.is_empty()
         });
-    }
-}
-
-fn forget_variant(index: &Variants, primary: Slot, slot: Slot, generation: u64) {
-    if slot != primary {
-        index.remove_if_mut(&primary, |_, variants| {
-            variants.retain(|variant| *variant != (slot, generation));
-            variants.is_empty()
-        });
-    }
-}
-
-#[async_trait]
-impl Storage for MemoryTier {
-    async fn lookup(&'static self, key: &CacheKey, _: &SpanHandle) -> Result<Option<(CacheMeta, HitHandler)>> {
-        let slot = key::slot(key);
-        // The fill first: what it brings is newer than what it replaces.
-        if let Some(fill) = self.joinable(slot)
-            && let Some(reader) = FillReader::new(&fill)
-        {
-            return Ok(Some((fill.meta.to_cache_meta(), Box::new(Reader::Filling(reader)))));
-        }
-        let Some(object) = self.objects.get(&slot) else { return Ok(None) };
-        let mut meta = object.meta.to_cache_meta();
-        match self.purges.verdict(&object.meta.marks) {
-            Verdict::Live => {}
-            Verdict::StaleSince(purge) => meta.expire_at(purge),
-            Verdict::Gone => {
-                self.remove_generation(slot, object.generation);
-                return Ok(None);
-            }
-        }
-        Ok(Some((meta, Box::new(Reader::Complete(ObjectReader::new(slot, object))))))
-    }
-
-    async fn lookup_streaming_write(
-        &'static self,
-        key: &CacheKey,
-        streaming_write_tag: Option<&[u8]>,
-        trace: &SpanHandle,
-    ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        let Some(tag) = streaming_write_tag else { return self.lookup(key, trace).await };
-        let Some(id) = U64WriteId::try_from(tag).ok().map(u64::from) else { return Ok(None) };
-        let fill = self.fills.get(&key::slot(key)).and_then(|fills| fills.iter().find(|fill| fill.id == id).cloned());
-        let Some(fill) = fill else { return Ok(None) };
-        let reader = FillReader::attach(&fill);
-        Ok(Some((fill.meta.to_cache_meta(), Box::new(Reader::Filling(reader)))))
-    }
-
-    async fn get_miss_handler(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<MissHandler> {
-        Ok(self.begin(key, meta, None))
-    }
-
-    async fn purge(&'static self, target: PurgeTarget<'_>, _: PurgeType, _: &SpanHandle) -> Result<PurgeOutcome> {
-        // Objects have no identity beyond their key here, so an exact identified target cannot be one of ours.
-        if matches!(target, PurgeTarget::Exact(entry) if entry.entry_id().is_some()) {
-            return Ok(PurgeOutcome::NotFound);
-        }
-        let key = target.key();
-        if key.variance_bin().is_none() {
-            self.note_purge(key::primary_slot(key));
-        }
-        let met = self.remove(key::slot(key));
-        Ok(if met { PurgeOutcome::Purged(None) } else { PurgeOutcome::NotFound })
-    }
-
-    async fn expire(&'static self, target: PurgeTarget<'_>, _: &SpanHandle) -> Result<PurgeOutcome> {
-        if matches!(target, PurgeTarget::Exact(entry) if entry.entry_id().is_some()) {
-            return Ok(PurgeOutcome::NotFound);
-        }
-        let met = self.expire_slot(key::slot(target.key()), SystemTime::now());
-        Ok(if met { PurgeOutcome::Expired } else { PurgeOutcome::NotFound })
-    }
-
-    async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<bool> {
-        let notes = meta.extensions().get::<FillNotes>();
-        let new = self.stored_meta(meta, notes);
-        if self.is_invalidated_since(key::primary_slot(key), new.marks.epoch) {
-            return Ok(false);
-        }
-        let validated = notes.and_then(|notes| notes.validates);
-        Ok(self.replace(key::slot(key), |object| {
-            // The 304 is about the object that was looked up. Another one may have taken its place since; and if it was purged
-            // meanwhile, no answer about it brings it back.
-            let same = validated
-                .is_none_or(|generation| generation == object.generation || Some(generation) == object.on_disk());
-            (same && self.purges.verdict(&object.meta.marks) != Verdict::Gone).then(|| (new, object.encodings.clone()))
-        }))
-    }
-
-    fn support_streaming_partial_write(&self) -> bool {
-        true
-    }
-
-    fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
-        self
-    }
-}
-
-/// The writing end of a fill. Dropped before it is finished, the fill has failed.
-struct Writer {
-    tier: &'static MemoryTier,
-    fill: Arc<Fill>,
-    tag: U64WriteId,
-    /// The same on its way to disk.
-    copy: Option<DiskCopy>,
-}
-
-#[async_trait]
-impl HandleMiss for Writer {
-    async fn write_body(&mut self, data: Bytes, eof: bool) -> Result<()> {
-        let was_joinable = self.fill.is_joinable();
-        let (copied, may_fit) = self.copy.as_mut().map_or((false, false), |copy| copy.push(&data));
-        let room = self.tier.fill_bytes.load(Ordering::Relaxed) <= self.tier.capacity;
-        match self.fill.append(data, self.tier.max_object(), room) {
-            Outcome::Kept => {}
-            Outcome::TooLarge => {
-                // What fits on disk may be taken there, this time or the next.
-                if was_joinable && !may_fit {
-                    self.tier.hit_for_miss.remember_too_large(self.fill.primary);
-                }
-            }
-            Outcome::Unread if copied => {}
-            Outcome::Unread => {
-                return Error::e_explain(ErrorType::InternalError, "a body that is not stored has no reader left");
-            }
-        }
-        if eof { self.fill.seal() } else { Ok(()) }
-    }
-
-    async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
-        self.fill.seal()?;
-        let copy = self.copy.take().filter(|_| !self.tier.is_void(&self.fill));
-        let stored = self.tier.store(&self.fill, copy.as_ref().map_or(0, DiskCopy::generation));
-        let copied = copy.map_or(0, |copy| copy.commit(&self.fill.meta));
-        Ok(MissFinishType::Created(stored.max(copied)))
-    }
-
-    fn streaming_write_tag(&self) -> Option<&[u8]> {
-        Some(self.tag.as_bytes())
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        // After the object is stored, so that a lookup in between finds one or the other.
-        self.tier.forget_fill(&self.fill);
-        self.fill.fail();
-    }
-}
-
-/// The reading end of an object or a fill.
-#[derive(Debug)]
-pub enum Reader {
-    /// The object is complete.
-    Complete(ObjectReader),
-    /// The object is on its way in.
-    Filling(FillReader),
-    /// The object is complete, and not in memory.
-    Disk(Box<DiskReader>),
-}
-
-impl Reader {
-    /// The generation of the stored object; none for a fill.
-    pub(crate) fn generation(&self) -> Option<u64> {
-        match self {
-            Self::Complete(reader) => Some(reader.object.generation),
-            Self::Filling(_) => None,
-            Self::Disk(reader) => Some(reader.generation()),
-        }
-    }
-
-    /// Whether the object is still on its way in.
-    pub(crate) fn is_filling(&self) -> bool {
-        matches!(self, Self::Filling(_))
-    }
-
-    /// The epoch at which its fetch began.
-    pub(crate) fn epoch(&self) -> u64 {
-        match self {
-            Self::Complete(reader) => reader.object.meta.marks.epoch,
-            Self::Filling(reader) => reader.fill().meta.marks.epoch,
-            Self::Disk(reader) => reader.meta().marks.epoch,
-        }
-    }
-
-    /// Whether it is the origin's failure, for those who waited.
-    pub(crate) fn is_shared_failure(&self) -> bool {
-        match self {
-            Self::Complete(reader) => reader.object.meta.is_shared_failure,
-            Self::Filling(reader) => reader.fill().meta.is_shared_failure,
-            Self::Disk(_) => false,
-        }
-    }
-
-    /// Whether the object was stale when it arrived, so that every reuse validates.
-    pub(crate) fn is_always_stale(&self) -> bool {
-        match self {
-            Self::Complete(reader) => reader.object.meta.always_stale,
-            Self::Filling(reader) => reader.fill().meta.always_stale,
-            Self::Disk(reader) => reader.meta().always_stale,
-        }
-    }
-
-    /// The object, where it is one in memory.
-    pub(crate) fn object(&self) -> Option<&Arc<Object>> {
-        match self {
-            Self::Complete(reader) => Some(&reader.object),
-            Self::Filling(_) | Self::Disk(_) => None,
-        }
-    }
-
-    /// Which tier answers.
-    pub(crate) fn tier(&self) -> &'static str {
-        match self {
-            Self::Complete(_) | Self::Filling(_) => "memory",
-            Self::Disk(_) => "disk",
-        }
-    }
-}
-
-/// Reads a complete object, in the chunks it is stored in.
-#[derive(Debug)]
-pub struct ObjectReader {
-    slot: Slot,
-    object: Arc<Object>,
-    position: u64,
-    end: u64,
-}
-
-impl ObjectReader {
-    fn new(slot: Slot, object: Arc<Object>) -> Self {
-        let end = object.body.len();
-        Self { slot, object, position: 0, end }
-    }
-
-    fn read(&mut self) -> Option<Bytes> {
-        let chunk = self.object.body.chunk_at(self.position, self.end)?;
-        self.position += chunk.len() as u64;
-        Some(chunk)
-    }
-
-    fn seek(&mut self, start: u64, end: Option<u64>) -> Result<()> {
-        let length = self.object.body.len();
-        if start >= length {
-            return Error::e_explain(ErrorType::InternalError, format!("seek to {start} in a body of {length} bytes"));
-        }
-        self.position = start;
-        self.end = end.map_or(length, |end| end.min(length));
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl HandleHit for Reader {
-    async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        match self {
-            Self::Complete(reader) => Ok(reader.read()),
-            Self::Filling(reader) => reader.read().await,
-            Self::Disk(reader) => reader.read().await,
-        }
-    }
-
-    async fn finish(self: Box<Self>, _: &'static (dyn Storage + Sync), _: &CacheKey, _: &SpanHandle) -> Result<()> {
-        Ok(())
-    }
-
-    fn can_seek(&self) -> bool {
-        true
-    }
-
-    fn seek(&mut self, start: usize, end: Option<usize>) -> Result<()> {
-        let (start, end) = (start as u64, end.map(|end| end as u64));
-        match self {
-            Self::Complete(reader) => reader.seek(start, end),
-            Self::Filling(reader) => reader.seek(start, end),
-            Self::Disk(reader) => reader.seek(start, end),
-        }
-    }
-
-    fn as_any(&self) -> &(dyn Any + Send + Sync) {
-        self
-    }
-
-    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync) {
-        self
     }
 }
 

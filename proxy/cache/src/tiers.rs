@@ -24,6 +24,7 @@ use pingora_cache::trace::SpanHandle;
 use pingora_cache::{CacheKey, CacheMeta, HitHandler, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage};
 use pingora_error::{Error, ErrorType, OrErr, Result};
 
+use crate::collapse::FillLocks;
 use crate::disk::{self, Admit, DiskUsage, Removal, Store, Writing};
 use crate::key::{self, Slot};
 use crate::memory::{FillNotes, MemoryTier, NOT_ON_DISK, Object, Reader, StoredMeta};
@@ -48,6 +49,7 @@ pub struct Tiers {
     memory: &'static MemoryTier,
     store: Store,
     purges: &'static Purges,
+    locks: &'static FillLocks,
     max_object: u64,
     admit: Admit,
 }
@@ -72,9 +74,14 @@ impl Tiers {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub(crate) fn open(tier: DiskTier, memory: &'static MemoryTier, purges: &'static Purges) -> std::io::Result<Self> {
+    pub(crate) fn open(
+        tier: DiskTier,
+        memory: &'static MemoryTier,
+        purges: &'static Purges,
+        locks: &'static FillLocks,
+    ) -> std::io::Result<Self> {
         let admit = tier.store.admit;
-        Ok(Self { memory, store: Store::open(tier.store)?, purges, max_object: tier.max_object, admit })
+        Ok(Self { memory, store: Store::open(tier.store)?, purges, locks, max_object: tier.max_object, admit })
     }
 
     /// The disks.
@@ -136,11 +143,11 @@ impl Tiers {
             return;
         }
         // One of those who come at the same time; and whatever becomes of it, it is not tried again.
-        if object.on_disk.compare_exchange(0, NOT_ON_DISK, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        if object.on_disk().compare_exchange(0, NOT_ON_DISK, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return;
         }
         let Some(mut writing) = self.store.begin(slot, object.primary) else { return };
-        object.on_disk.store(writing.generation(), Ordering::Relaxed);
+        object.on_disk().store(writing.generation(), Ordering::Relaxed);
         // Begun first: an invalidation is seen here, or takes what has begun away.
         if self.memory.is_invalidated_since(object.primary, object.meta.marks.epoch) {
             return;
@@ -158,13 +165,17 @@ impl Storage for Tiers {
         let (slot, primary) = (key::slot(key), key::primary_slot(key));
         if let Some((meta, hit)) = self.memory.lookup(key, trace).await? {
             if let Some(object) = hit.as_any().downcast_ref::<Reader>().and_then(Reader::object)
-                && object.on_disk.load(Ordering::Relaxed) == 0
+                && object.on_disk().load(Ordering::Relaxed) == 0
             {
                 self.write_behind(slot, object);
             }
             return Ok(Some((meta, hit)));
         }
-        let Some(loaded) = self.load(slot, primary).await else { return Ok(None) };
+        // Who asks for the same meanwhile may come to wait for what this request fetches, if it finds nothing.
+        let looking = self.locks.under_way.enter(primary);
+        let loaded = self.load(slot, primary).await;
+        drop(looking);
+        let Some(loaded) = loaded else { return Ok(None) };
         let mut meta = loaded.meta.to_cache_meta();
         if let Some(purge) = loaded.stale_since {
             meta.expire_at(purge);
@@ -331,7 +342,7 @@ impl DiskReader {
             if self.read == self.body.length()
                 && let Some(pieces) = self.pieces.take()
             {
-                self.memory.promote(self.slot, self.primary, self.meta.clone(), pieces, self.generation);
+                self.memory.promote(self.slot, self.primary, &self.meta, pieces, self.generation);
             }
         }
         Ok(piece)

@@ -43,8 +43,9 @@ pub struct Cache {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct CacheMemory {
-    /// How much all stored responses may take together; the least valuable go first. It is memory of this process: leave
-    /// room for the rest. Above zero. Default `256MiB`.
+    /// How much all stored responses may take together, with about 190 bytes each beside key, header and body; a
+    /// sixteenth is for the decoded headers of those most in demand. The least valuable go first. It is memory of this
+    /// process: leave room for the rest. Above zero. Default `256MiB`.
     #[schemars(with = "Option<ByteSize>", extend("default" = "256MiB"))]
     pub size: ByteSize,
 

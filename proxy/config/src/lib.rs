@@ -76,7 +76,8 @@ pub use telemetry::{AccessLog, LogFormat, LogOutput, MetricsEndpoint, Telemetry,
 pub use trusted::TrustedProxies;
 pub use upstreams::{
     Balance, Builtin, ConsistentHash, Dns, Endpoint, EndpointAddr, FailureRate, GrpcProbe, HashAlgorithm, HashBy,
-    HealthCheck, Hedge, HttpProbe, InitialHealth, Outlier, Place, Prefer, PreferBy, Probe, Retries, RetryOn, Servers,
-    Sticky, TcpProbe, Timeouts, Upstream, UpstreamLimits, UpstreamProtocol, UpstreamTls,
+    HealthCheck, Hedge, HedgeAfter, HttpProbe, InitialHealth, Outlier, Place, Prefer, PreferBy, Probe, Retries,
+    RetryOn, Servers, Sticky, TcpProbe, Timeouts, Upstream, UpstreamLimits, UpstreamPool, UpstreamProtocol,
+    UpstreamTls,
 };
 pub use values::{ByteRate, ByteSize, Percent, Rate, ValueError, parse_duration};

@@ -153,7 +153,8 @@ upstreams:
     outlier: { failure_rate: { above: 50% } }
     retries: {}
     limits: { requests: 9 }
-  b: { endpoints: [a:1], health_check: { tcp: {} }, prefer: { by: nearest }, hedge: { after: 1s } }
+    pool: { idle: 9 }
+  b: { endpoints: [a:1], health_check: { tcp: {} }, prefer: { by: nearest }, hedge: { after: p95 } }
   c: { endpoints: [a:1], protocol: h2, health_check: { grpc: {} } }
 filters:
   f: { wasm: file:f.wasm, limits: {}, isolation: { pool: 2 }, request_body: { peek: 1KiB } }
@@ -283,8 +284,9 @@ tests:
             upstream["timeouts"] = shape("Timeouts", json!({}));
             upstream["outlier"] = shape("Outlier", json!({ "failure_rate": failure_rate }));
             upstream["retries"] = shape("Retries", json!({}));
-            upstream["hedge"] = shape("Hedge", json!({ "after": "1s" }));
+            upstream["hedge"] = shape("Hedge", json!({ "after": "p95" }));
             upstream["limits"] = shape("UpstreamLimits", json!({ "requests": 9 }));
+            upstream["pool"] = shape("UpstreamPool", json!({ "max_age": "1h" }));
             upstream["dns"] = shape("Dns", json!({}));
             let http_probe = shape("HttpProbe", json!({}));
             upstream["health_check"] = shape("HealthCheck", json!({ "http": http_probe }));

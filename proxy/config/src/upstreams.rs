@@ -6,6 +6,7 @@ mod health;
 mod hedge;
 mod limits;
 mod outlier;
+mod pool;
 mod prefer;
 mod retries;
 
@@ -24,9 +25,10 @@ pub use self::balance::{Balance, ConsistentHash, HashAlgorithm, HashBy, Sticky};
 pub(crate) use self::balance::{HASH_BY, hash_by};
 pub use self::dns::Dns;
 pub use self::health::{GrpcProbe, HealthCheck, HttpProbe, InitialHealth, Probe, TcpProbe};
-pub use self::hedge::Hedge;
+pub use self::hedge::{Hedge, HedgeAfter};
 pub use self::limits::UpstreamLimits;
 pub use self::outlier::{FailureRate, Outlier};
+pub use self::pool::UpstreamPool;
 pub use self::prefer::{Place, Prefer, PreferBy};
 pub use self::retries::{Retries, RetryOn};
 use crate::{
@@ -89,6 +91,9 @@ pub struct Upstream {
 
     /// How much is sent at once. Absent: as much as comes.
     pub limits: Option<UpstreamLimits>,
+
+    /// Which connections are kept, and for how long. Absent: as many as there is room for, as long as they are used.
+    pub pool: Option<UpstreamPool>,
 
     /// When a smaller share of the endpoints than this is healthy and not ejected, all are used: the rest could not bear the load, and
     /// what looks like many ill endpoints is more often one ill network. Drained ones are not counted and not used. `0%`: never; then
@@ -311,6 +316,7 @@ struct Settings {
     retries: Option<Retries>,
     hedge: Option<Hedge>,
     limits: Option<UpstreamLimits>,
+    pool: Option<UpstreamPool>,
     panic: Option<Percent>,
     slow_start: Option<Duration>,
 }
@@ -331,6 +337,7 @@ impl Settings {
             retries: self.retries.or_else(|| other.retries.clone()),
             hedge: self.hedge.or(other.hedge),
             limits: self.limits.or(other.limits),
+            pool: self.pool.or(other.pool),
             panic: self.panic.or(other.panic),
             slow_start: self.slow_start.or(other.slow_start),
         }
@@ -379,6 +386,7 @@ impl Draft {
             cx.report(fault.with_key(at.path.clone()).with_help("remove one of them"));
         }
         let limits = fields.read(cx, "limits", UpstreamLimits::read);
+        let pool = fields.read(cx, "pool", UpstreamPool::read);
         let panic = fields.read(cx, "panic", percent);
         let slow_start = fields.read(cx, "slow_start", duration_or_zero);
         let settings = Settings {
@@ -394,6 +402,7 @@ impl Draft {
             retries,
             hedge,
             limits,
+            pool,
             panic,
             slow_start,
         };
@@ -448,6 +457,14 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
                 "a client is either kept at one endpoint, or served by whichever answers first: remove one of them";
             cx.report(fault.with_key(format!("upstreams.{name}")).with_help(help));
         }
+        let kept = settings.pool.and_then(|pool| pool.idle).unwrap_or_default();
+        if kept > 0 && settings.protocol == Some(UpstreamProtocol::H2) {
+            let fault =
+                Fault::at(&draft.position, "`pool.idle` counts connections of HTTP/1.1, and `protocol` is `h2`");
+            let help =
+                "there is one connection for up to 100 requests at once: write `idle: 0` to keep none, or remove it";
+            cx.report(fault.with_key(format!("upstreams.{name}")).with_help(help));
+        }
         if matches!(settings.balance, Some(Balance::ConsistentHash(_))) && settings.prefer.is_some() {
             let fault = Fault::at(&draft.position, "`prefer` does nothing with `consistent_hash`");
             cx.report(fault.with_key(format!("upstreams.{name}")).with_help("remove one of them"));
@@ -472,6 +489,7 @@ pub(crate) fn resolve(cx: &mut Cx<'_>, drafts: &BTreeMap<String, Draft>) -> BTre
             retries: settings.retries.unwrap_or_default(),
             hedge: settings.hedge,
             limits: settings.limits,
+            pool: settings.pool,
             panic: settings.panic.unwrap_or(Percent::HALF),
             slow_start: settings.slow_start.unwrap_or_default(),
             like: draft.like.as_ref().map(|(other, _)| other.clone()),

@@ -583,6 +583,30 @@ fn upstreams() {
             "6:53 upstreams.demo.limits.per_endpoint: `0` is not a number from 1 to 65535",
         ),
         (
+            "demo: { endpoints: [a:1], pool: {} }",
+            "6:29 upstreams.demo.pool: none of `idle`, `max_requests` and `max_age` is written: there is no limit | write one of them: `max_age: 10m`",
+        ),
+        (
+            "demo: { endpoints: [a:1], pool: { idle: 513 } }",
+            "6:43 upstreams.demo.pool.idle: `513` is not a number from 0 to 512",
+        ),
+        (
+            "demo: { endpoints: [a:1], pool: { max_requests: 0 } }",
+            "6:51 upstreams.demo.pool.max_requests: `0` is not a number from 1 to 65535",
+        ),
+        (
+            "demo: { endpoints: [a:1], pool: { max_age: 0s } }",
+            "6:46 upstreams.demo.pool.max_age: this duration must be above zero",
+        ),
+        (
+            "demo: { endpoints: [a:1], pool: { idle: 1, size: 9 } }",
+            "6:46 upstreams.demo.pool.size: unknown key `size` | known keys: `idle`, `max_requests`, `max_age`",
+        ),
+        (
+            "demo: { endpoints: [a:1], protocol: h2, pool: { idle: 1 } }",
+            "6:3 upstreams.demo: `pool.idle` counts connections of HTTP/1.1, and `protocol` is `h2` | there is one connection for up to 100 requests at once: write `idle: 0` to keep none, or remove it",
+        ),
+        (
             "demo: { endpoints: [{ srv: example.com }] }",
             "6:30 upstreams.demo.endpoints[0].srv: `example.com` is not the name of a service | write `_service._tcp.example.com`",
         ),
@@ -598,6 +622,22 @@ fn upstreams() {
         (
             "demo: { endpoints: [a:1], hedge: { after: 0s } }",
             "6:45 upstreams.demo.hedge.after: this duration must be above zero",
+        ),
+        (
+            "demo: { endpoints: [a:1], hedge: { after: p100 } }",
+            "6:45 upstreams.demo.hedge.after: this is no share of answers | write `p50` to `p99.9`, or a duration",
+        ),
+        (
+            "demo: { endpoints: [a:1], hedge: { after: p49.9 } }",
+            "6:45 upstreams.demo.hedge.after: this is no share of answers | write `p50` to `p99.9`, or a duration",
+        ),
+        (
+            "demo: { endpoints: [a:1], hedge: { after: 1s, floor: 1ms } }",
+            "6:49 upstreams.demo.hedge.floor: `floor` does nothing with a duration in `after` | remove it, or write `after: p95`",
+        ),
+        (
+            "demo: { endpoints: [a:1], hedge: { after: p95, minimum: 0 } }",
+            "6:59 upstreams.demo.hedge.minimum: `0` is not a number from 1 to 65535",
         ),
         (
             "demo: { endpoints: [a:1], hedge: { after: 1s, share: 0% } }",
@@ -1193,6 +1233,10 @@ fn routes() {
         (
             "to: demo\n    invalidates: [{ soft: true }]",
             "13:19 sites[0].routes[0].invalidates[0]: it puts nothing out of date | write `urls`, `prefixes` or `tags`",
+        ),
+        (
+            "to: demo\n    invalidates: [{ tags: [b], refresh: true }]",
+            "13:41 sites[0].routes[0].invalidates[0].refresh: there are no `urls` that could be fetched | write `urls`, or remove it",
         ),
         (
             "respond: { status: 200 }\n    invalidates: [{ tags: [b] }]",

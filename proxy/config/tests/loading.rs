@@ -14,11 +14,11 @@ use proptest::prelude::*;
 use selvedge_config::{
     AccessLog, Admit, Beyond, Bind, BodyMode, Builtin, ByteRate, ByteSize, CacheDisk, CacheKey, CacheMemory, CacheTags,
     Certificates, ClientMode, Collapse, Compat, CompressLevels, Config, DiskFolder, Encoding, EndpointAddr,
-    FilterLimits, GeoDatabase, HeaderEncoding, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat, LogOutput,
-    Match, MediaType, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey, Ranges, Rate,
-    Reload, Report, Retries, RetryOn, Servers, SetCookie, Snapshot, TagField, Target, Tick, Timeouts, TlsVersion,
-    TrustedProxies, Ttl, UnknownNames, UpstreamLimits, UpstreamProtocol, ValueError, ValueMatch, WasmSource, Workers,
-    parse_duration,
+    FilterLimits, GeoDatabase, HeaderEncoding, HedgeAfter, Host, Isolation, ListenerLimits, Loaded, Loader, LogFormat,
+    LogOutput, Match, MediaType, ModuleCache, Node, OnFailure, OnPause, PathMatch, Percent, Pin, Protocol, QueryKey,
+    Ranges, Rate, Reload, Report, Retries, RetryOn, Servers, SetCookie, Snapshot, TagField, Target, Tick, Timeouts,
+    TlsVersion, TrustedProxies, Ttl, UnknownNames, UpstreamLimits, UpstreamPool, UpstreamProtocol, ValueError,
+    ValueMatch, WasmSource, Workers, parse_duration,
 };
 use serde_json::json;
 
@@ -198,7 +198,7 @@ sites:
   routes:
   - name: api
     match: { path: /api/*, method: [POST, GET], header: { X-B: "2", x-a: "1" } }
-    invalidates: [{ on: /api/*/item/*, urls: ["/lists/$1"], tags: ["item-$2"], soft: true }]
+    invalidates: [{ on: /api/*/item/*, urls: ["/lists/$1"], tags: ["item-$2"], soft: true, refresh: true }]
     cache: { ttl: 1h, override: true, key: { query: { only: [v, page] }, headers: [X-A], cookies: [c], device: true }, cookies: strip, languages: [de, en-GB], slice: 1MiB, ranges: whole, stale_while_revalidate: 5m, stale_if_error: 7d, request_directives: true, show_key: true, tags: { read: [xkey], keep: true } }
     to: app
   - match: { path: /teapot }
@@ -343,7 +343,7 @@ sites:
     let [rule] = &api.invalidates[..] else { panic!("{api:?}") };
     let segments = vec![Some("api".into()), None, Some("item".into())];
     assert_eq!(rule.on, PathMatch::Pattern { segments, below: true });
-    assert_eq!((rule.urls.as_slice(), rule.soft), (["/lists/$1".to_owned()].as_slice(), true));
+    assert_eq!((rule.urls.as_slice(), rule.soft, rule.refresh), (["/lists/$1".to_owned()].as_slice(), true, true));
     assert_eq!(policy.tags, CacheTags { read: vec![TagField::Xkey], keep: true });
     let Target::Respond(teapot) = &site.routes[1].target else { panic!("{site:?}") };
     assert_eq!((teapot.status, teapot.body.as_str()), (418, "short and stout\n"));
@@ -454,13 +454,16 @@ fn what_is_tried_again_and_how_much_at_once() {
     let config = load(&SMALL.replace(
         "  demo: { builtin: demo }",
         "  demo: { builtin: demo }
-  a: { endpoints: [{ srv: _HTTP._tcp.Example.com, zone: z }], retries: {}, limits: { per_endpoint: 2 }, hedge: { after: 50ms } }
+  a: { endpoints: [{ srv: _HTTP._tcp.Example.com, zone: z }], retries: {}, limits: { per_endpoint: 2 }, hedge: { after: 50ms }, pool: { idle: 0 } }
   b: { endpoints: [b:1], like: c, protocol: h2, timeouts: { first_byte: 2s, total: 1m } }
   c:
     endpoints: [c:1]
     retries: { attempts: 2, when: [reset, timeout, 503], methods: [POST, GET], budget: 5%, backoff: 0s }
     limits: { requests: 7, queue: 3, wait: 2s }
-    hedge: { after: 1s, share: 0.5% }",
+    pool: { max_requests: 9, max_age: 10m }
+    hedge: { after: 1s, share: 0.5% }
+  d: { endpoints: [d:1], hedge: { after: p99.5, floor: 2ms, minimum: 9 } }
+  e: { endpoints: [e:1], hedge: { after: p95 } }",
     ));
     let [demo, a, b] = ["demo", "a", "b"].map(|name| &config.upstreams[name]);
     assert_eq!((&demo.retries, demo.limits), (&Retries::default(), None));
@@ -485,8 +488,15 @@ fn what_is_tried_again_and_how_much_at_once() {
     assert_eq!((&endpoints[0].addr, endpoints[0].place.zone.as_deref()), (&service, Some("z")));
     let hedge = |upstream: &selvedge_config::Upstream| upstream.hedge.map(|one| (one.after, one.share.basis_points()));
     assert_eq!(hedge(demo), None);
-    assert_eq!(hedge(a), Some((Duration::from_millis(50), 500)));
-    assert_eq!(hedge(b), Some((Duration::from_secs(1), 50)));
+    assert_eq!(hedge(a), Some((HedgeAfter::Time(Duration::from_millis(50)), 500)));
+    assert_eq!(hedge(b), Some((HedgeAfter::Time(Duration::from_secs(1)), 50)));
+    let by_answers = ["d", "e"].map(|name| config.upstreams[name].hedge.map(|one| (one.after, one.floor, one.minimum)));
+    assert_eq!(by_answers[0], Some((HedgeAfter::Quantile(995), Duration::from_millis(2), 9)));
+    assert_eq!(by_answers[1], Some((HedgeAfter::Quantile(950), Duration::from_millis(10), 100)));
+    assert_eq!(demo.pool, None);
+    assert_eq!(a.pool, Some(UpstreamPool { idle: Some(0), max_requests: None, max_age: None }));
+    let max_age = Some(Duration::from_mins(10));
+    assert_eq!(b.pool, Some(UpstreamPool { idle: None, max_requests: Some(9), max_age }));
     assert_eq!((b.timeouts.first_byte, b.timeouts.total), (Some(Duration::from_secs(2)), Some(Duration::from_mins(1))));
 }
 

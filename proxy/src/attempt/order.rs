@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
+use selvedge_config::UpstreamPool;
 use tokio::time::Instant;
 
 use crate::upstream::{Ask, EndpointId, Failure, Lease, Upstream};
@@ -18,6 +19,8 @@ pub(crate) struct Terms {
     pub(crate) first_byte: Option<Instant>,
     /// And to be whole by then.
     pub(crate) total: Option<Instant>,
+    /// What its upstream says of connections.
+    pub(crate) pool: Option<UpstreamPool>,
 }
 
 /// When and where a second endpoint is asked.

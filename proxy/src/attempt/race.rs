@@ -11,6 +11,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
+use selvedge_config::UpstreamPool;
 use tokio::time::timeout_at;
 
 use super::order::{First, Hedge, Second};
@@ -44,7 +45,7 @@ pub(super) async fn run(
     let limits = (peer.options.read_timeout, peer.options.write_timeout);
     let mut asking = Box::pin(async {
         for _ in 0..STALE_CONNECTIONS_MAX {
-            match ask(peer.clone(), request, limits).await {
+            match ask(peer.clone(), place.endpoint().rules().pool, request, limits).await {
                 Ok((_, status)) if status >= 500 => {
                     place.answered(status);
                     return None;
@@ -90,10 +91,12 @@ pub(super) async fn run(
 /// Asks, and waits for the header of the answer. An error says whether only the connection is to blame, which had been kept for too long.
 async fn ask(
     peer: HttpPeer,
+    pool: Option<UpstreamPool>,
     request: &RequestHeader,
     (read, write): (Option<Duration>, Option<Duration>),
 ) -> Result<(Lease, u16), (Box<Error>, bool)> {
     let mut lease = Lease::take(peer).await.map_err(|error| (error, false))?;
+    lease.within(pool);
     let reused = lease.is_reused();
     let session = lease.session();
     session.set_read_timeout(read);

@@ -408,8 +408,8 @@ impl View<'_> {
 
     /// A value that a guest writes, as it is to be stored.
     fn value(&self, map: HeaderMap, name: &HeaderName, value: &[u8]) -> Result<HeaderValue, ExchangeError> {
-        let current = self.plain_headers(map).into_iter().flat_map(|headers| headers.get_all(name));
-        let value = meant(self.encoding(), value, current.map(HeaderValue::as_bytes));
+        let current = || self.plain_headers(map).into_iter().flat_map(|headers| headers.get_all(name));
+        let value = meant(self.encoding(), value, || current().map(HeaderValue::as_bytes));
         HeaderValue::from_bytes(value).map_err(|_| ExchangeError::Invalid)
     }
 

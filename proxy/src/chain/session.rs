@@ -9,19 +9,15 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version, header};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
-use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::server::Session as HttpSession;
-use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use selvedge_cache::StoredBody;
 use selvedge_wasm::LocalReply;
@@ -33,6 +29,7 @@ use crate::grpc;
 use crate::plan::Route;
 use crate::request::origin_side::Hop;
 use crate::request::step;
+use crate::request::wrapped::as_the_clients_own;
 use crate::request::{fail, leader};
 
 /// What the filtered session shares with the request's own context while it stands in Pingora's place.
@@ -193,6 +190,11 @@ impl FilteredSession {
 
     fn real(&self) -> &HttpSession {
         self.real.as_deref().expect("held until drop")
+    }
+
+    /// Whether the upstream's session is ours, too.
+    fn is_attempt(&self) -> bool {
+        self.slot.attempt.load(Ordering::Relaxed)
     }
 
     fn real_mut(&mut self) -> &mut HttpSession {
@@ -430,6 +432,8 @@ impl Drop for FilteredSession {
 
 #[async_trait]
 impl CustomSession for FilteredSession {
+    as_the_clients_own!();
+
     fn req_header(&self) -> &RequestHeader {
         self.real().req_header()
     }
@@ -473,38 +477,6 @@ impl CustomSession for FilteredSession {
         self.process(tasks).await
     }
 
-    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_read_timeout(timeout);
-    }
-
-    fn get_read_timeout(&self) -> Option<Duration> {
-        self.real().get_read_timeout()
-    }
-
-    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_write_timeout(timeout);
-    }
-
-    fn get_write_timeout(&self) -> Option<Duration> {
-        self.real().get_write_timeout()
-    }
-
-    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_total_drain_timeout(timeout);
-    }
-
-    fn get_total_drain_timeout(&self) -> Option<Duration> {
-        self.real().get_total_drain_timeout()
-    }
-
-    fn request_summary(&self) -> String {
-        self.real().request_summary()
-    }
-
-    fn response_written(&self) -> Option<&ResponseHeader> {
-        self.real().response_written()
-    }
-
     async fn shutdown(&mut self, _code: u32, _context: &str) {
         self.cut().await;
     }
@@ -542,30 +514,6 @@ impl CustomSession for FilteredSession {
         read
     }
 
-    fn body_bytes_sent(&self) -> usize {
-        self.real().body_bytes_sent()
-    }
-
-    fn body_bytes_read(&self) -> usize {
-        self.real().body_bytes_read()
-    }
-
-    fn digest(&self) -> Option<&Digest> {
-        self.real().digest()
-    }
-
-    fn digest_mut(&mut self) -> Option<&mut Digest> {
-        self.real_mut().digest_mut()
-    }
-
-    fn client_addr(&self) -> Option<&SocketAddr> {
-        self.real().client_addr()
-    }
-
-    fn server_addr(&self) -> Option<&SocketAddr> {
-        self.real().server_addr()
-    }
-
     /// Rebuilt from the header as the filters have left it: the raw bytes of the real session are older.
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
         leader::raw_header(self.real().req_header())
@@ -593,27 +541,6 @@ impl CustomSession for FilteredSession {
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        self.slot.attempt.load(Ordering::Relaxed).then(|| Box::new(futures::stream::empty()) as _)
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _reader: Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        self.slot.attempt.load(Ordering::Relaxed).then(|| Box::new(()) as _)
-    }
-
-    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
         Ok(())
     }
 

@@ -389,7 +389,9 @@ impl Stage {
 
     /// Tells the filter that the exchange is over, after what has arrived for it. Idempotent.
     pub(super) async fn finish(&mut self, state: &mut ExchangeState, io: &mut HttpSession) {
-        self.until_free(tokio::time::Instant::now() + self.filter.wait).await;
+        if self.is_busy() {
+            self.until_free(tokio::time::Instant::now() + self.filter.wait).await;
+        }
         // Nothing it asks for now can change the exchange; what it wants sent is sent.
         if matches!(self.context, Context::Open(_)) && self.may_have_news() {
             while matches!(self.receive(state, io), Ok(Some(_))) {}

@@ -34,11 +34,17 @@ pub(crate) enum Served {
     NoRoute,
     /// It had been here already.
     Loop,
+    /// A message in the name of a node whose certificate this is not.
+    WrongName,
 }
 
 /// Each of them, with its name in metrics.
-pub(crate) const SERVED: [(Served, &str); 3] =
-    [(Served::Answered, "answered"), (Served::NoRoute, "no_route"), (Served::Loop, "loop")];
+pub(crate) const SERVED: [(Served, &str); 4] = [
+    (Served::Answered, "answered"),
+    (Served::NoRoute, "no_route"),
+    (Served::Loop, "loop"),
+    (Served::WrongName, "wrong_name"),
+];
 
 /// Of how many nodes something is counted at most: names that lead to addresses may lead to many over time.
 const NODES_MAX: usize = 4096;

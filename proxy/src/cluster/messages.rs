@@ -13,10 +13,13 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
 use pingora::{ErrorType, OrErr, Result};
+use tracing::debug;
 
+use super::counts::Served;
 use super::{Cluster, Way, wire};
 use crate::connections::Lease;
 use crate::request::respond;
+use crate::transport::Told;
 use crate::upstream::Endpoint;
 
 /// The longest message, and the longest answer to one, in bytes.
@@ -28,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A message of another node.
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
-    /// What the node calls itself. It has a certificate of the cluster; which one's, nobody checks.
+    /// What the node calls itself. Where `peers` are listed by name, its certificate says so too.
     pub(crate) from: String,
     pub(crate) body: Bytes,
 }
@@ -161,13 +164,18 @@ const AUTHORITY: &str = "node.selvedge.internal";
 ///
 /// # Errors
 /// The connection failed.
-pub(super) async fn receive(session: &mut Session, handlers: &Handlers) -> Result<()> {
+pub(super) async fn receive(session: &mut Session, cluster: &Cluster) -> Result<()> {
     let request = session.req_header();
-    let handler = handlers.find(request.uri.path()).filter(|_| request.method == Method::POST);
+    let handler = cluster.handlers.find(request.uri.path()).filter(|_| request.method == Method::POST);
     let from = request.headers.get(wire::FROM).and_then(|from| from.to_str().ok()).map(str::to_owned);
     let (Some(handler), Some(from)) = (handler, from) else {
         return respond::text(session, 404, "no such message\n").await;
     };
+    if cluster.named && !is_of(session, &from) {
+        cluster.counts.served(Served::WrongName);
+        debug!(%from, "a message comes with the certificate of another node");
+        return respond::text(session, 403, "the certificate is another node's\n").await;
+    }
     let body = match tokio::time::timeout(PATIENCE, whole_body(session)).await {
         Ok(body) => body?,
         Err(_) => return respond::text(session, 408, "the message takes too long\n").await,
@@ -180,6 +188,12 @@ pub(super) async fn receive(session: &mut Session, handlers: &Handlers) -> Resul
     let mut header = ResponseHeader::build(status, Some(1))?;
     header.set_content_length(body.len())?;
     respond::whole(&mut session.downstream_session, Box::new(header), body).await
+}
+
+/// Whether what this connection was opened with is a certificate for `name`.
+fn is_of(session: &Session, name: &str) -> bool {
+    let shown = session.digest().and_then(Told::client).and_then(|handshake| handshake.certificate.as_ref());
+    shown.is_some_and(|certificate| certificate.is_for(name))
 }
 
 /// `None` = it is too long.

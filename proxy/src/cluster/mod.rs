@@ -58,6 +58,8 @@ pub(crate) struct Cluster {
     deadlines: ClusterDeadlines,
     /// How long what another node owns is kept.
     hot: Duration,
+    /// Whether each node has a certificate for its name, so that nobody else can speak in it.
+    named: bool,
     /// The routes that are cached, for nodes that ask for one.
     routes: HashMap<RouteIdentity, Arc<Route>>,
     counts: Arc<Counts>,

@@ -95,7 +95,7 @@ pub(crate) async fn begin(session: &mut Session, ctx: &mut RequestCtx) -> Result
         return respond::text(session, REFUSAL, "no cluster\n").await.map(|()| true);
     };
     let Some(visitor) = ctx.travel.as_ref().and_then(|travel| travel.visitor.as_ref()) else {
-        return messages::receive(session, &cluster.handlers).await.map(|()| true);
+        return messages::receive(session, cluster).await.map(|()| true);
     };
     match cluster.routes.get(&visitor.route) {
         Some(route) if ctx.upstream.as_deref().is_none_or(|name| route.knows_upstream(name)) => {

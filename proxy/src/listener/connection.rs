@@ -51,6 +51,11 @@ pub(super) struct Connection {
     request: Cell<u64>,
     /// The last thing done was to wait for the client to send.
     waiting: Cell<bool>,
+    /// It is one stream of HTTP/2: the bytes of its body are told when they are read ([`body_has_come`]), and nobody can tell whether it
+    /// waits for the client or for the origin.
+    stream: bool,
+    /// Whether a body has to come at a least rate.
+    rated: bool,
     /// The request is overdue: reading on fails. With whether somebody has been told.
     late: Cell<Option<(Limit, bool)>>,
     shared: Arc<Shared>,
@@ -68,10 +73,17 @@ impl Connection {
             received: Cell::new(0),
             request: Cell::new(0),
             waiting: Cell::new(false),
+            stream: false,
+            rated: true,
             late: Cell::new(None),
             header_max: shared.facts.header_size.saturating_add(HEADER_SLACK),
             shared,
         }
+    }
+
+    /// One stream of HTTP/2, whose body has to come at a least rate if it is `rated`.
+    pub(super) fn of_stream(shared: Arc<Shared>, rated: bool) -> Self {
+        Self { stream: true, rated, waiting: Cell::new(true), ..Self::new(shared) }
     }
 
     fn turns_to(&self, doing: Doing) {
@@ -82,7 +94,7 @@ impl Connection {
 
     fn received(&self, count: usize) {
         self.begun.set(true);
-        self.waiting.set(false);
+        self.waiting.set(self.stream);
         match self.doing.get().0 {
             Doing::Idle => {
                 self.request.set(self.request.get().wrapping_add(1));
@@ -97,6 +109,15 @@ impl Connection {
             self.shared.end(Limit::HeaderSize);
         }
     }
+}
+
+/// Says that so many bytes of a request's body have been read, where nobody sees them come: on a stream of HTTP/2.
+pub(crate) fn body_has_come(count: usize) {
+    let _ = CONNECTION.try_with(|connection| {
+        if connection.stream {
+            connection.received(count);
+        }
+    });
 }
 
 /// Says that the connection waits for another request.
@@ -234,7 +255,9 @@ impl Clocks {
             Doing::Header | Doing::Body { .. } if facts.request_time.is_some_and(|most| self.receiving >= most) => {
                 Verdict::Late(Limit::RequestTime)
             }
-            Doing::Body { asked: true } if self.is_slow(connection.received.get(), facts.upload_rate) => {
+            Doing::Body { asked: true }
+                if connection.rated && self.is_slow(connection.received.get(), facts.upload_rate) =>
+            {
                 Verdict::Late(Limit::UploadRate)
             }
             Doing::Idle | Doing::Header | Doing::Body { .. } | Doing::Exchange => Verdict::Fine,

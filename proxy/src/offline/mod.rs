@@ -102,6 +102,7 @@ impl Offline {
             worker: 0,
             access_log: AccessLog::start(off).sink(),
             pool: Pool::new(),
+            keeping: Arc::default(),
             witness: None,
             half: Half::outer(&node::server_conf()),
         }

@@ -373,6 +373,10 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 name: route.name.as_str().into(),
                 site: Arc::clone(&label),
                 node: Arc::clone(&node.name),
+                is_asked_for_facts: filters
+                    .iter()
+                    .chain(&origin_filters)
+                    .any(|filter| filter.plugin.module().asks_for_facts()),
                 filters,
                 origin_filters,
                 cache: route.cache.as_ref().map(|written| {

@@ -94,6 +94,8 @@ pub struct Route {
     pub(crate) filters: Vec<Arc<ChainFilter>>,
     /// The chain between the cache and the origin; empty on most routes.
     pub(crate) origin_filters: Vec<Arc<ChainFilter>>,
+    /// Some filter of either chain may ask for facts about an exchange.
+    pub(crate) is_asked_for_facts: bool,
     /// What is kept of its responses; `None` = nothing.
     pub(crate) cache: Option<CacheRule>,
     /// What else is out of date when a request has changed something.

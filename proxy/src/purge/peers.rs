@@ -58,7 +58,7 @@ struct Sync {
     heard: BTreeMap<u64, u64>,
     /// What the other has not heard.
     told: Vec<Told>,
-    /// The sender has stored nothing that is older than itself: only what is to come concerns it.
+    /// The sender has heard of nothing yet, and purges what it has stored if there is something to hear: only what is to come concerns it.
     #[serde(default)]
     fresh: bool,
     /// In answers: what the other lacks is not kept any more.
@@ -343,25 +343,31 @@ impl Shared {
     /// Makes something of an answer.
     async fn hear(&self, answer: Sync, was_fresh: bool) {
         let Sync { heard, told, missed, .. } = answer;
+        if !missed && !was_fresh {
+            self.carry_out(told).await;
+            return;
+        }
         if missed {
             self.gaps.fetch_add(1, Ordering::Relaxed);
             warn!("purges of other nodes were missed and are not kept any more: everything is purged");
-            let cache = self.current.upgrade().and_then(|current| current.plan().cache);
-            if let Some(cache) = cache {
-                let records = heard.iter().map(|(origin, number)| Record::Heard { origin: *origin, number: *number });
-                let done = cache.purge_for_good(&[Scope::everything()], Purge::Hard, records.collect()).await;
-                if let Err(error) = done {
-                    warn!(%error, "the purge of everything is in force, but not on disk");
-                }
+        }
+        // Who begins has stored nothing, as a rule. But others may have been away until now, or have purged while they answered: what is
+        // to count as heard must be in force, because the purge itself, when it comes, is taken for known.
+        let is_news = {
+            let state = self.state.lock();
+            heard.iter().any(|(origin, number)| state.heard.get(origin).is_none_or(|known| known < number))
+        };
+        let cache = self.current.upgrade().and_then(|current| current.plan().cache);
+        if let Some(cache) = cache.filter(|_| missed || is_news) {
+            let records = heard.iter().map(|(origin, number)| Record::Heard { origin: *origin, number: *number });
+            let done = cache.purge_for_good(&[Scope::everything()], Purge::Hard, records.collect()).await;
+            if let Err(error) = done {
+                warn!(%error, "the purge of everything is in force, but not on disk");
             }
         }
-        if missed || was_fresh {
-            let mut state = self.state.lock();
-            state.adopt(&heard);
-            state.fresh = false;
-            return;
-        }
-        self.carry_out(told).await;
+        let mut state = self.state.lock();
+        state.adopt(&heard);
+        state.fresh = false;
     }
 
     /// Carries out what is new of these. Says whether it is in force, and on disk where there is a log.

@@ -89,15 +89,29 @@ fn captures<'p>(on: &PathMatch, regex: Option<&Regex>, path: &'p str) -> Option<
     }
 }
 
-/// The upstream has answered: if that was a change, what it puts out of date goes now, before the client hears of it.
-pub(crate) fn changed(current: &Current, request: &RequestHeader, response: &ResponseHeader, ctx: &RequestCtx) {
+/// The upstream has answered: if that was a change, what it puts out of date goes now, before the client hears of it. Gives back the URLs that
+/// are to be fetched anew, `//host/path`.
+pub(crate) fn changed(
+    current: &Current,
+    request: &RequestHeader,
+    response: &ResponseHeader,
+    ctx: &RequestCtx,
+) -> Vec<String> {
     if request.method.is_safe() || !invalidate::applies(&request.method, response.status) {
-        return;
+        return Vec::new();
     }
-    let (Some(_), Some(route)) = (ctx.plan.cache, &ctx.route) else { return };
+    let (Some(_), Some(route)) = (ctx.plan.cache, &ctx.route) else { return Vec::new() };
     let host = String::from_utf8_lossy(authority(request));
     let path = request.uri.path();
-    let mut orders: Vec<Order> = route.invalidates.iter().filter_map(|rule| rule.order(&host, path)).collect();
+    let mut refresh = Vec::new();
+    let mut orders = Vec::new();
+    for rule in &route.invalidates {
+        let Some(order) = rule.order(&host, path) else { continue };
+        if rule.rule.refresh {
+            refresh.extend_from_slice(&order.urls);
+        }
+        orders.push(order);
+    }
     if response.headers.contains_key(CACHE_GROUP_INVALIDATION) {
         let groups = structured::strings(&response.headers, &CACHE_GROUP_INVALIDATION).unwrap_or_default();
         let scheme = if ctx.downstream.tls { "https" } else { "http" };
@@ -110,6 +124,7 @@ pub(crate) fn changed(current: &Current, request: &RequestHeader, response: &Res
             warn!(route = route.name(), %order, %error, "what a change puts out of date is not purged");
         }
     }
+    refresh
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName};
 use pingora::{Error, ErrorType, Result};
 
-pub(crate) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
 /// How often a request may have passed a node of our name: nodes may share one, in front of each other.
 const OWN_MAX: usize = 3;

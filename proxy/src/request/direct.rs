@@ -74,9 +74,10 @@ async fn attempt(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Re
         Ok(connected) => connected,
         Err(error) => return Err(edge.fail_to_connect(session, &peer, ctx, error).into_up()),
     };
-    match run(edge, session, ctx, &peer, &mut exchange, reused).await {
+    match run(edge, session, ctx, &peer, &mut exchange).await {
         Ok(()) => {
-            edge.pool.keep(exchange, &peer);
+            let most = ctx.lease.as_ref().and_then(|lease| lease.endpoint().rules().pool?.idle);
+            edge.pool.keep(exchange, &peer, most.map_or(usize::MAX, usize::from));
             Ok(())
         }
         Err(error) => Err(edge.error_while_proxy(&peer, session, error, ctx, reused)),
@@ -90,17 +91,16 @@ async fn run(
     ctx: &mut RequestCtx,
     peer: &HttpPeer,
     exchange: &mut Exchange,
-    reused: bool,
 ) -> Result<()> {
     let stream = exchange.stream();
-    // Only filters ask.
-    let digest = ctx.slot.is_some().then(|| Digest {
+    let digest = ctx.is_asked_for_facts().then(|| Digest {
         ssl_digest: stream.get_ssl_digest(),
         timing_digest: stream.get_timing_digest(),
         proxy_digest: stream.get_proxy_digest(),
         socket_digest: stream.get_socket_digest(),
     });
-    edge.connected_to_upstream(session, reused, peer, stream.id(), digest.as_ref(), ctx).await?;
+    forward::connected(session, peer, digest.as_ref(), stream.id(), ctx)?;
+    forward::connected_by_us(exchange, ctx);
 
     let mut request = for_next_hop(session.req_header())?;
     edge.upstream_request_filter(session, &mut request, ctx).await?;
@@ -110,11 +110,6 @@ async fn run(
     loop {
         let mut response = or_client_leaves(session, exchange.response()).await?;
         edge.upstream_response_filter(session, &mut response, ctx).await?;
-        if response.status == 101 {
-            let error =
-                Error::explain(ErrorType::InvalidHTTPHeader, "the upstream changes to a protocol nobody asked for");
-            return Err(error.into_up());
-        }
         let interim = response.status.is_informational();
         let ended = !interim && exchange.has_ended();
         if !interim && !ended {

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::Result;
 use pingora::http::RequestHeader;
 use selvedge_config::TrustedProxies;
+use smallvec::SmallVec;
 
 use super::{forwarded, hygiene};
 
@@ -76,7 +77,7 @@ impl Downstream {
             }
         }
         // From the last hop back: the first address that is none of ours is the client. What it wrote itself stands before it.
-        let fields = headers.get_all(X_FORWARDED_FOR).iter().collect::<smallvec::SmallVec<[&HeaderValue; 2]>>();
+        let fields = headers.get_all(X_FORWARDED_FOR).iter().collect::<SmallVec<[&HeaderValue; 2]>>();
         let hops = fields.iter().rev().flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b','));
         for hop in hops.take(HOPS_MAX) {
             let Some(address) = address(hop) else { break }; // Nobody knows what comes before something that is no address.
@@ -102,14 +103,15 @@ impl Downstream {
             self.tell_forwarded(request)?;
         }
         if let Some(peer) = self.peer {
-            request.append_header(X_FORWARDED_FOR, peer.ip().to_canonical().to_string())?;
+            request.append_header("X-Forwarded-For", written(peer.ip()))?;
         }
         request.remove_header(&header::FORWARDED);
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(if self.tls { "https" } else { "http" }))?;
+        let scheme = HeaderValue::from_static(if self.tls { "https" } else { "http" });
+        request.insert_header("X-Forwarded-Proto", scheme)?;
         if !(self.trusted && request.headers.contains_key(X_FORWARDED_HOST))
             && let Some(host) = request.headers.get(header::HOST).cloned()
         {
-            request.insert_header(X_FORWARDED_HOST, host)?;
+            request.insert_header("X-Forwarded-Host", host)?;
         }
         Ok(())
     }
@@ -128,10 +130,33 @@ impl Downstream {
         if let Some(host) = host
             && !request.headers.contains_key(X_FORWARDED_HOST)
         {
-            request.insert_header(X_FORWARDED_HOST, host)?;
+            request.insert_header("X-Forwarded-Host", host)?;
         }
-        request.insert_header(X_FORWARDED_FOR, client.ip().to_canonical().to_string())
+        request.insert_header("X-Forwarded-For", written(client.ip()))
     }
+}
+
+/// An address as a field's value. That of IPv4, which most requests bring, is written by hand: the library's way costs several times as much.
+fn written(address: IpAddr) -> HeaderValue {
+    let mut text = SmallVec::<[u8; 40]>::new();
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            for (index, number) in address.octets().into_iter().enumerate() {
+                if index > 0 {
+                    text.push(b'.');
+                }
+                if number >= 100 {
+                    text.push(b'0' + number / 100);
+                }
+                if number >= 10 {
+                    text.push(b'0' + number / 10 % 10);
+                }
+                text.push(b'0' + number % 10);
+            }
+        }
+        IpAddr::V6(address) => text.extend_from_slice(address.to_string().as_bytes()),
+    }
+    HeaderValue::from_bytes(&text).expect("digits, letters, dots and colons")
 }
 
 /// An address as proxies write it: with a port or without, IPv6 in brackets or not.
@@ -144,6 +169,21 @@ fn address(hop: &[u8]) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_written_as_the_library_writes_them() {
+        for number in 0..=u8::MAX {
+            let address = IpAddr::from([number, 255 - number, number / 2, 7]);
+            assert_eq!(written(address), address.to_string());
+        }
+        for (address, expected) in
+            [("::1", "::1"), ("2001:db8::a:0:1", "2001:db8::a:0:1"), ("::ffff:10.0.0.1", "10.0.0.1")]
+        {
+            assert_eq!(written(address.parse().unwrap()), expected);
+        }
+        let longest = "1111:2222:3333:4444:5555:6666:7777:8888";
+        assert_eq!(written(longest.parse().unwrap()), longest);
+    }
 
     #[test]
     fn the_client_is_the_last_address_that_is_no_proxy_of_ours() {

@@ -133,6 +133,7 @@ async fn pass_body(session: &mut Session, body: &mut Option<Bytes>, end: bool, c
         if let Some(limit) = connection::late() {
             return Err(limit.error());
         }
+        connection::body_has_come(body.as_ref().map_or(0, Bytes::len));
         if end || body.is_none() {
             ctx.upload_ends();
         }
@@ -246,6 +247,7 @@ impl BodyReader<'_> {
         }
         self.ended = chunk.is_none() || io.is_body_done();
         let chunk = chunk.unwrap_or_default();
+        connection::body_has_come(chunk.len());
         self.received += chunk.len() as u64;
         if self.received > self.limit {
             return Err(Limit::Body.exceeded(self.counters));

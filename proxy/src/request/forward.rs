@@ -10,22 +10,23 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::authority::validate_request_authority;
 use pingora::proxy::Session;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Peer};
 use pingora::{Error, ErrorType, OrErr, Result};
 use selvedge_cache::rules::vary;
-use selvedge_config::RouteTimeouts;
+use selvedge_config::{HedgeAfter, RouteTimeouts};
 use smallvec::SmallVec;
 
-use super::cdn_loop::CDN_LOOP;
 use super::deadline::Deadline;
 use super::filter::BodyFlow;
 use super::mirror::Copied;
-use super::{RequestCtx, actions, fail, origin_side, slices};
+use super::{Edge, RequestCtx, actions, fail, origin_side, slices};
 use crate::attempt::{self, Order, Terms};
 use crate::chain::exchange::authority;
 use crate::chain::exchange::facts::Contact;
 use crate::cluster;
 use crate::plan::{Route, Target};
+use crate::upstream::http1::Exchange;
+use crate::upstream::wear::{self, Kept};
 use crate::upstream::{Ask, EndpointId, Lease, NoEndpoint, Upstream};
 
 /// What is kept about a request that is on its way, where its upstream has deadlines or it is sent once more.
@@ -44,6 +45,12 @@ pub(crate) struct Sent {
     pub(super) deadline: Option<Deadline>,
     /// The attempt that is made, where it is in our own hands.
     order: Option<Arc<Order>>,
+    /// When it was sent to where its answer is measured; it might be sent to a second endpoint.
+    hedged: Option<Instant>,
+    /// Nothing is to follow the request on its connection of HTTP/1.
+    last: bool,
+    /// Its place among those whose connections are kept, where that is limited.
+    kept: Option<Kept>,
 }
 
 impl Sent {
@@ -104,7 +111,7 @@ pub(crate) async fn peer(session: &mut Session, ctx: &mut RequestCtx) -> Result<
     let own = is_ours(session, upstream, &route, ctx.tries());
     if let Some(lease) = before {
         let sent = ctx.sent.get_or_insert_default();
-        (sent.deadline, sent.order) = (None, None);
+        (sent.deadline, sent.order, sent.hedged, sent.last, sent.kept) = (None, None, None, false, None);
         if std::mem::take(&mut sent.was_stale) {
             drop(lease);
             let chosen = upstream.wait(&ask.avoiding(&sent.tried), sent.total).await;
@@ -143,7 +150,7 @@ struct Limits {
 fn is_ours(session: &mut Session, upstream: &Upstream, route: &Route, tries: u32) -> bool {
     if upstream.shares_connections() {
         let limits = limits_of(route, upstream);
-        if limits.first_byte.is_some() || limits.total.is_some() {
+        if limits.first_byte.is_some() || limits.total.is_some() || upstream.wears_out_shared() {
             return true;
         }
     }
@@ -234,6 +241,18 @@ fn nowhere(upstream: &Upstream, why: NoEndpoint) -> Box<Error> {
     Error::explain(kind, format!("upstream {}: {why}", upstream.name)).into_up()
 }
 
+/// Whether it is an answer to what was asked.
+///
+/// # Errors
+/// The upstream changes to another protocol, and the client has not asked for that (RFC 9110, 7.8). Pingora would wait for what follows.
+pub(crate) fn expects(session: &Session, response: &ResponseHeader) -> Result<()> {
+    if response.status == StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req() {
+        let error = Error::explain(ErrorType::InvalidHTTPHeader, "the upstream changes to a protocol nobody asked for");
+        return Err(error.into_up());
+    }
+    Ok(())
+}
+
 /// The upstream's response has begun, or an interim one has come.
 pub(crate) fn answered(response: &ResponseHeader, ctx: &mut RequestCtx) {
     let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -245,6 +264,13 @@ pub(crate) fn answered(response: &ResponseHeader, ctx: &mut RequestCtx) {
     }
     if let Some(lease) = &ctx.lease {
         lease.answered(response.status.as_u16());
+        // An error may come sooner than any answer.
+        if let Some(since) = ctx.sent.as_mut().and_then(|sent| sent.hedged.take())
+            && response.status.as_u16() < 500
+            && let Some(upstream) = lease.endpoint().upstream()
+        {
+            upstream.answered_in(since.elapsed());
+        }
     }
     if let Some(sent) = &mut ctx.sent {
         match &sent.deadline {
@@ -285,10 +311,14 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     }
     slices::range(request, ctx)?;
     ctx.downstream.tell(request)?;
-    request.append_header(header::VIA, ctx.plan.node.via(ctx.received(session)))?;
-    request.append_header(CDN_LOOP, ctx.plan.node.cdn_loop())?;
+    request.append_header("Via", ctx.plan.node.via(ctx.received(session)))?;
+    request.append_header("CDN-Loop", ctx.plan.node.cdn_loop())?;
     as_asked(session, request, ctx)?;
-    actions::on_request(session, request, ctx)
+    actions::on_request(session, request, ctx)?;
+    if ctx.sent.as_ref().is_some_and(|sent| sent.last) {
+        request.insert_header(header::CONNECTION, "close")?;
+    }
+    Ok(())
 }
 
 /// Makes sure of the authority. Pingora leaves it alone on custom sessions: an absolute-form request of HTTP/1.0 has no Host yet, and filters
@@ -350,15 +380,17 @@ pub(crate) fn connected(
         web.attempt.store(order.is_some(), Relaxed);
     }
     if let Some(order) = order {
-        order.set(Terms { first_byte: first_byte.map(|limit| tokio::time::Instant::now() + limit), total });
-        hedge(session, order, ctx);
+        let pool = ctx.lease.as_ref().and_then(|lease| lease.endpoint().rules().pool);
+        order.set(Terms { first_byte: first_byte.map(|limit| tokio::time::Instant::now() + limit), total, pool });
+        let measured = hedge(session, order, ctx);
+        ctx.sent.get_or_insert_default().hedged = measured;
         ctx.sent.get_or_insert_default().order = Some(Arc::clone(order));
     } else if first_byte.is_some() || total.is_some() {
         let deadline = Deadline::start(connection, first_byte, total);
         let deadline = deadline.or_err(ErrorType::InternalError, "watching an upstream's time")?;
         ctx.sent.get_or_insert_default().deadline = Some(deadline);
     }
-    ctx.note(|state| {
+    ctx.tell(|state| {
         state.contact = Contact {
             attempts: ctx.attempts,
             address: peer._address.as_inet().copied(),
@@ -374,24 +406,62 @@ pub(crate) fn connected(
     Ok(())
 }
 
-/// Lets the attempt ask another endpoint when this one is silent, where the upstream says so.
-fn hedge(session: &Session, order: &Order, ctx: &RequestCtx) {
-    let request = session.req_header();
-    let Some(endpoint) = ctx.lease.as_ref().map(Lease::endpoint) else { return };
-    let Some(upstream) = endpoint.upstream() else { return };
-    let Some(rule) = upstream.hedge_rule().copied() else { return };
-    if ctx.tries() > 1 || !matches!(request.method, Method::GET | Method::HEAD) {
-        return;
+/// A connection of Pingora's is there: whether anything may follow the request on it.
+pub(crate) fn connected_by_pingora(
+    edge: &Edge,
+    peer: &HttpPeer,
+    digest: Option<&Digest>,
+    connection: RawFd,
+    session: &Session,
+    ctx: &mut RequestCtx,
+) {
+    let Some(rule) = ctx.lease.as_ref().and_then(|lease| lease.endpoint().rules().pool) else { return };
+    if Order::of(digest).is_some() || peer.options.alpn.get_min_http_version() == 2 {
+        return; // An attempt sees to it itself; HTTP/2 is only kept or not.
     }
+    if session.is_upgrade_req() {
+        return; // `Connection` asks for the upgrade then.
+    }
+    let mut last = wear::carries(&rule, connection, digest);
+    let mut kept = None;
+    if let Some(most) = rule.idle.filter(|_| !last) {
+        kept = edge.keeping.one(peer.reuse_hash(), most);
+        last = kept.is_none();
+    }
+    let sent = ctx.sent.get_or_insert_default();
+    (sent.last, sent.kept) = (last, kept);
+}
+
+/// A connection of our own is there; see [`connected_by_pingora`].
+pub(super) fn connected_by_us(exchange: &mut Exchange, ctx: &mut RequestCtx) {
+    if let Some(rule) = ctx.lease.as_ref().and_then(|lease| lease.endpoint().rules().pool)
+        && exchange.is_last(&rule)
+    {
+        ctx.sent.get_or_insert_default().last = true;
+    }
+}
+
+/// Lets the attempt ask another endpoint when this one is silent, where the upstream says so. When it was sent, if it matters how long the
+/// answer takes.
+fn hedge(session: &Session, order: &Order, ctx: &RequestCtx) -> Option<Instant> {
+    let request = session.req_header();
+    let endpoint = ctx.lease.as_ref().map(Lease::endpoint)?;
+    let upstream = endpoint.upstream()?;
+    let rule = *upstream.hedge_rule()?;
+    if ctx.tries() > 1 || !matches!(request.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let measured = matches!(rule.after, HedgeAfter::Quantile(_)).then(Instant::now);
+    let Some(after) = upstream.begin_hedged(&rule) else { return measured };
     let ask = upstream.ask(request, ctx.downstream.client.map(|client| client.ip()), ctx.plan.geo.as_deref());
     let timeouts = ctx.route.as_ref().and_then(|route| route.timeouts.as_deref().copied());
-    upstream.begin_hedged(&rule);
     let tune = Box::new(move |peer: &mut HttpPeer| {
         if let Some(timeouts) = &timeouts {
             tune(peer, timeouts);
         }
     });
-    order.hedge(upstream, ask, endpoint.id(), rule.after, tune);
+    order.hedge(upstream, ask, endpoint.id(), after, tune);
+    measured
 }
 
 /// Keeps the client at the endpoint it has been served by, where the upstream says so.

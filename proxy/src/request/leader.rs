@@ -16,6 +16,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,12 +37,18 @@ use pingora::{Error, ErrorType, Result};
 
 use super::RequestCtx;
 
-/// Where the wrapped session goes when the wrapper is dropped, or a write is given up.
+/// Where the wrapped session goes when the wrapper is dropped, or a write is given up; and while its client is [watched](super::waiting).
 #[derive(Default)]
 pub(crate) struct Place {
-    session: Mutex<Option<Box<HttpSession>>>,
+    pub(super) session: Mutex<Option<Box<HttpSession>>>,
     /// A write was given up: nobody knows how much of it the client has.
     cut: AtomicBool,
+    /// Whoever watches the client, to be told that the session is taken away again.
+    pub(super) watcher: Mutex<Option<Waker>>,
+    /// Of the response that is being stored: the client gets them behind its body, which it reads from the store.
+    trailers: Mutex<Option<Box<HeaderMap>>>,
+    /// The client was seen to leave.
+    pub(super) gone: AtomicBool,
     /// See [`crate::chain::session::Slot::attempt`].
     pub(super) attempt: AtomicBool,
 }
@@ -54,7 +61,7 @@ pub(super) fn unhurried(session: &mut Session, ctx: &mut RequestCtx) {
     let downstream = &mut session.downstream_session;
     downstream.set_proxy_tasks_enabled(true);
     if !downstream.supports_proxy_task_api() {
-        wrap(session, ctx);
+        wrap(session, ctx, Between::Kept);
     }
 }
 
@@ -63,37 +70,66 @@ pub(super) fn unhurried(session: &mut Session, ctx: &mut RequestCtx) {
 pub(super) fn readable(session: &mut Session, ctx: &mut RequestCtx) {
     let http1 = session.req_header().version < Version::HTTP_2;
     if !http1 && !session.downstream_session.is_custom() && session.subrequest_ctx.is_none() {
-        wrap(session, ctx);
+        wrap(session, ctx, Between::Kept);
     }
 }
 
-fn wrap(session: &mut Session, ctx: &mut RequestCtx) {
+/// The response ends with trailers. Pingora reads a stored body to its client without them: here is who can send them, over HTTP/2.
+pub(super) fn note_trailers(session: &Session, trailers: &HeaderMap, ctx: &RequestCtx) {
+    if let Some(place) = ctx.leader.as_ref().filter(|_| session.cache.enabled()) {
+        *place.trailers.lock() = Some(Box::new(trailers.clone()));
+    }
+}
+
+/// Where the client's session is between two writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Between {
+    /// With its wrapper.
+    Kept,
+    /// At its place, for those who watch the client.
+    Lent,
+    /// There too, even before the first one.
+    LentAtOnce,
+}
+
+pub(super) fn wrap(session: &mut Session, ctx: &mut RequestCtx, between: Between) {
     let downstream = &mut session.downstream_session;
     let place = Arc::new(Place::default());
     let request = Box::new(downstream.req_header().clone());
     let inner = std::mem::replace(downstream, Box::new(HttpSession::new_custom(Box::new(()))));
-    let leader = LeaderSession {
+    let mut leader = LeaderSession {
         inner: Some(inner),
         place: Arc::clone(&place),
         queue: VecDeque::new(),
         write: None,
         request,
         announced: None,
+        between,
     };
+    if between == Between::LentAtOnce {
+        leader.lend();
+    }
     **downstream = HttpSession::new_custom(Box::new(leader));
     ctx.leader = Some(place);
 }
 
 /// Puts the client's own session back, if it was wrapped. A write that is still under way is given up, and with it the stream.
 pub(super) async fn restore(session: &mut Session, ctx: &mut RequestCtx) {
-    let Some(place) = ctx.leader.take() else { return };
-    // The wrapper is dropped by this, and fills the place.
-    *session.downstream_session = HttpSession::new_custom(Box::new(()));
-    let Some(inner) = place.session.lock().take() else { return };
-    session.downstream_session = inner;
+    let Some(place) = unwrap(session, ctx) else { return };
     if place.cut.load(Ordering::Relaxed) {
         session.downstream_session.shutdown().await;
     }
+}
+
+/// Puts the client's own session back, if it was wrapped, and says where it was.
+pub(super) fn unwrap(session: &mut Session, ctx: &mut RequestCtx) -> Option<Arc<Place>> {
+    let place = ctx.leader.take()?;
+    // The wrapper is dropped by this, and fills the place.
+    *session.downstream_session = HttpSession::new_custom(Box::new(()));
+    if let Some(inner) = place.recall() {
+        session.downstream_session = inner;
+    }
+    Some(place)
 }
 
 /// A request's header as the bytes of HTTP/1.1, for those who have to read it again.
@@ -148,16 +184,31 @@ struct LeaderSession {
     request: Box<RequestHeader>,
     /// The status of the final header that was queued, for the same.
     announced: Option<ResponseHeader>,
+    between: Between,
 }
 
 impl LeaderSession {
     /// Waits for the write under way. Cancel safe.
     async fn settle(&mut self) -> Result<bool> {
-        let Some(write) = &mut self.write else { return Ok(false) };
-        let written = write.get_mut().as_mut().await;
-        self.write = None;
-        self.inner = self.place.session.lock().take();
-        written
+        if let Some(write) = &mut self.write {
+            let written = write.get_mut().as_mut().await;
+            self.write = None;
+            self.inner = self.place.session.lock().take();
+            return written;
+        }
+        if self.inner.is_none() {
+            self.inner = self.place.recall();
+        }
+        Ok(false)
+    }
+
+    /// Puts the session where its client can be watched, if that is wanted.
+    fn lend(&mut self) {
+        if self.between != Between::Kept
+            && let Some(inner) = self.inner.take()
+        {
+            *self.place.session.lock() = Some(inner);
+        }
     }
 
     /// Writes what is queued, in order. Cancel safe: what was begun is gone on with the next time.
@@ -170,13 +221,28 @@ impl LeaderSession {
             self.write = Some(Mutex::new(Box::pin(loan.write(tasks))));
             ended |= self.settle().await?;
         }
+        self.lend();
         Ok(ended)
     }
 
     /// The session, once everything queued is written.
     async fn ready(&mut self) -> Result<&mut HttpSession> {
         self.flush().await?;
+        self.settle().await?;
         self.inner.as_deref_mut().ok_or_else(away)
+    }
+
+    /// Queues a write; what ends the body of a whole response is followed by its trailers, if there are some.
+    fn push(&mut self, task: HttpTask) {
+        let ends = matches!(task, HttpTask::Done | HttpTask::Body(_, true));
+        let partial = self.announced.as_ref().is_some_and(|header| header.status == StatusCode::PARTIAL_CONTENT);
+        let Some(trailers) = self.place.trailers.lock().take_if(|_| ends && !partial) else {
+            return self.queue.push_back(task);
+        };
+        if let HttpTask::Body(data, _) = task {
+            self.queue.push_back(HttpTask::Body(data, false));
+        }
+        self.queue.push_back(HttpTask::Trailer(Some(trailers)));
     }
 
     fn note(&mut self, header: &ResponseHeader) {
@@ -211,6 +277,9 @@ impl CustomSession for LeaderSession {
     }
 
     fn req_header_mut(&mut self) -> &mut RequestHeader {
+        if self.inner.is_none() && self.write.is_none() {
+            self.inner = self.place.recall();
+        }
         match &mut self.inner {
             Some(inner) => inner.req_header_mut(),
             None => &mut self.request,
@@ -243,7 +312,7 @@ impl CustomSession for LeaderSession {
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        self.queue.push_back(HttpTask::Body(Some(data), end));
+        self.push(HttpTask::Body(Some(data), end));
         self.flush().await.map(drop)
     }
 
@@ -267,7 +336,7 @@ impl CustomSession for LeaderSession {
         if let HttpTask::Header(header, _) = &task {
             self.note(header);
         }
-        self.queue.push_back(task);
+        self.push(task);
     }
 
     fn has_pending_proxy_tasks(&self) -> bool {

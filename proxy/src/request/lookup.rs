@@ -14,7 +14,7 @@ use pingora::{Error, ErrorType, Result};
 use selvedge_cache::{Cache, Onward, Scheme};
 
 use super::select::asker;
-use super::{RequestCtx, fail, leader, respond, step};
+use super::{RequestCtx, fail, leader, respond, step, waiting};
 use crate::chain::exchange::facts::Cached;
 use crate::cluster;
 use crate::listener::ListenerFacts;
@@ -38,7 +38,9 @@ pub(crate) fn enable(session: &mut Session, ctx: &mut RequestCtx, listener: &Lis
         scope = key_parts.scope(scope, session.downstream_session.req_header(), ctx);
     }
     let request = session.downstream_session.req_header();
-    cache.enable(&mut session.cache, request, scope, scheme, &rule.policy, &mut ctx.cache);
+    if cache.enable(&mut session.cache, request, scope, scheme, &rule.policy, &mut ctx.cache) {
+        waiting::may_begin(session, ctx, cache);
+    }
     Ok(())
 }
 
@@ -63,6 +65,12 @@ pub(super) fn route_of_get(
 
 /// The primary key of the request.
 pub(crate) fn key(session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {
+    let Some(mut key) = ctx.cache.kept_key() else { return make_key(session, ctx) };
+    waiting::mark(&mut key, ctx);
+    Ok(key)
+}
+
+pub(super) fn make_key(session: &Session, ctx: &mut RequestCtx) -> Result<CacheKey> {
     let Some(cache) = ctx.plan.cache else {
         return Error::e_explain(ErrorType::InternalError, "the cache is on without being configured");
     };
@@ -102,7 +110,15 @@ pub(crate) fn hit(
         *slot.stored.lock() = cache.stored_body(hit);
     }
     let request = session.downstream_session.req_header();
-    cache.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache)
+    let forced = cache.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache);
+    let answers = matches!(forced, Some(ForcedFreshness::ForceFresh)) || forced.is_none() && is_fresh;
+    if answers && ctx.leader.is_some() {
+        let _gone = waiting::is_over(session, ctx); // Writing to it fails.
+    }
+    if answers && ctx.cache.reads_along() {
+        waiting::reads_along(session, ctx, hit);
+    }
+    forced
 }
 
 /// A stale response, and an error or (`None`) the wish to fetch it anew in the background: serve it?
@@ -112,6 +128,9 @@ pub(crate) fn serve_stale(
     listener: &ListenerFacts,
     error: Option<&Error>,
 ) -> bool {
+    if error.is_none() {
+        let _gone = waiting::is_over(session, ctx); // Writing to it fails.
+    }
     let may = error.is_some() || can_be_repeated(session, ctx, listener);
     let stale = may && ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
     step!(ctx, "stale", served = stale);
@@ -146,9 +165,12 @@ pub(super) fn can_be_repeated(session: &Session, ctx: &RequestCtx, listener: &Li
 /// The request is about to go forward, unless it must not (`only-if-cached`); false when it was answered here.
 ///
 /// # Errors
-/// What it was waiting for has failed, or too many wait for the same.
+/// What it was waiting for has failed, or too many wait for the same, or its client has left.
 pub(crate) async fn before_upstream(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     let Some(cache) = ctx.plan.cache else { return Ok(true) };
+    if ctx.leader.is_some() {
+        waiting::is_over(session, ctx)?;
+    }
     match cache.before_upstream(&session.cache, session.downstream_session.req_header(), &mut ctx.cache) {
         Onward::Forward => {
             if session.cache.enabled() {

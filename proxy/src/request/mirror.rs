@@ -36,7 +36,8 @@ pub(super) struct Copied {
 pub(super) fn begin(session: &mut Session, request: &RequestHeader, ctx: &mut RequestCtx) {
     let Some(mirror) = ctx.route.as_ref().and_then(|route| route.mirror.as_ref()) else { return };
     let sampled = || fastrand::u16(..10_000) < mirror.share.basis_points();
-    if ctx.attempts > 1 || session.subrequest_ctx.is_some() || session.is_upgrade_req() || !sampled() {
+    let in_background = session.subrequest_ctx.is_some() || ctx.is_inner_in_background();
+    if ctx.attempts > 1 || in_background || session.is_upgrade_req() || !sampled() {
         if let Some(sent) = &mut ctx.sent {
             sent.copied = None; // What an attempt before has not finished.
         }

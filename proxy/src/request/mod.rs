@@ -6,9 +6,11 @@
 //! | `select` | `request_filter` | [`select`] |
 //! | `filter` (request) | `request_filter`, `request_body_filter` | [`filter`], `chain/` |
 //! | `lookup` | `request_cache_filter` .. `cache_hit_filter` | [`lookup`] |
+//! | `lookup`, waiting for another's fetch | the same | [`waiting`] |
 //! | `forward` | `upstream_peer`, `upstream_request_filter`, `error_while_proxy` | [`forward`], [`retry`] |
 //! | `forward`, the short way | `proxy_upstream_filter` | [`direct`] |
 //! | `forward`, filling the cache | every write to the first client | [`leader`] |
+//! | what a change has put out of date | `upstream_response_filter` | [`refresh`] |
 //! | filters at the origin's side: all of this once more | `upstream_peer` .. | [`origin_side`] |
 //! | `store` | `upstream_response_filter`, `response_cache_filter` | [`store`] |
 //! | `respond` | `response_filter` | [`respond`] |
@@ -36,9 +38,13 @@ pub(crate) mod purge;
 
 mod grpc_web;
 
+pub(crate) mod wrapped;
+
 pub(crate) mod filter;
 
 pub(crate) mod lookup;
+
+mod waiting;
 
 pub(crate) mod key_parts;
 
@@ -55,6 +61,8 @@ pub(crate) mod origin_side;
 pub(crate) mod leader;
 
 pub(crate) mod slices;
+
+pub(crate) mod refresh;
 
 pub(crate) mod retry;
 
@@ -80,11 +88,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pingora::cache::key::HashBinary;
 use pingora::cache::storage::HitHandler;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -104,6 +113,7 @@ use crate::plan::{Plan, Route};
 use crate::telemetry::AccessLogSink;
 use crate::upstream::Lease;
 use crate::upstream::http1::Pool;
+use crate::upstream::wear::Keeping;
 
 /// Notes a step of the story, for the test that guards it; free unless somebody listens at trace level.
 macro_rules! step {
@@ -121,6 +131,8 @@ pub(crate) struct Edge {
     pub(crate) access_log: AccessLogSink,
     /// This worker's connections to upstreams, for requests that go the short way.
     pub(crate) pool: Arc<Pool>,
+    /// How many requests at this listener and on this worker are on connections of Pingora's that may be kept.
+    pub(crate) keeping: Arc<Keeping>,
     /// Is told what becomes of requests, where a configuration is tested.
     pub(crate) witness: Option<Arc<Witness>>,
     /// Which halves of requests it sees to.
@@ -187,6 +199,18 @@ impl RequestCtx {
         }
     }
 
+    /// Tells the filters a fact about the exchange, on routes where one of them may ask for it.
+    pub(crate) fn tell(&self, fact: impl FnOnce(&mut ExchangeState)) {
+        if self.is_asked_for_facts() {
+            self.note(fact);
+        }
+    }
+
+    /// Whether some filter may ask for facts about the exchange.
+    pub(crate) fn is_asked_for_facts(&self) -> bool {
+        self.slot.is_some() && self.route.as_ref().is_some_and(|route| route.is_asked_for_facts)
+    }
+
     /// Its body has come, or nobody waits for it any more.
     pub(crate) fn upload_ends(&mut self) {
         if std::mem::take(&mut self.uploads) {
@@ -236,6 +260,9 @@ impl ProxyHttp for Edge {
         }
     }
 
+    /// None: responses are compressed by `compress/`, and Pingora's own module would cost every request, switched off as it is.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
         if self.half.is_inner() {
             return origin_side::admit(session, ctx);
@@ -244,7 +271,9 @@ impl ProxyHttp for Edge {
         if self.listener.cluster {
             return cluster::serve::admit(session, &self.listener, ctx);
         }
-        admit::check(session, &self.listener, ctx)
+        admit::check(session, &self.listener, ctx)?;
+        refresh::arrive(session, ctx);
+        Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
@@ -396,7 +425,9 @@ impl ProxyHttp for Edge {
         if ctx.has_inner_half() {
             return Ok(());
         }
-        forward::connected(session, peer, digest, connection, ctx)
+        forward::connected(session, peer, digest, connection, ctx)?;
+        forward::connected_by_pingora(self, peer, digest, connection, session, ctx);
+        Ok(())
     }
 
     fn fail_to_connect(
@@ -441,11 +472,13 @@ impl ProxyHttp for Edge {
         if cluster::ask::is_asking(ctx) {
             cluster::ask::answered(response, ctx)?;
         }
+        forward::expects(session, response)?;
         forward::answered(response, ctx);
         retry::response(session, response, ctx)?;
         origin_side::answered(ctx);
         if !ctx.is_inner() {
-            crate::purge::related::changed(&self.current, session.req_header(), response, ctx);
+            let outdated = crate::purge::related::changed(&self.current, session.req_header(), response, ctx);
+            refresh::begin(session, outdated, ctx);
         }
         store::receive(session, response, ctx).await?;
         origin_side::leave(ctx);
@@ -502,6 +535,16 @@ impl ProxyHttp for Edge {
             ctx.upload_ends();
         }
         respond::header(session, response, ctx)
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        leader::note_trailers(session, trailers, ctx);
+        Ok(())
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {

@@ -106,6 +106,11 @@ impl RequestCtx {
         if let Side::Inner(hop) = &self.side { Some(hop) } else { None }
     }
 
+    /// Whether it is the inner half of a request that nobody waits for.
+    pub(super) fn is_inner_in_background(&self) -> bool {
+        self.outer_half().is_some_and(|hop| hop.in_background)
+    }
+
     /// How the client's request was received, for `Via`.
     pub(super) fn received(&self, session: &Session) -> Version {
         self.outer_half().map_or(session.req_header().version, |hop| hop.received)
@@ -141,6 +146,8 @@ pub(crate) struct Hop {
     connection: Connection,
     cached: Option<Cached>,
     properties: Vec<SetProperty>,
+    /// Nobody waits for it: it refreshes what is stored.
+    in_background: bool,
     /// What the inner half leaves.
     left: Mutex<Left>,
 }
@@ -191,6 +198,7 @@ pub(super) fn peer(edge: &Edge, session: &Session, ctx: &mut RequestCtx) -> Resu
             worker: edge.worker,
             access_log: edge.access_log.clone(),
             pool: Arc::clone(&edge.pool),
+            keeping: Arc::default(),
             witness: edge.witness.clone(),
             half: Half::Inner,
         };
@@ -211,6 +219,7 @@ pub(super) fn peer(edge: &Edge, session: &Session, ctx: &mut RequestCtx) -> Resu
         connection: Connection::of(session.digest()),
         cached: lookup::facts(session, ctx),
         properties,
+        in_background: session.subrequest_ctx.is_some(),
         left: Mutex::default(),
     });
 

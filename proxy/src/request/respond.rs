@@ -24,7 +24,7 @@ pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: 
         response.remove_header(&header::TRANSFER_ENCODING);
         session.downstream_session.set_keepalive(None);
     }
-    response.append_header(header::VIA, ctx.plan.node.via(response.version))?;
+    response.append_header("Via", ctx.plan.node.via(response.version))?;
     lookup::status(session, response, ctx);
     cluster::serve::mark(session, response, ctx)?;
     tell(session, ctx);
@@ -33,7 +33,7 @@ pub(crate) fn header(session: &mut Session, response: &mut ResponseHeader, ctx: 
 
 /// Tells the filters where the response comes from, and what the cache had to do with it.
 pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
-    if ctx.slot.is_none() || ctx.route.as_ref().is_none_or(|route| route.filters.is_empty()) {
+    if !ctx.is_asked_for_facts() {
         return;
     }
     let cached = lookup::facts(session, ctx);

@@ -31,7 +31,7 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
         }
         return Ok(());
     }
-    ctx.note(|state| state.contact.latency = state.contact.since.map(|since| since.elapsed()));
+    ctx.tell(|state| state.contact.latency = state.contact.since.map(|since| since.elapsed()));
 
     if let Some(slot) = ctx.slot.as_ref().filter(|_| response.status != http::StatusCode::NOT_MODIFIED) {
         *slot.stored.lock() = None; // It is not what answers.

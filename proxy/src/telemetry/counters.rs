@@ -27,6 +27,10 @@ pub(crate) struct Counters {
     mirrored: [AtomicU64; 2],
     /// Those under way.
     mirroring: Arc<AtomicU64>,
+    /// URLs that a change has put out of date: fetched anew, and not.
+    refreshed: [AtomicU64; 2],
+    /// Changes whose URLs are being fetched anew.
+    refreshing: Arc<AtomicU64>,
     /// TLS handshakes.
     pub(crate) handshakes: Arc<HandshakeCounts>,
     /// What clients sent beyond a limit, in the order of [`Limit::ALL`].
@@ -92,10 +96,21 @@ pub(crate) struct Observed {
 /// How many copies of requests may be under way: each may hold an answer of a few MiB.
 const MIRRORS_MAX: u64 = 32;
 
-/// A copy under way; counted until this is dropped.
-pub(crate) struct Mirroring(Arc<AtomicU64>);
+/// For how many changes URLs may be fetched anew at once.
+const REFRESHES_MAX: u64 = 32;
 
-impl Drop for Mirroring {
+/// Something of which only so many may be under way; counted until this is dropped.
+pub(crate) struct UnderWay(Arc<AtomicU64>);
+
+impl UnderWay {
+    /// `None` = too many are.
+    fn begin(count: &Arc<AtomicU64>, most: u64) -> Option<Self> {
+        count.fetch_update(Relaxed, Relaxed, |now| (now < most).then(|| now + 1)).ok()?;
+        Some(Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -132,10 +147,23 @@ impl Counters {
     }
 
     /// A place for a copy; `None` = too many are under way.
-    pub(crate) fn begin_mirror(&self) -> Option<Mirroring> {
-        let join = |now| (now < MIRRORS_MAX).then(|| now + 1);
-        self.mirroring.fetch_update(Relaxed, Relaxed, join).ok()?;
-        Some(Mirroring(Arc::clone(&self.mirroring)))
+    pub(crate) fn begin_mirror(&self) -> Option<UnderWay> {
+        UnderWay::begin(&self.mirroring, MIRRORS_MAX)
+    }
+
+    /// A URL that a change has put out of date was fetched anew, or was not because too many are under way.
+    pub(crate) fn refreshed(&self, fetched: bool) {
+        self.refreshed[usize::from(!fetched)].fetch_add(1, Relaxed);
+    }
+
+    /// URLs that were fetched anew, and those that were not.
+    pub(crate) fn refreshes(&self) -> [u64; 2] {
+        self.refreshed.each_ref().map(|count| count.load(Relaxed))
+    }
+
+    /// A place for a change whose URLs are to be fetched anew; `None` = too many are under way.
+    pub(crate) fn begin_refresh(&self) -> Option<UnderWay> {
+        UnderWay::begin(&self.refreshing, REFRESHES_MAX)
     }
 
     /// There was no room for a connection.

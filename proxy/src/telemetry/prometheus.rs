@@ -66,6 +66,11 @@ fn node(page: &mut Page, observed: &Observed, generation: u64) {
     page.family("selvedge_mirrored_requests_total", "counter", "Copies of requests, and those that were not made.");
     page.sample("selvedge_mirrored_requests_total", &[("result", "sent")], sent);
     page.sample("selvedge_mirrored_requests_total", &[("result", "dropped")], dropped);
+    let [fetched, left] = observed.counters.refreshes();
+    let help = "URLs that a change has put out of date: fetched anew at once, and left to who asks next.";
+    page.family("selvedge_cache_refreshes_total", "counter", help);
+    page.sample("selvedge_cache_refreshes_total", &[("result", "fetched")], fetched);
+    page.sample("selvedge_cache_refreshes_total", &[("result", "left")], left);
     let help = "What clients sent beyond a limit of a listener, by its key.";
     page.family("selvedge_limit_exceeded_total", "counter", help);
     for (limit, count) in observed.counters.limits() {

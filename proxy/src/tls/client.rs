@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue};
+use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::Certificate;
 
@@ -67,6 +68,14 @@ impl Shown {
     /// What it says; `None` if it cannot be read, though the TLS library could.
     fn facts(&self) -> Option<&Certificate> {
         self.facts.get_or_init(|| Certificate::of(&self.der).ok().map(Box::new)).as_deref()
+    }
+
+    /// Whether it is for a server of this name, as one that is connected to has to be (RFC 9525, 6.3).
+    pub(crate) fn is_for(&self, name: &str) -> bool {
+        let certificate = CertificateDer::from(&*self.der);
+        let parsed = webpki::EndEntityCert::try_from(&certificate);
+        let name = ServerName::try_from(name);
+        parsed.is_ok_and(|parsed| name.is_ok_and(|name| parsed.verify_is_valid_for_subject_name(&name).is_ok()))
     }
 
     /// What upstreams are told of it in `Client-Cert`.

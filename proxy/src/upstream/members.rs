@@ -272,6 +272,7 @@ mod tests {
             retries: selvedge_config::Retries::default(),
             hedge: None,
             limits: None,
+            pool: None,
             panic: Percent::HALF,
             slow_start: Duration::ZERO,
             timeouts: selvedge_config::Timeouts::default(),

@@ -20,11 +20,14 @@ mod outlier;
 mod health;
 mod probe;
 
+mod quantile;
 mod traffic;
 
 mod names;
 
 mod keeper;
+
+pub(crate) mod wear;
 
 pub(crate) mod http1;
 
@@ -48,7 +51,7 @@ use pingora::upstreams::peer::{HttpPeer, Scheme};
 use pingora::utils::tls::CertKey;
 use selvedge_config::{
     Balance, EndpointAddr, HashBy, HealthCheck, Hedge, Outlier, Percent, Place, Prefer, PreferBy, Retries, Sticky,
-    Timeouts, UpstreamLimits,
+    Timeouts, UpstreamLimits, UpstreamPool,
 };
 use selvedge_geoip::Geo;
 use tokio::sync::Notify;
@@ -150,6 +153,7 @@ pub(crate) struct Rules {
     pub(crate) retries: Retries,
     pub(crate) hedge: Option<Hedge>,
     pub(crate) limits: Option<UpstreamLimits>,
+    pub(crate) pool: Option<UpstreamPool>,
     pub(crate) panic: Percent,
     pub(crate) slow_start: Duration,
     pub(crate) timeouts: Timeouts,
@@ -167,6 +171,7 @@ impl Rules {
             retries: written.retries.clone(),
             hedge: written.hedge,
             limits: written.limits,
+            pool: written.pool,
             panic: written.panic,
             slow_start: written.slow_start,
             timeouts: written.timeouts,
@@ -298,7 +303,7 @@ impl Upstream {
                     endpoints.push(Arc::clone(known));
                     continue;
                 }
-                let Some(peer) = self.speech.peer(&address, source, &self.rules.timeouts) else { continue };
+                let Some(peer) = self.speech.peer(&address, source, &self.rules) else { continue };
                 let (state, new) = keeper.state(&self.name, &address);
                 if let Some(now) = risen.filter(|_| new) {
                     state.rise(now);
@@ -379,6 +384,12 @@ impl Upstream {
     /// When a second endpoint is asked, if one is.
     pub(crate) fn hedge_rule(&self) -> Option<&Hedge> {
         self.rules.hedge.as_ref().filter(|_| self.speech.dial.is_none())
+    }
+
+    /// Whether its connections carry only so many requests, or only for so long, and others' besides: then ours are the hands that can
+    /// end one.
+    pub(crate) fn wears_out_shared(&self) -> bool {
+        self.rules.pool.is_some_and(|pool| pool.wears_out()) && self.shares_connections()
     }
 
     /// Whether a stream that takes too long is ended by itself, because its connection is others' too.
@@ -548,7 +559,8 @@ impl Upstream {
 
 impl Speech {
     /// An endpoint as Pingora connects to it.
-    fn peer(&self, address: &Address, source: &Source, timeouts: &Timeouts) -> Option<HttpPeer> {
+    fn peer(&self, address: &Address, source: &Source, rules: &Rules) -> Option<HttpPeer> {
+        let timeouts = &rules.timeouts;
         let sni = self.tls.as_ref().map(|tls| tls.sni.clone().unwrap_or_else(|| source.host())).unwrap_or_default();
         let mut peer = address.peer(self.tls.is_some(), sni)?;
         peer.options.connection_timeout = Some(timeouts.connect);
@@ -566,6 +578,13 @@ impl Speech {
         if self.http2 {
             peer.options.alpn = ALPN::H2;
             peer.options.max_h2_streams = 100;
+        }
+        if let Some(pool) = &rules.pool {
+            // Another upstream with the same endpoint has other rules.
+            peer.group_key ^= balance::key::hash(rules.name.as_bytes());
+            if pool.idle == Some(0) {
+                peer.options.idle_timeout = Some(Duration::ZERO);
+            }
         }
         if let Some(dial) = &self.dial {
             peer.scheme = Scheme::HTTP;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use selvedge_config::{Hedge, Percent, UpstreamLimits};
+use selvedge_config::{Hedge, HedgeAfter, Percent, UpstreamLimits};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Ask, EndpointId, Lease, NoEndpoint, Upstream};
+use super::quantile::Answers;
+use super::{Ask, EndpointId, Lease, NoEndpoint, Upstream, clock};
 
 /// What a retry takes from the budget; a request puts its share of it in.
 const RETRY: i64 = 10_000;
@@ -34,6 +35,8 @@ pub(crate) struct Traffic {
     hedges: AtomicU64,
     hedges_won: AtomicU64,
     hedges_refused: AtomicU64,
+    /// Of requests that might be sent to a second endpoint, where it matters what most of them need.
+    answers: Answers,
 }
 
 /// A share of requests that is saved up, and spent in whole ones.
@@ -71,6 +74,7 @@ impl Default for Traffic {
             hedges: AtomicU64::new(0),
             hedges_won: AtomicU64::new(0),
             hedges_refused: AtomicU64::new(0),
+            answers: Answers::default(),
         }
     }
 }
@@ -93,6 +97,9 @@ pub struct TrafficStatus {
     pub hedges_won: u64,
     /// Requests that were not, because the budget was used up or no other endpoint had room, since the process started.
     pub hedges_refused: u64,
+    /// How long an endpoint may be silent before a second one is asked, where that is what most answers need; `None` = it is not, or too few
+    /// are known.
+    pub hedge_after: Option<Duration>,
 }
 
 impl Traffic {
@@ -105,6 +112,7 @@ impl Traffic {
             hedges: self.hedges.load(Relaxed),
             hedges_won: self.hedges_won.load(Relaxed),
             hedges_refused: self.hedges_refused.load(Relaxed),
+            hedge_after: self.answers.known(),
         }
     }
 
@@ -220,9 +228,22 @@ impl Upstream {
         }
     }
 
-    /// A request is sent here that another endpoint may be asked, too: its share of that is saved up.
-    pub(crate) fn begin_hedged(&self, hedge: &Hedge) {
+    /// A request is sent here that another endpoint may be asked, too: its share of that is saved up. After how long; `None` = nobody knows
+    /// yet how long is long here.
+    pub(crate) fn begin_hedged(&self, hedge: &Hedge) -> Option<Duration> {
+        let after = match hedge.after {
+            HedgeAfter::Time(after) => after,
+            HedgeAfter::Quantile(share) => {
+                self.traffic.answers.quantile(share, hedge.minimum, clock::now())?.max(hedge.floor)
+            }
+        };
         self.traffic.hedging.save(hedge.share);
+        Some(after)
+    }
+
+    /// The answer to a request that might have been sent to a second endpoint, or was, took so long to begin.
+    pub(crate) fn answered_in(&self, took: Duration) {
+        self.traffic.answers.sample(took);
     }
 
     /// A second endpoint for a request that is at this one and has no answer: if the budgets, for this and for retries, allow it, and

@@ -20,6 +20,7 @@ pub struct Module {
     origin: ModuleOrigin,
     abi: AbiVersion,
     phases: Phases,
+    asks: bool,
     settings_schema: Option<String>,
     instance: InstancePre<State>,
     wasm: Bytes,
@@ -154,6 +155,8 @@ impl Module {
                 .map_err(|source| LoadError::Phases { module: name.to_owned(), source })?,
             None => Phases::of_exports(|export| code.get_export(export).is_some()),
         };
+        let facts = ["proxy_get_property", "proxy_call_foreign_function"];
+        let asks = code.imports().any(|import| facts.contains(&import.name()));
         let settings_schema =
             settings_schema(wasm).map_err(|reason| LoadError::SettingsSchema { module: name.to_owned(), reason })?;
         Ok(Arc::new(Self {
@@ -163,6 +166,7 @@ impl Module {
             origin,
             abi,
             phases,
+            asks,
             settings_schema,
             instance,
             wasm: Bytes::copy_from_slice(wasm),
@@ -198,6 +202,13 @@ impl Module {
     #[must_use]
     pub fn phases(&self) -> Phases {
         self.phases
+    }
+
+    /// Whether it may ask for facts about an exchange: it imports `proxy_get_property` or `proxy_call_foreign_function`. For a module that
+    /// does not, nobody need find them out.
+    #[must_use]
+    pub fn asks_for_facts(&self) -> bool {
+        self.asks
     }
 
     /// JSON Schema of the plugin's configuration, from the custom section `selvedge.schema`: text of at most 64 KiB, not read any further.

@@ -1,7 +1,10 @@
 //! What a plugin's VMs count about themselves: callbacks, how they end and how long they take, VMs, callouts, replies.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::effects::CalloutFailure;
 use crate::vm::CallError;
@@ -17,6 +20,8 @@ const BUCKETS: usize = 22;
 #[derive(Debug)]
 pub struct PluginStats {
     callbacks: [CallbackStats; Callback::ALL.len()],
+    /// What VMs that serve many streams count by themselves.
+    tallies: Mutex<Vec<Arc<Tally>>>,
     vm_starts: AtomicU64,
     vm_start_failures: AtomicU64,
     vm_rejections: AtomicU64,
@@ -37,6 +42,22 @@ struct CallbackStats {
     failures: [AtomicU64; FAILURES.len()],
     measured: [AtomicU64; BUCKETS],
     measured_nanos: AtomicU64,
+}
+
+/// The calls that one VM has counted, and those before it that had the same tally. It alone writes here, and on cache lines of its own: if the
+/// workers counted in one place, each call of each filter would wait for the others' processors.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Tally([AtomicU64; Callback::ALL.len()]);
+
+impl Tally {
+    /// Counts a call; how many there were before. Only one thread at a time: the one that has the VM.
+    fn count(&self, callback: Callback) -> u64 {
+        let calls = &self.0[callback as usize];
+        let before = calls.load(Relaxed);
+        calls.store(before + 1, Relaxed);
+        before
+    }
 }
 
 /// What has been counted by now.
@@ -133,6 +154,7 @@ impl Default for PluginStats {
     fn default() -> Self {
         Self {
             callbacks: std::array::from_fn(|_| CallbackStats::default()),
+            tallies: Mutex::default(),
             vm_starts: AtomicU64::new(0),
             vm_start_failures: AtomicU64::new(0),
             vm_rejections: AtomicU64::new(0),
@@ -155,9 +177,23 @@ impl Default for CallbackStats {
 }
 
 impl PluginStats {
-    /// Before a guest call; what it returns is to be given to [`PluginStats::call_ended`].
-    pub(crate) fn call_begins(&self, callback: Callback) -> Counted {
-        let calls = self.callbacks[callback as usize].calls.fetch_add(1, Relaxed);
+    /// A tally for one VM. That of a VM that is gone goes on with the next one, so that there are never more than there were VMs at once.
+    pub(crate) fn tally(&self) -> Arc<Tally> {
+        let mut tallies = self.tallies.lock();
+        if let Some(free) = tallies.iter_mut().find_map(|tally| Arc::get_mut(tally).is_some().then_some(tally)) {
+            return Arc::clone(free);
+        }
+        let tally = Arc::new(Tally([const { AtomicU64::new(0) }; Callback::ALL.len()]));
+        tallies.push(Arc::clone(&tally));
+        tally
+    }
+
+    /// Before a guest call; what it returns is to be given to [`PluginStats::call_ended`]. Without a tally it is counted for all to see.
+    pub(crate) fn call_begins(&self, tally: Option<&Tally>, callback: Callback) -> Counted {
+        let calls = match tally {
+            Some(tally) => tally.count(callback),
+            None => self.callbacks[callback as usize].calls.fetch_add(1, Relaxed),
+        };
         Counted { callback, since: calls.is_multiple_of(MEASURE_EVERY).then(Instant::now) }
     }
 
@@ -214,9 +250,12 @@ impl PluginStats {
     /// What has been counted by now.
     #[must_use]
     pub fn snapshot(&self) -> StatsSnapshot {
-        let called = Callback::ALL.iter().zip(&self.callbacks).filter(|(_, stats)| stats.calls.load(Relaxed) > 0);
+        let tallies = self.tallies.lock().clone();
+        let counted = |index: usize| tallies.iter().map(|tally| tally.0[index].load(Relaxed)).sum::<u64>();
+        let callbacks = Callback::ALL.iter().zip(&self.callbacks).enumerate();
+        let snapshots = callbacks.map(|(index, (name, stats))| stats.snapshot(name, counted(index)));
         StatsSnapshot {
-            callbacks: called.map(|(name, stats)| stats.snapshot(name)).collect(),
+            callbacks: snapshots.filter(|snapshot| snapshot.calls > 0).collect(),
             vm_starts: self.vm_starts.load(Relaxed),
             vm_start_failures: self.vm_start_failures.load(Relaxed),
             vm_rejections: self.vm_rejections.load(Relaxed),
@@ -240,14 +279,15 @@ impl CallbackStats {
         self.measured_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    fn snapshot(&self, callback: &'static str) -> CallbackSnapshot {
+    /// `tallied` = calls that VMs have counted by themselves.
+    fn snapshot(&self, callback: &'static str, tallied: u64) -> CallbackSnapshot {
         let bound = |index: usize| {
             let exponent = u32::try_from(index).ok().filter(|_| index + 1 < BUCKETS)?;
             Some(Duration::from_micros(1 << exponent))
         };
         CallbackSnapshot {
             callback,
-            calls: self.calls.load(Relaxed),
+            calls: self.calls.load(Relaxed) + tallied,
             failures: FAILURES.into_iter().zip(self.failures.iter().map(|count| count.load(Relaxed))).collect(),
             durations: self.measured.iter().enumerate().map(|(i, count)| (bound(i), count.load(Relaxed))).collect(),
             measured: Duration::from_nanos(self.measured_nanos.load(Relaxed)),
@@ -296,7 +336,7 @@ mod tests {
     fn calls_are_counted_by_how_they_end_and_one_in_sixteen_is_measured() {
         let stats = PluginStats::default();
         for _ in 0..17 {
-            stats.call_ended(stats.call_begins(Callback::of("proxy_on_tick")), None);
+            stats.call_ended(stats.call_begins(None, Callback::of("proxy_on_tick")), None);
         }
         let callback = "proxy_on_log";
         for error in [
@@ -307,7 +347,7 @@ mod tests {
             CallError::Memory { callback, limit: 0 },
             CallError::Hostcalls { callback, limit: 0 },
         ] {
-            stats.call_ended(stats.call_begins(Callback::of(callback)), Some(&error));
+            stats.call_ended(stats.call_begins(None, Callback::of(callback)), Some(&error));
         }
         let snapshot = stats.snapshot();
         let [log, tick] = &snapshot.callbacks[..] else { panic!("{snapshot:?}") };
@@ -315,6 +355,24 @@ mod tests {
         assert_eq!(tick.durations.iter().map(|(_, count)| count).sum::<u64>(), 2);
         assert_eq!(log.calls, 6);
         assert!(log.failures.iter().all(|(_, count)| *count == 1), "{log:?}");
+    }
+
+    #[test]
+    fn what_vms_count_by_themselves_outlives_them() {
+        let stats = PluginStats::default();
+        let calls = |stats: &PluginStats| stats.snapshot().callbacks.iter().map(|callback| callback.calls).sum::<u64>();
+        let (one, other) = (stats.tally(), stats.tally());
+        let tick = Callback::of("proxy_on_tick");
+        for tally in [Some(&*one), Some(&*one), Some(&*other), None] {
+            stats.call_ended(stats.call_begins(tally, tick), None);
+        }
+        assert_eq!(calls(&stats), 4);
+
+        drop(one);
+        assert_eq!(calls(&stats), 4, "a VM that is gone has been counted all the same");
+        let next = stats.tally();
+        stats.call_ended(stats.call_begins(Some(&next), tick), None);
+        assert_eq!((calls(&stats), stats.tallies.lock().len()), (5, 2), "its tally goes on with the next VM");
     }
 
     #[test]

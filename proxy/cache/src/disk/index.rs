@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::record::HEADER;
 
-const PARTITIONS: usize = 64;
+pub(crate) const PARTITIONS: usize = 64;
 /// How many variants of one family there may be; the oldest goes. Long runs of one home would slow its neighbours down.
 pub(crate) const MOST_VARIANTS: usize = 64;
 /// The most hits an entry counts up to.
@@ -127,12 +127,12 @@ impl Index {
     }
 
     fn partition(&self, family: u64) -> &Mutex<Table> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the low bits choose the partition, the high ones the home"
-        )]
-        let number = family as usize % PARTITIONS;
-        &self.partitions[number]
+        &self.partitions[partition(family)]
+    }
+
+    /// Calls with one partition, for many changes to it: `put`s, `remove`s and `remove_family`s of families that are [there](partition).
+    pub(crate) fn change(&self, partition: usize, change: impl FnOnce(&mut Table)) {
+        change(&mut self.partitions[partition].lock());
     }
 
     pub(crate) fn get(&self, tag: Tag) -> Option<Entry> {
@@ -157,9 +157,7 @@ impl Index {
     }
 
     pub(crate) fn remove(&self, tag: Tag) -> bool {
-        let mut table = self.partition(tag.family).lock();
-        let found = table.find(tag);
-        found.map(|at| table.free(at)).is_some()
+        self.partition(tag.family).lock().remove(tag)
     }
 
     /// Removes the entry if it still is the same one.
@@ -176,13 +174,7 @@ impl Index {
 
     /// Removes all variants of a family; says how many there were.
     pub(crate) fn remove_family(&self, family: u64) -> usize {
-        let mut table = self.partition(family).lock();
-        let mut removed = 0;
-        while let Some(at) = table.find_family(family) {
-            table.free(at);
-            removed += 1;
-        }
-        removed
+        self.partition(family).lock().remove_family(family)
     }
 
     pub(crate) fn clear(&self) {
@@ -207,6 +199,11 @@ impl Index {
         }
     }
 
+    /// Gives back room that was made for more than there is.
+    pub(crate) fn fit(&self) {
+        self.partitions.iter().for_each(|table| table.lock().fit());
+    }
+
     /// Calls with every entry, in the order they lie in: put back in that order into a table of the same size, they fill it from front to
     /// back.
     pub(crate) fn each(&self, mut call: impl FnMut(&Entry)) {
@@ -216,8 +213,16 @@ impl Index {
     }
 }
 
+/// The partition of a family.
+pub(crate) fn partition(family: u64) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits choose the partition, the high ones the home")]
+    let number = family as usize % PARTITIONS;
+    number
+}
+
+/// A partition. Families have their homes in the order of their upper bits.
 #[derive(Debug, Default)]
-struct Table {
+pub(crate) struct Table {
     places: Vec<Entry>,
     used: usize,
 }
@@ -256,7 +261,8 @@ impl Table {
         self.probe(family, |entry| entry.family == family)
     }
 
-    fn put(&mut self, entry: Entry) -> Option<Entry> {
+    /// See [`Index::put`].
+    pub(crate) fn put(&mut self, entry: Entry) -> Option<Entry> {
         self.grow_for(self.used + 1);
         let mut at = self.home(entry.family);
         let (mut variants, mut oldest) = (0, None::<usize>);
@@ -285,6 +291,21 @@ impl Table {
         None
     }
 
+    pub(crate) fn remove(&mut self, tag: Tag) -> bool {
+        let found = self.find(tag);
+        found.map(|at| self.free(at)).is_some()
+    }
+
+    /// See [`Index::remove_family`].
+    pub(crate) fn remove_family(&mut self, family: u64) -> usize {
+        let mut removed = 0;
+        while let Some(at) = self.find_family(family) {
+            self.free(at);
+            removed += 1;
+        }
+        removed
+    }
+
     /// Frees a place, and moves what follows back towards its home.
     fn free(&mut self, mut hole: usize) {
         self.used -= 1;
@@ -307,10 +328,19 @@ impl Table {
 
     fn grow_for(&mut self, count: usize) {
         let limit = self.places.len() / 20 * 17;
-        if count <= limit {
-            return;
+        if count > limit {
+            self.resize(room(count));
         }
-        let size = (count + count / 4).max(count * 20 / 17 + 20).max(64);
+    }
+
+    fn fit(&mut self) {
+        let size = if self.used == 0 { 0 } else { room(self.used) };
+        if self.places.len() > size + size / 8 {
+            self.resize(size);
+        }
+    }
+
+    fn resize(&mut self, size: usize) {
         let old = std::mem::replace(&mut self.places, vec![Entry::default(); size]);
         for entry in old.into_iter().filter(|entry| entry.segment != 0) {
             let mut at = self.home(entry.family);
@@ -320,6 +350,11 @@ impl Table {
             self.places[at] = entry;
         }
     }
+}
+
+/// The places that a table has for so many entries when it grows: a quarter more.
+fn room(count: usize) -> usize {
+    (count + count / 4).max(count * 20 / 17 + 20).max(64)
 }
 
 #[cfg(test)]

@@ -476,7 +476,7 @@ impl Log {
     fn reclaim(&mut self, budget: &mut u64) -> bool {
         let Some(segment) = self.oldest() else { return false };
         let listed = match segment.footer() {
-            Ok(Some(listed)) => Ok(listed),
+            Ok(Some(footer)) => Ok(footer.records().collect()),
             Ok(None) => segment.scan().map(|scan| scan.listed),
             Err(error) => Err(error),
         };

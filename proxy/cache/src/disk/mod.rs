@@ -39,6 +39,7 @@ mod log;
 mod read;
 mod record;
 mod recover;
+mod replay;
 mod segment;
 mod shared;
 mod volume;
@@ -126,11 +127,19 @@ pub struct Limits {
     pub lookup: Duration,
     /// How long the next chunk of a body may take before the response breaks off.
     pub read: Duration,
+    /// How long a disk that was switched off is left alone before it is tried again; twice as long each time that fails, ten minutes at most.
+    pub again: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queue: 64 << 20, readers: 4, lookup: Duration::from_millis(500), read: Duration::from_secs(10) }
+        Self {
+            queue: 64 << 20,
+            readers: 4,
+            lookup: Duration::from_millis(500),
+            read: Duration::from_secs(10),
+            again: Duration::from_secs(30),
+        }
     }
 }
 

@@ -221,16 +221,37 @@ pub(crate) fn encode_footer(listed: &[Listed]) -> Vec<u8> {
     bytes
 }
 
-/// The records that a footer of `segment` lists.
-pub(crate) fn decode_footer(payload: &[u8], segment: u32) -> Option<Vec<Listed>> {
-    let entries = payload.chunks(FOOTER_ENTRY).map(|bytes| {
-        let mut words = Words(bytes);
-        let (family, variant, generation) = (words.u64()?, words.u32()?, words.u32()?);
-        let (offset, length, expires) = (words.u32()?, words.u32()?, words.u32()?);
-        let kind = Kind::of(u8::try_from(words.u32()?).ok()?)?;
-        Some(Listed { kind, entry: Entry::new(family, variant, generation, segment, offset, length, expires) })
-    });
-    entries.collect()
+/// A footer, as it was read.
+#[derive(Debug)]
+pub(crate) struct Footer {
+    /// The record, with its header.
+    record: Vec<u8>,
+    /// Where the payload ends.
+    end: usize,
+    segment: u32,
+}
+
+impl Footer {
+    /// The footer of `segment` in a record that has been checked, with a payload of `length` bytes; `None` when another version wrote it.
+    pub(crate) fn of(record: Vec<u8>, length: usize, segment: u32) -> Option<Self> {
+        let (entries, rest) = record.get(HEADER..HEADER.checked_add(length)?)?.as_chunks();
+        let known = rest.is_empty() && entries.iter().all(|bytes| listed(bytes, segment).is_some());
+        known.then(|| Self { end: HEADER + length, record, segment })
+    }
+
+    /// What it lists, in the order it was written in.
+    pub(crate) fn records(&self) -> impl Iterator<Item = Listed> + '_ {
+        let (entries, _) = self.record[HEADER..self.end].as_chunks();
+        entries.iter().filter_map(|bytes| listed(bytes, self.segment))
+    }
+}
+
+fn listed(bytes: &[u8; FOOTER_ENTRY], segment: u32) -> Option<Listed> {
+    let mut words = Words(bytes);
+    let (family, variant, generation) = (words.u64()?, words.u32()?, words.u32()?);
+    let (offset, length, expires) = (words.u32()?, words.u32()?, words.u32()?);
+    let kind = Kind::of(u8::try_from(words.u32()?).ok()?)?;
+    Some(Listed { kind, entry: Entry::new(family, variant, generation, segment, offset, length, expires) })
 }
 
 /// Reads numbers off the front.
@@ -290,7 +311,8 @@ mod tests {
         fn arbitrary_bytes_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Header::decode(&bytes, 0);
             let _ = MetaHead::decode(&bytes);
-            let _ = decode_footer(&bytes, 1);
+            let length = bytes.len().saturating_sub(HEADER);
+            let _ = Footer::of(bytes, length, 1);
         }
     }
 
@@ -311,7 +333,13 @@ mod tests {
     fn footers_and_chunk_maps_come_back() {
         let entry = Entry::new(1, 2, 3, 9, 5, 6, 7);
         let listed = [Listed { kind: Kind::Meta, entry }, Listed { kind: Kind::RemovedAll, entry }];
-        assert_eq!(decode_footer(&encode_footer(&listed), 9).as_deref(), Some(&listed[..]));
+        let payload = encode_footer(&listed);
+        let footer = |payload: &[u8]| Footer::of([&[0; HEADER], payload, &[0; 7]].concat(), payload.len(), 9);
+        let read: Vec<Listed> = footer(&payload).expect("a footer").records().collect();
+        assert_eq!(read, listed);
+        let (mut unknown, cut) = (payload.clone(), &payload[1..]);
+        unknown[FOOTER_ENTRY - 4] = 99;
+        assert!(footer(&unknown).is_none() && footer(cut).is_none(), "another version's");
 
         let head = MetaHead { body: 1 << 33, meta: 2, chunks: vec![Place { segment: 1, offset: 2, length: 3 }; 3] };
         let mut payload = head.encode();

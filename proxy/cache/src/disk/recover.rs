@@ -10,7 +10,8 @@ use std::sync::Arc;
 use super::index::Entry;
 use super::io::{DiskFile, Folder};
 use super::log::{self, DISCARD};
-use super::record::{Kind, Listed, Words};
+use super::record::Words;
+use super::replay::Replay;
 use super::segment::{self, Segment};
 use super::shared::Shared;
 
@@ -63,34 +64,40 @@ pub(crate) fn recover(folder: &dyn Folder, shared: &Shared) -> io::Result<u32> {
         shared.index.clear();
         shared.segments.write().clear();
     }
+    // Room for all at once: growing by and by would cost more than filling.
+    let opened = numbers.iter().filter_map(|number| Segment::open(folder, *number).ok().flatten());
+    shared.index.reserve(opened.map(|segment| segment.listed()).sum());
+    let mut replay = Replay::of(&shared.index);
     for number in numbers {
-        if let Err(error) = read(folder, shared, number) {
+        if let Err(error) = read(folder, shared, &mut replay, number) {
             shared.failed("read a segment", &error);
-            give_up(folder, shared, number)?;
+            give_up(folder, shared, &mut replay, number)?;
         }
     }
+    replay.finish();
+    shared.index.fit();
     Ok(next)
 }
 
 /// One segment's records.
-fn read(folder: &dyn Folder, shared: &Shared, number: u32) -> io::Result<()> {
+fn read(folder: &dyn Folder, shared: &Shared, replay: &mut Replay<'_>, number: u32) -> io::Result<()> {
     let Some(segment) = Segment::open(folder, number)? else {
         if Segment::is_blank(folder, number) {
             return folder.remove(&segment::name(number));
         }
-        return give_up(folder, shared, number);
+        return give_up(folder, shared, replay, number);
     };
-    if let Some(listed) = segment.footer()? {
-        listed.iter().for_each(|listed| replay(shared, listed));
+    if let Some(footer) = segment.footer()? {
+        footer.records().for_each(|listed| replay.add(listed));
     } else {
         let scan = segment.scan()?;
         if scan.damaged {
-            return give_up(folder, shared, number);
+            return give_up(folder, shared, replay, number);
         }
         if scan.listed.is_empty() {
             return folder.remove(&segment::name(number));
         }
-        scan.listed.iter().for_each(|listed| replay(shared, listed));
+        scan.listed.iter().for_each(|listed| replay.add(*listed));
         if let Err(error) = log::seal(&segment, scan.end, &scan.listed) {
             // It is scanned again the next time.
             shared.failed("seal a segment", &error);
@@ -100,25 +107,14 @@ fn read(folder: &dyn Folder, shared: &Shared, number: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn replay(shared: &Shared, listed: &Listed) {
-    let entry = listed.entry;
-    match listed.kind {
-        Kind::Meta => drop(shared.index.put(entry)),
-        Kind::RemovedKey => drop(shared.index.remove(entry.tag())),
-        Kind::RemovedFamily => drop(shared.index.remove_family(entry.family)),
-        Kind::RemovedAll => shared.index.clear(),
-        _ => {}
-    }
-}
-
 /// Removes this segment and all before it.
-fn give_up(folder: &dyn Folder, shared: &Shared, last: u32) -> io::Result<()> {
+fn give_up(folder: &dyn Folder, shared: &Shared, replay: &mut Replay<'_>, last: u32) -> io::Result<()> {
     tracing::warn!(
         disk = %shared.name,
         segment = segment::name(last),
         "a segment of the cache is damaged: what was written up to its end is given up"
     );
-    shared.index.clear();
+    replay.clear();
     let older: Vec<u32> = shared.segments.read().keys().copied().collect();
     for number in older.into_iter().chain([last]) {
         match folder.remove(&segment::name(number)) {

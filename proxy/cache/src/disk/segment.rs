@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::index::Entry;
 use super::io::{DiskFile, Folder};
-use super::record::{self, HEADER, Header, Kind, Listed};
+use super::record::{self, FOOTER_ENTRY, Footer, HEADER, Header, Kind, Listed};
 
 /// Read at once while a segment is scanned.
 const WINDOW: usize = 256 << 10;
@@ -98,8 +98,9 @@ impl Segment {
         Ok(header.map(|header| (header, record)))
     }
 
-    /// What the footer lists; `None` when the segment is not sealed, or its end cannot be read.
-    pub(crate) fn footer(&self) -> io::Result<Option<Vec<Listed>>> {
+    /// Where the footer is, in units of 64 bytes, and how many bytes it takes with its header; `None` when the segment is not sealed, or its
+    /// end cannot be read.
+    fn footer_place(&self) -> io::Result<Option<(u32, usize)>> {
         let length = self.file.length()?;
         let Some(at) = length.checked_sub(HEADER as u64) else { return Ok(None) };
         let mut trailer = [0; HEADER];
@@ -109,13 +110,19 @@ impl Segment {
         };
         let start = u64::from(trailer.number) * HEADER as u64;
         let bytes = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
-        if start >= at || bytes > MOST_FOOTER {
-            return Ok(None);
-        }
-        let footer = self.read(trailer.number, bytes)?;
-        Ok(footer.filter(|(header, _)| header.kind == Kind::Footer).and_then(|(header, record)| {
-            record::decode_footer(&record[HEADER..HEADER + header.length as usize], self.number)
-        }))
+        Ok((start < at && bytes <= MOST_FOOTER).then_some((trailer.number, bytes)))
+    }
+
+    /// About how many records the footer lists, without reading it; 0 without one.
+    pub(crate) fn listed(&self) -> usize {
+        self.footer_place().ok().flatten().map_or(0, |(_, bytes)| bytes.saturating_sub(HEADER) / FOOTER_ENTRY)
+    }
+
+    /// The footer; `None` when the segment is not sealed, or its end cannot be read.
+    pub(crate) fn footer(&self) -> io::Result<Option<Footer>> {
+        let Some((start, bytes)) = self.footer_place()? else { return Ok(None) };
+        let footer = self.read(start, bytes)?.filter(|(header, _)| header.kind == Kind::Footer);
+        Ok(footer.and_then(|(header, record)| Footer::of(record, header.length as usize, self.number)))
     }
 
     /// Goes from record to record.

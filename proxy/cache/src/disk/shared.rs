@@ -22,8 +22,10 @@ const SLOW_FOR: Duration = Duration::from_secs(5);
 /// What a disk is doing.
 ///
 /// ```text
-/// Waiting (another process holds the lock) ──> Loading ──> On ──┬──> Off (too many I/O errors)
-///                                                               └──> Closed
+/// Waiting (another process holds the lock) ──> Loading ──┬──> On ──┬──> Off (too many I/O errors)
+///                                                        └──> Off  ├──> Closed
+///                                Off ──> On, empty (tried again)   │
+///                                 └──> Closed <────────────────────┘
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -33,7 +35,7 @@ pub enum State {
     Loading,
     /// In use.
     On,
-    /// Switched off after repeated I/O errors, until the next start.
+    /// Switched off after repeated I/O errors. It is tried again from time to time, and begins empty when it works.
     Off,
     /// Closed.
     Closed,
@@ -149,6 +151,13 @@ impl Shared {
     pub(crate) fn set_off(&self) -> bool {
         let (on, off) = (State::On as u8, State::Off as u8);
         self.state.compare_exchange(on, off, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Forgets all that is on the disk, and the errors it had.
+    pub(crate) fn forget_disk(&self) {
+        self.index.clear();
+        self.segments.write().clear();
+        self.errors.lock().clear();
     }
 
     /// Takes what is removed out of the index.

@@ -22,6 +22,10 @@ use super::{CHUNK, Counts, DiskOptions, DiskUsage, INLINE, Limits, Removal, Remo
 const ORDER: u64 = 256;
 /// Orders carried out before what they wrote is flushed.
 const BATCH: usize = 256;
+/// A disk that was switched off is tried again after so long at the latest.
+const AGAIN_MOST: Duration = Duration::from_mins(10);
+/// Written and read before a disk is used again.
+const PROBE: &str = "probe";
 /// How often a lock that another process holds is tried again.
 const LOCK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -85,6 +89,7 @@ impl Volume {
             // One segment is being made while the oldest is still there.
             size: options.size.saturating_sub(options.segment_size),
             segment_size: options.segment_size,
+            again: limits.again,
         };
         let writer = thread::Builder::new().name("disk-write".to_owned()).spawn(move || writer.run())?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -392,6 +397,28 @@ struct Writer {
     start: Arc<Start>,
     size: u64,
     segment_size: u64,
+    again: Duration,
+}
+
+/// When a disk that is off is tried again.
+struct Rest {
+    long: Duration,
+    until: Instant,
+}
+
+impl Rest {
+    fn new(long: Duration) -> Self {
+        Self { long, until: Instant::now() + long }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    /// It was tried in vain.
+    fn longer(&mut self) {
+        *self = Self::new((self.long * 2).min(AGAIN_MOST));
+    }
 }
 
 impl Writer {
@@ -403,16 +430,13 @@ impl Writer {
         }
         self.tell_started();
         let ack = match next {
-            Some(Ok(next)) => {
-                let (folder, shared) = (Arc::clone(&self.folder), Arc::clone(&self.shared));
-                self.serve(Log::new(folder, shared, self.size, self.segment_size, next))
-            }
+            Some(Ok(next)) => self.serve(self.log(next)),
             Some(Err(error)) => {
                 tracing::error!(disk = %self.shared.name, %error, "the cache's disk cannot be read: it is not used");
                 self.shared.set_state(State::Off);
-                self.refuse()
+                self.refuse(Some(Rest::new(self.again)))
             }
-            None => self.refuse(),
+            None => self.refuse(None),
         };
         self.shared.set_state(State::Closed);
         self.readers.close();
@@ -462,6 +486,54 @@ impl Writer {
         Ok(next)
     }
 
+    fn log(&self, next: u32) -> Log {
+        Log::new(Arc::clone(&self.folder), Arc::clone(&self.shared), self.size, self.segment_size, next)
+    }
+
+    /// Tries a disk that was switched off. What is on it is given up: while it was off, nobody has told it what was replaced.
+    fn try_again(&self) -> std::io::Result<Log> {
+        self.probe()?;
+        match self.folder.create(log::DISCARD, 0) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made?.sync()?,
+        }
+        self.folder.sync()?;
+        self.shared.forget_disk();
+        let next = recover::recover(&*self.folder, &self.shared)?;
+        tracing::warn!(disk = %self.shared.name, "the cache's disk works again: it begins empty");
+        self.shared.set_state(State::On);
+        Ok(self.log(next))
+    }
+
+    /// Whether the disk takes bytes and gives them back.
+    fn probe(&self) -> std::io::Result<()> {
+        if self.folder.list()?.iter().any(|name| name == PROBE) {
+            self.folder.remove(PROBE)?;
+        }
+        let (written, mut read) = ([0x5e; 4096], [0; 4096]);
+        let file = self.folder.create(PROBE, written.len() as u64)?;
+        file.write_at(&written, 0)?;
+        file.sync()?;
+        file.read_at(&mut read, 0)?;
+        self.folder.remove(PROBE)?;
+        if read == written { Ok(()) } else { Err(std::io::Error::other("it gives back other bytes")) }
+    }
+
+    /// A log on a disk that works again, if it is time to try and it does.
+    fn revived(&self, rest: &mut Rest) -> Option<Log> {
+        if !rest.is_over() {
+            return None;
+        }
+        match self.try_again() {
+            Ok(log) => Some(log),
+            Err(error) => {
+                rest.longer();
+                tracing::warn!(disk = %self.shared.name, %error, again_in = ?rest.long, "the cache's disk does not work yet");
+                None
+            }
+        }
+    }
+
     fn tell_started(&self) {
         *self.start.done.lock() = true;
         self.start.told.notify_all();
@@ -469,6 +541,7 @@ impl Writer {
 
     fn serve(&self, mut log: Log) -> Option<oneshot::Sender<()>> {
         let mut waiters = Vec::new();
+        let mut rest: Option<Rest> = None;
         let closed = loop {
             let mut order = match self.queue.recv_timeout(log::SYNC_AFTER / 2) {
                 Ok(order) => Some(order),
@@ -496,6 +569,11 @@ impl Writer {
             }
             if closing.is_some() {
                 break closing;
+            }
+            if self.shared.state() != State::Off {
+                rest = None;
+            } else if let Some(revived) = self.revived(rest.get_or_insert_with(|| Rest::new(self.again))) {
+                log = revived;
             }
         };
 
@@ -542,16 +620,28 @@ impl Writer {
         self.queued.fetch_sub(spent, Ordering::Relaxed);
     }
 
-    /// Answers orders while the disk cannot be used, until it is closed.
-    fn refuse(&self) -> Option<oneshot::Sender<()>> {
-        while let Ok(order) = self.queue.recv() {
-            match order {
-                Order::Remove(_, Some(ack)) => drop(ack.send(Err(RemoveError::NotDurable))),
-                Order::Sync(ack) => drop(ack.send(false)),
-                Order::Close(ack) => return Some(ack),
-                _ => {}
+    /// Answers orders while the disk cannot be used, until it is closed, or of use after all.
+    fn refuse(&self, mut rest: Option<Rest>) -> Option<oneshot::Sender<()>> {
+        loop {
+            let spent = match self.queue.recv_timeout(log::SYNC_AFTER / 2) {
+                Ok(Order::Remove(_, Some(ack))) => {
+                    let _gone = ack.send(Err(RemoveError::NotDurable));
+                    0
+                }
+                Ok(Order::Sync(ack)) => {
+                    let _gone = ack.send(false);
+                    0
+                }
+                Ok(Order::Close(ack)) => return Some(ack),
+                Ok(Order::Begin(_)) => ORDER,
+                Ok(Order::Chunk { cost, .. } | Order::Commit { cost, .. } | Order::Update { cost, .. }) => cost,
+                Ok(Order::Abort(_) | Order::Remove(_, None)) | Err(mpsc::RecvTimeoutError::Timeout) => 0,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            };
+            self.queued.fetch_sub(spent, Ordering::Relaxed);
+            if let Some(log) = rest.as_mut().and_then(|rest| self.revived(rest)) {
+                return self.serve(log);
             }
         }
-        None
     }
 }

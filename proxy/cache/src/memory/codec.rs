@@ -1,16 +1,17 @@
-//! Stored metadata as bytes, for the disk tier. Its records have checksums: here only what was written by another version is told apart.
+//! Stored metadata as bytes, for both tiers. Records on disk have checksums: here only what was written by another version is told apart.
 //!
 //! ```text
 //! version(1) flags(1) status(2) http(1) | fresh_until(12) provenance(12) born(12) | stale windows(4 + 4) | variance(16, if flagged)
 //! epoch(8) marks: count(2), each (8) | reason: length(2), text | fields: count(2), each name: length(2), text; value: length(4), bytes
 //! ```
-//! All numbers are little-endian; times are seconds and nanoseconds since 1970.
+//! All numbers are little-endian; times are seconds and nanoseconds since 1970. In the place of a [known](KNOWN) name's length is 0x8000
+//! and its number, and no text; 0x4000 more where it is in lower case.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{StatusCode, Version};
+use http::{HeaderName, StatusCode, Version};
 use pingora_http::{HeaderNameVariant, ResponseHeader};
 
 use super::object::StoredMeta;
@@ -22,18 +23,77 @@ const HAS_VARIANCE: u8 = 1;
 const ALWAYS_STALE: u8 = 2;
 const HAS_CASE: u8 = 4;
 const HAS_REASON: u8 = 8;
+/// These two are in memory only: what has them is not written to disk.
+const SHARED_FAILURE: u8 = 16;
+const IS_COPY: u8 = 32;
+/// Where variance or marks begin.
+const FIXED: usize = 49;
+
+/// Names that most responses have, as they are written in HTTP/1. Their numbers are on disks: only ever append.
+const KNOWN: [&str; 40] = [
+    "Date",
+    "Content-Type",
+    "Content-Length",
+    "Cache-Control",
+    "ETag",
+    "Last-Modified",
+    "Vary",
+    "Server",
+    "Age",
+    "Expires",
+    "Content-Encoding",
+    "Content-Language",
+    "Content-Location",
+    "Content-Disposition",
+    "Content-Security-Policy",
+    "Content-Range",
+    "Accept-Ranges",
+    "Access-Control-Allow-Origin",
+    "Access-Control-Allow-Methods",
+    "Access-Control-Allow-Headers",
+    "Access-Control-Allow-Credentials",
+    "Access-Control-Expose-Headers",
+    "Access-Control-Max-Age",
+    "Alt-Svc",
+    "Link",
+    "Location",
+    "Permissions-Policy",
+    "Pragma",
+    "Referrer-Policy",
+    "Server-Timing",
+    "Set-Cookie",
+    "Strict-Transport-Security",
+    "Surrogate-Control",
+    "Surrogate-Key",
+    "Timing-Allow-Origin",
+    "Via",
+    "X-Content-Type-Options",
+    "X-Frame-Options",
+    "X-Powered-By",
+    "X-XSS-Protection",
+];
+const IS_KNOWN: u16 = 0x8000;
+const IS_LOWER: u16 = 0x4000;
 
 impl StoredMeta {
     /// As bytes; `None` when the header is larger than any that Pingora reads.
     pub(crate) fn encode(&self) -> Option<Bytes> {
         let mut out = Vec::with_capacity(512);
+        self.encode_into(&mut out)?;
+        Some(out.into())
+    }
+
+    /// The same after what `out` holds.
+    pub(super) fn encode_into(&self, out: &mut Vec<u8>) -> Option<()> {
         let header = &self.header;
         let reason = header.get_reason_phrase().filter(|reason| Some(*reason) != header.status.canonical_reason());
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let flags = flag(self.variance.is_some(), HAS_VARIANCE)
             | flag(self.always_stale, ALWAYS_STALE)
             | flag(header.has_case(), HAS_CASE)
-            | flag(reason.is_some(), HAS_REASON);
+            | flag(reason.is_some(), HAS_REASON)
+            | flag(self.is_shared_failure, SHARED_FAILURE)
+            | flag(self.is_copy, IS_COPY);
         out.extend([VERSION, flags]);
         out.extend(header.status.as_u16().to_le_bytes());
         out.push(http_version(header.version));
@@ -53,15 +113,19 @@ impl StoredMeta {
             out.extend(mark.get().to_le_bytes());
         }
         if let Some(reason) = reason {
-            short(&mut out, reason.as_bytes())?;
+            short(out, reason.as_bytes())?;
         }
         out.extend(u16::try_from(header.headers.len()).ok()?.to_le_bytes());
         let mut whole = Some(());
         let each = header.map(|name, value| {
             whole = whole.and_then(|()| {
-                match name {
-                    HeaderNameVariant::Case(name) => short(&mut out, name.as_slice())?,
-                    HeaderNameVariant::Titled(name) => short(&mut out, name.as_bytes())?,
+                let (name, has_case) = match name {
+                    HeaderNameVariant::Case(name) => (name.as_slice(), true),
+                    HeaderNameVariant::Titled(name) => (name.as_bytes(), false),
+                };
+                match known(name, has_case) {
+                    Some(number) => out.extend(number.to_le_bytes()),
+                    None => short(out, name)?,
                 }
                 out.extend(u32::try_from(value.len()).ok()?.to_le_bytes());
                 out.extend_from_slice(value.as_bytes());
@@ -70,7 +134,7 @@ impl StoredMeta {
             Ok(())
         });
         each.ok()?;
-        whole.map(|()| out.into())
+        whole
     }
 
     /// What was [encoded](Self::encode); `None` when it was by another version.
@@ -104,11 +168,25 @@ impl StoredMeta {
             header.set_reason_phrase(reason.as_deref()).ok()?;
         }
         for _ in 0..fields {
-            let name = text(&mut words)?;
+            let named = words.u16()?;
+            let name = match named & IS_KNOWN {
+                0 => words.bytes(named.into())?,
+                _ => KNOWN.get(usize::from(named & !(IS_KNOWN | IS_LOWER)))?.as_bytes(),
+            };
             let length = words.u32()? as usize;
             // The value is shared with the bytes it was read as.
-            let value = bytes.slice_ref(words.bytes(length)?);
-            header.append_header(name, http::HeaderValue::from_maybe_shared(value).ok()?).ok()?;
+            let value = http::HeaderValue::from_maybe_shared(bytes.slice_ref(words.bytes(length)?)).ok()?;
+            match flags & HAS_CASE {
+                0 => header.append_header(HeaderName::from_bytes(name).ok()?, value),
+                _ => {
+                    let mut name = String::from_utf8(name.to_vec()).ok()?;
+                    if named & (IS_KNOWN | IS_LOWER) == IS_KNOWN | IS_LOWER {
+                        name.make_ascii_lowercase();
+                    }
+                    header.append_header(name, value)
+                }
+            }
+            .ok()?;
         }
         Some(Self {
             fresh_until,
@@ -118,16 +196,39 @@ impl StoredMeta {
             stale_if_error,
             variance,
             always_stale: flags & ALWAYS_STALE != 0,
-            is_shared_failure: false,
-            is_copy: false,
+            is_shared_failure: flags & SHARED_FAILURE != 0,
+            is_copy: flags & IS_COPY != 0,
             marks: Marks { epoch, marks: marks? },
             header,
         })
     }
 }
 
+/// The marks of [encoded](StoredMeta::encode) metadata, without decoding the rest.
+pub(super) fn marks(meta: &[u8]) -> Option<impl Iterator<Item = Mark> + '_> {
+    let mut words = Words::new(meta);
+    let flags = *words.bytes(FIXED)?.get(1)?;
+    if flags & HAS_VARIANCE != 0 {
+        words.bytes(16)?;
+    }
+    let _epoch = words.u64()?;
+    let count = words.u16()?;
+    Some((0..count).map_while(move |_| Mark::from_u64(words.u64()?)))
+}
+
+/// What stands for a known name, if it is one, written as it is known or in lower case where that `has_case`.
+fn known(name: &[u8], has_case: bool) -> Option<u16> {
+    let number = KNOWN.iter().position(|known| name.eq_ignore_ascii_case(known.as_bytes()))?;
+    let case = match has_case {
+        true if !name.iter().any(u8::is_ascii_uppercase) => IS_LOWER,
+        true if name != KNOWN[number].as_bytes() => return None,
+        _ => 0,
+    };
+    Some(IS_KNOWN | case | u16::try_from(number).ok()?)
+}
+
 fn short(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
-    out.extend(u16::try_from(text.len()).ok()?.to_le_bytes());
+    out.extend(u16::try_from(text.len()).ok().filter(|length| length & IS_KNOWN == 0)?.to_le_bytes());
     out.extend_from_slice(text);
     Some(())
 }
@@ -179,20 +280,58 @@ mod tests {
         let mut header = ResponseHeader::build(203, None).expect("a header");
         header.set_reason_phrase(Some("Half Right")).expect("a phrase");
         header.set_version(Version::HTTP_2);
-        for (name, value) in [("ETag", "\"1\""), ("X-CaMeL", "1"), ("x-camel", "2"), ("X-Empty", "")] {
+        for (name, value) in [
+            ("ETag", "\"1\""),
+            ("X-CaMeL", "1"),
+            ("x-camel", "2"),
+            ("X-Empty", ""),
+            ("aGE", "7"),
+            ("age", "8"),
+            ("Age", "9"),
+        ] {
             header.append_header(name, value).expect("a field");
         }
         header.append_header("X-Bytes", http::HeaderValue::from_bytes(b"\xe4\xff").expect("a value")).expect("a field");
         let stored = stored(header, &[1, u64::MAX]);
         let back = StoredMeta::decode(&stored.encode().expect("encoded")).expect("decoded");
         assert_eq!(format!("{stored:?}"), format!("{back:?}"));
+        let read: Vec<Mark> = marks(&stored.encode().expect("encoded")).expect("marks").collect();
+        assert_eq!(read, *stored.marks.marks);
         let wire = |meta: &StoredMeta| {
             let mut wire = Vec::new();
             meta.header.header_to_h1_wire(&mut wire);
             String::from_utf8_lossy(&wire).into_owned()
         };
         assert_eq!(wire(&stored), wire(&back));
-        assert!(wire(&back).contains("X-CaMeL: 1"), "as the origin wrote it");
+        assert!(
+            wire(&back).contains("X-CaMeL: 1") && wire(&back).contains("aGE: 7\r\nage: 8\r\nAge: 9"),
+            "as the origin wrote it"
+        );
+    }
+
+    #[test]
+    fn known_names_come_back_and_take_two_bytes() {
+        let mut header = ResponseHeader::build_no_case(200, None).expect("a header");
+        let empty = stored(header.clone(), &[]).encode().expect("encoded").len();
+        for name in KNOWN {
+            header.append_header(name, "").expect("a field");
+        }
+        let stored = stored(header, &[]);
+        let bytes = stored.encode().expect("encoded");
+        assert_eq!(bytes.len(), empty + KNOWN.len() * 6);
+        assert_eq!(format!("{stored:?}"), format!("{:?}", StoredMeta::decode(&bytes).expect("decoded")));
+    }
+
+    /// As disks have them that were written before names had numbers.
+    #[test]
+    fn a_known_name_in_full_is_read() {
+        let mut header = ResponseHeader::build_no_case(200, None).expect("a header");
+        header.append_header("age", "7").expect("a field");
+        let stored = stored(header, &[]);
+        let mut bytes = stored.encode().expect("encoded").to_vec();
+        let name = bytes.len() - "7".len() - 4 - 2;
+        bytes.splice(name..name + 2, [3, 0, b'a', b'g', b'e']);
+        assert_eq!(format!("{stored:?}"), format!("{:?}", StoredMeta::decode(&bytes.into()).expect("decoded")));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::MemoryTier;
 use super::object::{Body, Object};
-use super::{MemoryTier, Reader};
+use super::reader::Reader;
 use crate::key::Slot;
 
 /// A complete object in memory, as far as encodings of its body go.
@@ -72,7 +73,7 @@ impl StoredBody {
     /// What is kept of it in this coding.
     #[must_use]
     pub fn encoded(&self, coding: &str) -> Option<&Encoded> {
-        let kept = self.object.encodings.as_ref()?;
+        let kept = self.object.encodings()?;
         kept.iter().find(|(known, _)| *known == coding).map(|(_, encoded)| encoded)
     }
 
@@ -105,7 +106,7 @@ impl StoredBody {
             true => Encoded::Body(EncodedBody(Body::new(encoded.into()))),
             false => Encoded::NotShorter,
         };
-        self.tier.add_encoding(self.slot, self.object.generation, (coding, encoded));
+        self.tier.add_encoding(self.slot, self.object.generation(), (coding, encoded));
     }
 }
 

@@ -1,7 +1,7 @@
-//! A complete object: decoded metadata, and the body in shared chunks.
+//! A complete object as it is handed out: decoded metadata, and the body in shared chunks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -10,56 +10,61 @@ use pingora_cache::CacheMeta;
 use pingora_cache::key::HashBinary;
 use pingora_http::ResponseHeader;
 
-use super::encoded::{self, Encodings};
+use super::encoded::Encodings;
 use super::fill::Chunks;
+use super::packed::Packed;
 use crate::purge::Marks;
 
 /// Stored bodies come in chunks of up to this size: small ones from the origin are joined, once, when the fill is complete. A hit then
 /// costs few writes, and the bytes of the origin's read buffers are not held on to.
 const CHUNK: usize = 256 << 10;
+const CHUNK_OVERHEAD: u64 = 96;
 
-/// What an object weighs besides its header's text and its body: the structs, the tables' entries, the header map's own memory. Measured at
-/// a million objects (`examples/store_figures.rs`).
-const OVERHEAD: usize = 832;
+/// What a decoded object adds to the packed one besides its header's text: the struct, moka's entry for it, the header map's own memory.
+const DECODED: usize = 960;
 /// The same for each field; twice as much where the names are kept as the origin wrote them.
-const FIELD_OVERHEAD: usize = 150;
+const DECODED_FIELD: usize = 150;
 
 /// Marks an object that has no copy on disk, and gets none.
 pub(crate) const NOT_ON_DISK: u64 = u64::MAX;
 
-/// One stored response.
+/// One stored response, to be handed out.
 #[derive(Debug)]
 pub(crate) struct Object {
     pub(crate) meta: StoredMeta,
     pub(crate) body: Body,
-    /// The body in content codings, as far as somebody has asked for it so.
-    pub(super) encodings: Option<Encodings>,
     pub(crate) primary: u128,
-    /// Tells this object from others at the same slot before and after.
-    pub(crate) generation: u64,
-    /// The generation of its copy on disk; 0 without one, [`NOT_ON_DISK`] when it is not to have one.
-    pub(crate) on_disk: AtomicU64,
+    /// What it was decoded from, and shares its bytes with.
+    pub(super) packed: Packed,
 }
 
 impl Object {
-    /// An object, with its copy on disk if it has one.
-    pub(crate) fn new(meta: StoredMeta, body: Body, primary: u128, generation: u64, on_disk: u64) -> Self {
-        Self { meta, body, encodings: None, primary, generation, on_disk: AtomicU64::new(on_disk) }
+    /// Tells this object from others at the same slot before and after.
+    pub(crate) fn generation(&self) -> u64 {
+        self.packed.generation()
     }
 
-    /// The generation of its copy on disk.
-    pub(crate) fn on_disk(&self) -> Option<u64> {
-        Some(self.on_disk.load(Ordering::Relaxed)).filter(|generation| !matches!(*generation, 0 | NOT_ON_DISK))
+    /// The generation of its copy on disk; 0 without one, [`NOT_ON_DISK`] when it is not to have one.
+    pub(crate) fn on_disk(&self) -> &AtomicU64 {
+        self.packed.on_disk()
     }
 
-    /// What the object costs of the byte budget. Objects past 4 GiB weigh no more; `max_object` should keep them out.
-    pub(crate) fn weight(&self) -> u32 {
+    /// The same, if it has such a copy.
+    pub(super) fn disk_copy(&self) -> Option<u64> {
+        self.packed.disk_copy()
+    }
+
+    /// The body in content codings, as far as somebody has asked for it so.
+    pub(super) fn encodings(&self) -> Option<&Encodings> {
+        self.packed.encodings()
+    }
+
+    /// What this costs of the byte budget beside the packed object.
+    pub(super) fn decoded_weight(&self) -> u32 {
+        let each = if self.meta.header.has_case() { 2 * DECODED_FIELD } else { DECODED_FIELD };
         let fields = self.meta.header.headers.iter();
-        let each = if self.meta.header.has_case() { 2 * FIELD_OVERHEAD } else { FIELD_OVERHEAD };
         let header: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + each).sum();
-        let marks = size_of_val(&*self.meta.marks.marks);
-        let total = (OVERHEAD + header + marks) as u64 + self.body.len() + encoded::weight(self.encodings.as_ref());
-        u32::try_from(total).unwrap_or(u32::MAX)
+        u32::try_from(DECODED + header + size_of_val(&*self.meta.marks.marks)).unwrap_or(u32::MAX)
     }
 }
 
@@ -204,6 +209,11 @@ impl Body {
             Self::One(chunk) => chunk.len() as u64,
             Self::Many(chunks) => chunks.last().map_or(0, |(end, _)| *end),
         }
+    }
+
+    /// What the chunks take beside their bytes: each one's handle, and its counts.
+    pub(super) fn overhead(&self) -> u64 {
+        self.chunks().count() as u64 * CHUNK_OVERHEAD
     }
 
     /// What is stored from `position` on, within one chunk and before `end`; `None` at the end.

@@ -157,6 +157,39 @@ async fn a_disk_that_keeps_failing_is_switched_off_and_the_other_goes_on() {
     assert!((40..110).contains(&found), "the other disk's: {found}");
 }
 
+/// A disk that was switched off is tried again, and begins empty: while it was off, it was not told what was replaced.
+#[tokio::test]
+async fn a_disk_that_works_again_is_used_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let faults = Arc::<Faults>::default();
+    let limits = Limits { again: Duration::from_millis(50), ..Limits::default() };
+    let store = opened(StoreOptions { limits, ..bad_options(folder.path(), &faults) });
+    put(&store, 1, b"before").await;
+    *faults.writes.lock() = Some(ErrorKind::Other);
+    for number in 100..120 {
+        try_put(&store, number, 5000).await;
+    }
+    assert_eq!(store.usage()[0].state, State::Off);
+    assert!(store.begin(key(1), key(1)).is_none(), "what is newer is not written");
+    store.remove(Removal::Key { key: key(100), family: key(100) }).await.expect("nothing is used of this disk");
+
+    *faults.writes.lock() = None;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while store.usage()[0].state != State::On {
+        assert!(Instant::now() < deadline, "it is not tried again");
+        store.sync().await;
+    }
+    assert!(!store.has(key(1), key(1)), "older than what could not be written");
+    put(&store, 2, b"after").await;
+    assert_eq!(get(&store, 2).await.as_deref(), Some(&b"after"[..]));
+    for store in [open(copy(folder.path()).path()), {
+        store.close().await;
+        open(folder.path())
+    }] {
+        assert_eq!((store.usage()[0].objects, get(&store, 2).await.as_deref()), (1, Some(&b"after"[..])));
+    }
+}
+
 #[tokio::test]
 async fn a_write_that_fails_costs_only_what_was_in_it() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -17,7 +17,7 @@ use selvedge_cache::disk::{Removal, StoreOptions};
 use crate::support::*;
 
 const INSIDE: &str = "SELVEDGE_TEST_KILLED_IN";
-/// How often the child is killed.
+/// How often the child is killed: 20 times, if this does not say otherwise (`make faults`: 200).
 const ROUNDS: &str = "SELVEDGE_TEST_KILLS";
 const ROUND: &str = "SELVEDGE_TEST_ROUND";
 const OBJECTS: u64 = 100;

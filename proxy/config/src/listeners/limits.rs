@@ -46,8 +46,8 @@ pub struct ListenerLimits {
 
     /// How many bytes in a second a client must send of a request body at least, on average and after the first 10 s, counting only the
     /// time in which the node waits for it; a slower one is answered with 408 (Request Timeout), and its connection ends. Stops clients that
-    /// hold connections to the origin with bodies that never end. HTTP/1 only: for HTTP/2 see `request_time`. Not with `tcp`. `0B/s`: no
-    /// minimum. Default `240B/s`.
+    /// hold connections to the origin with bodies that never end. Over HTTP/2 each stream is judged, by all of the time; one that sends
+    /// nothing any more is reset, and calls of gRPC are not judged. Not with `tcp`. `0B/s`: no minimum. Default `240B/s`.
     #[schemars(with = "Option<ByteRate>", extend("default" = "240B/s"))]
     pub upload_rate: ByteRate,
 

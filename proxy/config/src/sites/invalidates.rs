@@ -38,6 +38,12 @@ pub struct Invalidate {
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub soft: bool,
 
+    /// Whether `urls` are fetched anew at once, as a client would get them that has no cookies and credentials and names no preferences, so
+    /// that the next one need not wait. Filters do not see these requests. At most 8 of them for one change, one after the other, and 32
+    /// changes at once; what is beyond that is fetched when somebody asks. Default `false`.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub refresh: bool,
+
     /// Where it is written.
     #[schemars(skip)]
     pub position: Position,
@@ -62,12 +68,17 @@ impl Invalidate {
         };
         let (urls, prefixes, tags) = (targets(cx, "urls"), targets(cx, "prefixes"), targets(cx, "tags"));
         let soft = fields.read(cx, "soft", truth).unwrap_or(false);
+        let refresh_at = fields.get("refresh");
+        let refresh = refresh_at.as_ref().and_then(|at| truth(cx, at)).unwrap_or(false);
+        if let Some(at) = refresh_at.filter(|_| refresh && urls.is_empty()) {
+            cx.report(at.fault("there are no `urls` that could be fetched").with_help("write `urls`, or remove it"));
+        }
         if !is_written {
             let fault = fields.missing("it puts nothing out of date");
             cx.report(fault.with_help("write `urls`, `prefixes` or `tags`"));
         }
         fields.close(cx);
-        Some(Self { on: on?, urls, prefixes, tags, soft, position: at.node.position.clone() })
+        Some(Self { on: on?, urls, prefixes, tags, soft, refresh, position: at.node.position.clone() })
     }
 }
 

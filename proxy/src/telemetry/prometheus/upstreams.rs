@@ -48,6 +48,13 @@ pub(super) fn write(page: &mut Page, plan: &Plan) {
         "Those that were not sent: no budget, or no other endpoint with room.",
         |one| one.hedges_refused,
     );
+    let after = "selvedge_upstream_hedge_after_seconds";
+    page.family(after, "gauge", "How long an endpoint may be silent, where that is what most answers need.");
+    for upstream in &upstreams {
+        if let Some(known) = upstream.traffic().hedge_after {
+            page.sample(after, &[("upstream", &upstream.name)], known.as_secs_f64());
+        }
+    }
     page.family("selvedge_upstream_dns_failures_total", "counter", "Look-ups of endpoints' names that failed.");
     page.sample("selvedge_upstream_dns_failures_total", &[], plan.failed_lookups());
 

@@ -12,6 +12,9 @@ use pingora::{Error, ErrorType, OrErr, Result};
 /// The most fields a response may have.
 const FIELDS_MAX: usize = 256;
 
+/// How many fields a response gets on its way to the client, mostly at most. Maps that have room for them need not grow.
+const FIELDS_ADDED: usize = 6;
+
 /// Takes a whole response header from the front of `buffer`; `None` = it is not whole yet.
 pub(super) fn parse(buffer: &mut BytesMut) -> Result<Option<Box<ResponseHeader>>> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
@@ -23,7 +26,8 @@ pub(super) fn parse(buffer: &mut BytesMut) -> Result<Option<Box<ResponseHeader>>
         Ok(Status::Partial) => return Ok(None),
         Err(error) => return Err(Error::because(ErrorType::InvalidHTTPHeader, "in the response header", error)),
     };
-    let mut response = Box::new(ResponseHeader::build(parsed.code.unwrap_or_default(), Some(parsed.headers.len()))?);
+    let room = parsed.headers.len() + FIELDS_ADDED;
+    let mut response = Box::new(ResponseHeader::build(parsed.code.unwrap_or_default(), Some(room))?);
     response.set_version(if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 });
     response.set_reason_phrase(parsed.reason)?;
 

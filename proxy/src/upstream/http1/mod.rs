@@ -23,11 +23,14 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Stream;
 use pingora::protocols::http::v1::client::http_req_header_to_wire;
 use pingora::{Error, ErrorType, Result, RetryType};
+use selvedge_config::UpstreamPool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use self::body::Framing;
 pub(crate) use self::pool::Pool;
 use self::silence::Silence;
+use super::wear;
 
 /// Room for a response header as most are; what does not fit is read on into a larger buffer.
 const HEAD_ROOM: usize = 4 << 10;
@@ -49,6 +52,8 @@ pub(crate) struct Exchange {
     head: bool,
     /// Whether the connection may carry another exchange after this one, as far as the response's header says.
     keeps: bool,
+    /// Nothing is to follow it on this connection, whatever the response says.
+    last: bool,
     /// How long the upstream may ask to be kept, if it said.
     kept_for: Option<Duration>,
     /// The longest silence, in either direction; `None` = any.
@@ -59,16 +64,21 @@ pub(crate) struct Exchange {
 pub(super) struct Connection {
     stream: Stream,
     silence: Silence,
+    made: Instant,
+    /// How many requests there have been on it.
+    carried: u32,
 }
 
 impl Exchange {
-    fn on(connection: Connection, limit: Option<Duration>) -> Self {
+    fn on(mut connection: Connection, limit: Option<Duration>) -> Self {
+        connection.carried = connection.carried.saturating_add(1);
         Self {
             connection,
             buffer: BytesMut::new(),
             framing: Framing::Unknown,
             head: false,
             keeps: false,
+            last: false,
             kept_for: None,
             limit,
         }
@@ -77,6 +87,12 @@ impl Exchange {
     /// What it goes over.
     pub(crate) fn stream(&self) -> &Stream {
         &self.connection.stream
+    }
+
+    /// Whether nothing more is to be sent on the connection after this, as these rules say; then the connection is not kept.
+    pub(crate) fn is_last(&mut self, rule: &UpstreamPool) -> bool {
+        self.last = wear::is_last(rule, self.connection.carried, self.connection.made.elapsed());
+        self.last
     }
 
     /// Sends the request's header. It must announce no body.
@@ -88,7 +104,7 @@ impl Exchange {
         let wire = http_req_header_to_wire(request)
             .ok_or_else(|| Error::explain(ErrorType::InvalidHTTPHeader, "the request line cannot be written"))?;
         self.head = request.method == http::Method::HEAD;
-        let Connection { stream, silence } = &mut self.connection;
+        let Connection { stream, silence, .. } = &mut self.connection;
         let limit = self.limit;
         silence.begin(limit);
         let mut writing = pin!(async {
@@ -184,7 +200,7 @@ impl Exchange {
 
     /// Reads what has come, waiting for something; 0 = nothing more will.
     async fn fill(&mut self, room: usize, what: &'static str) -> Result<usize> {
-        let Self { connection: Connection { stream, silence }, buffer, limit, .. } = self;
+        let Self { connection: Connection { stream, silence, .. }, buffer, limit, .. } = self;
         buffer.reserve(room);
         silence.begin(*limit);
         let read = poll_fn(|cx| match pin!(stream.read_buf(buffer)).poll(cx) {
@@ -199,7 +215,7 @@ impl Exchange {
 
     /// Whether the connection may carry another exchange: the response is over, and nothing came after it.
     fn may_be_kept(&self) -> bool {
-        self.keeps && self.framing.has_ended() && self.buffer.is_empty()
+        self.keeps && !self.last && self.framing.has_ended() && self.buffer.is_empty()
     }
 }
 

@@ -14,11 +14,9 @@ use pingora::{Error, Result};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
+use super::super::wear::KEPT_MAX;
 use super::silence::Silence;
 use super::{Connection, Exchange};
-
-/// The most connections a worker keeps that nobody uses; beyond it, the endpoint's oldest gives way.
-const KEPT_MAX: usize = 512;
 
 /// How often connections are looked for that have been kept for too long, or that the other side has closed.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -80,11 +78,14 @@ impl Pool {
         }
         // Boxed, as what is rare on the way of a request: it would make every request's future larger.
         let stream = Box::pin(self.connector().new_stream(peer)).await.map_err(Error::into_up)?;
-        Ok((Exchange::on(Connection { stream, silence: Silence::default() }, limit), false))
+        Ok((
+            Exchange::on(Connection { stream, silence: Silence::default(), made: Instant::now(), carried: 0 }, limit),
+            false,
+        ))
     }
 
-    /// Keeps the exchange's connection for another, if it can carry one.
-    pub(crate) fn keep(&self, exchange: Exchange, peer: &HttpPeer) {
+    /// Keeps the exchange's connection for another, if it can carry one; no more than `most` to one endpoint.
+    pub(crate) fn keep(&self, exchange: Exchange, peer: &HttpPeer, most: usize) {
         if !exchange.may_be_kept() {
             return;
         }
@@ -95,7 +96,7 @@ impl Pool {
         let now = Instant::now();
         let until = now.checked_add(idle).unwrap_or(now + Duration::from_secs(86_400 * 365));
         let mut kept = self.kept.lock();
-        kept.put(peer.reuse_hash(), Idle { connection: exchange.connection, until });
+        kept.put(peer.reuse_hash(), Idle { connection: exchange.connection, until }, most);
         if !std::mem::replace(&mut kept.swept, true) {
             drop(kept);
             tokio::spawn(sweep(Weak::clone(&self.this)));
@@ -129,12 +130,13 @@ impl Kept {
         None
     }
 
-    fn put(&mut self, peer: u64, connection: Idle) {
+    /// Beyond what may be kept, the endpoint's oldest gives way.
+    fn put(&mut self, peer: u64, connection: Idle, most: usize) {
         let idle = match self.by_peer.entry(peer) {
             Entry::Occupied(idle) => idle.into_mut(),
             Entry::Vacant(new) => new.insert(Vec::with_capacity(4)),
         };
-        if self.count >= KEPT_MAX {
+        if self.count >= KEPT_MAX || idle.len() >= most {
             if idle.is_empty() {
                 return;
             }

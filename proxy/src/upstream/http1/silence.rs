@@ -11,19 +11,22 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// See the [module](self).
 #[derive(Default)]
 pub(super) struct Silence {
+    limit: Option<Duration>,
+    /// Known once something has been waited for: what is there at once needs no clock.
     until: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Silence {
-    /// From now on so much silence is too much; `None` = none is.
+    /// So much silence is too much of what is waited for next; `None` = none is.
     pub(super) fn begin(&mut self, limit: Option<Duration>) {
-        self.until = limit.map(|limit| Instant::now() + limit);
+        (self.limit, self.until) = (limit, None);
     }
 
-    /// Ready when it has lasted too long.
+    /// Ready when it has lasted too long, counted from the first time this is asked.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(until) = self.until else { return Poll::Pending };
+        let Some(limit) = self.limit else { return Poll::Pending };
+        let until = *self.until.get_or_insert_with(|| Instant::now() + limit);
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
         if timer.deadline() > until {
             timer.as_mut().reset(until);

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use wasmtime::{Instance, Store, TypedFunc, WasmBacktrace, WasmParams, WasmResults};
 
@@ -20,6 +21,8 @@ pub(crate) struct Core {
     /// `None` until it is made.
     pub(super) instance: Option<Instance>,
     pub(super) poisoned: bool,
+    /// Where a VM that serves many streams counts its calls.
+    pub(super) tally: Option<Arc<stats::Tally>>,
 }
 
 /// A function that the guest may export for us to call. Looked up when it is first called: an instance that serves one stream calls few.
@@ -78,7 +81,7 @@ impl Core {
         let name = callback.export;
         let Some((function, counters)) = self.find(callback) else { return Ok(None) };
         let state = self.store.data();
-        let counted = state.facts.stats.call_begins(counters);
+        let counted = state.facts.stats.call_begins(self.tally.as_deref(), counters);
         let traced =
             state.trace.clone().map(|trace| (trace.callback_begins(&state.facts.name, state.owner, name), trace));
 

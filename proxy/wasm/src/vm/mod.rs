@@ -140,11 +140,12 @@ impl Vm {
         role: Role,
     ) -> Result<Self, CallError> {
         let engine = facts.engine.clone();
+        let tally = matches!(role, Role::Root | Role::Spare).then(|| facts.stats.tally());
         let mut store = Store::new(instance.module().engine(), State::new(facts, ticks, role));
         store.limiter(|state| &mut state.limiter);
         store.epoch_deadline_callback(move |mut store| Ok(store.data_mut().turn.tick(&engine)));
         store.data_mut().begin(ROOT);
-        let mut core = Core { store, instance: None, poisoned: false };
+        let mut core = Core { store, instance: None, poisoned: false, tally };
         core.begin_turn(true);
 
         let instance = match instance.instantiate(&mut core.store) {
