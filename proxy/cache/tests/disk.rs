@@ -8,6 +8,8 @@ mod killed;
 mod space;
 #[path = "disk/support.rs"]
 mod support;
+#[path = "disk/trace.rs"]
+mod trace;
 
 use std::time::Duration;
 
@@ -119,6 +121,33 @@ async fn after_a_crash_what_was_synced_is_there() {
         }
         // The second time after a clean end that follows a crash.
         store.close().await;
+    }
+}
+
+/// kill -9 may end a write anywhere: the header of the last record is there, and the rest of it is not.
+#[tokio::test]
+async fn a_record_that_is_there_in_part_is_no_object() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path());
+    put(&store, 1, &body_of(1, 3000)).await;
+    put(&store, 2, &body_of(2, 3000)).await;
+    // A newer one takes the older one's place, and is cut off.
+    put(&store, 1, &body_of(3, 3000)).await;
+    let crashed = copy(folder.path());
+    let path = crashed.path().join("00000001.seg");
+    let mut bytes = std::fs::read(&path).expect("a segment");
+    let end = bytes.iter().rposition(|byte| *byte != 0).expect("something was written");
+    bytes[end - 1000..].fill(0);
+    std::fs::write(&path, bytes).expect("written");
+
+    for again in 0..2 {
+        let store = open(crashed.path());
+        assert!(!store.has(key(1), key(1)), "neither the newer one nor what it replaced, start {again}");
+        assert!(get(&store, 2).await == Some(body_of(2, 3000)), "start {again}");
+        assert_eq!(store.counts().corrupt, 0, "start {again}");
+        store.close().await;
+        // The second time the segments are read again, as the first start has left them.
+        std::fs::remove_file(crashed.path().join("index.snap")).expect("a clean end leaves it");
     }
 }
 

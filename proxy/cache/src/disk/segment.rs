@@ -131,14 +131,20 @@ impl Segment {
     /// is the usual end after a crash, or damage, a [`Kind::Synced`] record further on tells, which says that this place had been durable.
     pub(crate) fn scan(&self) -> io::Result<Scan> {
         let mut window = Window { segment: self, bytes: Vec::new(), start: 0, length: self.file.length()? };
-        let (mut listed, mut at) = (Vec::new(), HEAD);
-        while let Some(header) = window.header(at)? {
+        let (mut listed, mut at, mut durable) = (Vec::new(), HEAD, 0);
+        let sealed = loop {
+            let Some(header) = window.header(at)? else { break false };
             match header.kind {
-                Kind::Footer | Kind::Trailer => return Ok(Scan { listed, end: at, damaged: false }),
-                Kind::Head | Kind::Synced => {}
+                Kind::Footer | Kind::Trailer => break true,
+                Kind::Synced => durable = header.number,
+                Kind::Head => {}
                 _ => listed.push(list(&header, self.number, at)),
             }
             at += header.room();
+        };
+        self.drop_torn(&mut listed, durable, window.length)?;
+        if sealed {
+            return Ok(Scan { listed, end: at, damaged: false });
         }
 
         let mut damaged = false;
@@ -159,6 +165,18 @@ impl Segment {
             ahead += HEADER as u64;
         }
         Ok(Scan { listed, end: at, damaged })
+    }
+
+    /// An object from `durable` on whose record is there in part only counts as removed: what it was to replace is older.
+    fn drop_torn(&self, listed: &mut [Listed], durable: u32, length: u64) -> io::Result<()> {
+        for listed in listed.iter_mut().filter(|listed| listed.kind == Kind::Meta && listed.entry.offset >= durable) {
+            let (offset, bytes) = (listed.entry.offset, listed.entry.bytes());
+            let inside = u64::from(offset) * HEADER as u64 + bytes as u64 <= length;
+            if !inside || self.read(offset, bytes)?.is_none() {
+                listed.kind = Kind::RemovedKey;
+            }
+        }
+        Ok(())
     }
 }
 
