@@ -22,6 +22,7 @@
 
 pub(crate) mod exchange;
 pub(crate) mod foreign;
+pub(crate) mod outbound;
 pub(crate) mod properties;
 pub(crate) mod session;
 mod side;

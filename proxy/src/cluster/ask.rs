@@ -167,7 +167,7 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     let rule = ctx.route()?.cache.as_ref().ok_or_else(no_way)?;
     let key = ctx.cache.key().ok_or_else(no_way)?;
 
-    forward::reconcile(session, request)?;
+    forward::reconcile(session, request, ctx)?;
     wire::strip(request);
     ctx.downstream.tell(request)?;
     request.append_header(header::VIA, ctx.plan.node.via(session.req_header().version))?;

@@ -5,6 +5,8 @@
 //! What Pingora's way costs beside this one: two tasks' worth of futures and two channels between the client's side and the upstream's,
 //! which a request without a body does not need.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -19,6 +21,8 @@ use super::filter::BodyFlow;
 use super::retry::ATTEMPTS_MAX;
 use super::{Edge, RequestCtx, forward};
 use crate::chain::exchange::authority;
+use crate::chain::outbound::Outbound;
+use crate::chain::session::{FilteredSession, RequestBody, Slot};
 use crate::upstream::http1::Exchange;
 
 /// How many pieces of a body are written at once, if so many are there.
@@ -59,22 +63,76 @@ fn is_plain(request: &RequestHeader) -> bool {
 /// # Errors
 /// As those of Pingora's way: the last attempt failed and no other may follow, the client left, or a filter ended it.
 pub(crate) async fn forward(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+    let mut client = Client::of(session, ctx);
+    let forwarded = attempts(edge, session, ctx, &mut client).await;
+    if forwarded.is_err() {
+        client.put_back(session);
+    }
+    forwarded
+}
+
+async fn attempts(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx, client: &mut Client) -> Result<()> {
     for _ in 1..ATTEMPTS_MAX {
-        match attempt(edge, session, ctx).await {
+        match attempt(edge, session, ctx, client).await {
             Err(error) if error.retry() => {}
             done => return done,
         }
     }
-    attempt(edge, session, ctx).await
+    attempt(edge, session, ctx, client).await
 }
 
-async fn attempt(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+/// How the client is written to. Filters need no session of their own in its place where we write to it ourselves.
+enum Client {
+    Plain,
+    Filtered(Arc<Slot>, Box<Outbound>),
+}
+
+impl Client {
+    fn of(session: &mut Session, ctx: &RequestCtx) -> Self {
+        let Some(slot) = &ctx.slot else { return Self::Plain };
+        match FilteredSession::take_off(&mut session.downstream_session, slot) {
+            Some(out) => Self::Filtered(Arc::clone(slot), out),
+            None => Self::Plain,
+        }
+    }
+
+    async fn write(&mut self, session: &mut Session, tasks: Vec<HttpTask>) -> Result<()> {
+        match self {
+            Self::Plain => session.write_response_tasks(tasks).await.map(drop),
+            Self::Filtered(slot, out) => out.write(slot, &mut session.downstream_session, tasks).await.map(drop),
+        }
+    }
+
+    async fn finish(&mut self, session: &mut Session) -> Result<()> {
+        let finished = match self {
+            Self::Plain => session.downstream_session.finish_body().await,
+            Self::Filtered(slot, out) => out.finish(slot, &mut session.downstream_session).await,
+        };
+        finished.map_err(Error::into_down)
+    }
+
+    /// The client has left.
+    fn leaves(&mut self) {
+        if let Self::Filtered(_, out) = self {
+            out.breaks();
+        }
+    }
+
+    /// What Pingora answers in its place passes the filters.
+    fn put_back(self, session: &mut Session) {
+        if let Self::Filtered(slot, out) = self {
+            FilteredSession::put_on(&mut session.downstream_session, &slot, out, RequestBody::Untouched);
+        }
+    }
+}
+
+async fn attempt(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx, client: &mut Client) -> Result<()> {
     let peer = edge.upstream_peer(session, ctx).await?;
     let (mut exchange, reused) = match edge.pool.take(&peer).await {
         Ok(connected) => connected,
         Err(error) => return Err(edge.fail_to_connect(session, &peer, ctx, error).into_up()),
     };
-    match run(edge, session, ctx, &peer, &mut exchange).await {
+    match run(edge, session, ctx, client, &peer, &mut exchange).await {
         Ok(()) => {
             let most = ctx.lease.as_ref().and_then(|lease| lease.endpoint().rules().pool?.idle);
             edge.pool.keep(exchange, &peer, most.map_or(usize::MAX, usize::from));
@@ -89,6 +147,7 @@ async fn run(
     edge: &Edge,
     session: &mut Session,
     ctx: &mut RequestCtx,
+    client: &mut Client,
     peer: &HttpPeer,
     exchange: &mut Exchange,
 ) -> Result<()> {
@@ -108,7 +167,7 @@ async fn run(
     exchange.send(&request).await.map_err(Error::into_up)?;
 
     loop {
-        let mut response = or_client_leaves(session, exchange.response()).await?;
+        let mut response = or_client_leaves(session, client, exchange.response()).await?;
         edge.upstream_response_filter(session, &mut response, ctx).await?;
         let interim = response.status.is_informational();
         let ended = !interim && exchange.has_ended();
@@ -117,9 +176,9 @@ async fn run(
         }
         edge.response_filter(session, &mut response, ctx).await?;
         if !interim {
-            return answer(edge, session, ctx, exchange, response, ended).await;
+            return answer(edge, session, ctx, client, exchange, response, ended).await;
         }
-        session.write_response_tasks(vec![HttpTask::Header(response, false)]).await?;
+        client.write(session, vec![HttpTask::Header(response, false)]).await?;
     }
 }
 
@@ -128,6 +187,7 @@ async fn answer(
     edge: &Edge,
     session: &mut Session,
     ctx: &mut RequestCtx,
+    client: &mut Client,
     exchange: &mut Exchange,
     response: Box<ResponseHeader>,
     mut ended: bool,
@@ -147,16 +207,16 @@ async fn answer(
             tasks.push(pass(edge, session, ctx, piece, ended)?);
         }
         if !tasks.is_empty() {
-            session.write_response_tasks(std::mem::take(&mut tasks)).await?;
+            client.write(session, std::mem::take(&mut tasks)).await?;
         }
         if ended {
             break;
         }
-        let piece = match or_client_leaves(session, exchange.body()).await {
+        let piece = match or_client_leaves(session, client, exchange.body()).await {
             Ok(piece) => piece,
             Err(error) if *error.esource() == ErrorSource::Upstream => {
                 // The client's side learns of it as on Pingora's way, and gives it back.
-                session.write_response_tasks(vec![HttpTask::Failed(error)]).await?;
+                client.write(session, vec![HttpTask::Failed(error)]).await?;
                 return Err(Error::explain(ErrorType::ConnectionClosed, "the response was cut off").into_up());
             }
             Err(error) => return Err(error),
@@ -164,8 +224,7 @@ async fn answer(
         ended = exchange.has_ended();
         tasks.push(pass(edge, session, ctx, piece, ended)?);
     }
-    session.as_mut().finish_body().await.map_err(Error::into_down)?;
-    Ok(())
+    client.finish(session).await
 }
 
 fn pass(
@@ -180,11 +239,16 @@ fn pass(
 }
 
 /// What comes of this, unless the client leaves before.
-async fn or_client_leaves<T>(session: &mut Session, coming: impl Future<Output = Result<T>>) -> Result<T> {
+async fn or_client_leaves<T>(
+    session: &mut Session,
+    client: &mut Client,
+    coming: impl Future<Output = Result<T>>,
+) -> Result<T> {
     tokio::select! {
         biased; // What has come is taken first.
         came = coming => came.map_err(Error::into_up),
         left = session.downstream_session.read_body_or_idle(true) => {
+            client.leaves();
             let left = left.err().unwrap_or_else(|| Error::explain(ErrorType::ConnectionClosed, "the client sends more than its request"));
             Err(left.into_down())
         }

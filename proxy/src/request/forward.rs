@@ -305,7 +305,7 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     if ctx.sent.as_ref().is_some_and(|sent| sent.order.is_some()) {
         attempt::clean(request); // Where Pingora does not.
     }
-    reconcile(session, request)?;
+    reconcile(session, request, ctx)?;
     if cluster::serve::is_visitor(ctx) {
         cluster::wire::strip(request);
     }
@@ -321,13 +321,13 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     Ok(())
 }
 
-/// Makes sure of the authority. Pingora leaves it alone on custom sessions: an absolute-form request of HTTP/1.0 has no Host yet, and filters
+/// Makes sure of the authority, where there are filters. Pingora leaves it alone on custom sessions: an absolute-form request of HTTP/1.0 has no Host yet, and filters
 /// may have written an invalid one.
 ///
 /// # Errors
 /// Filters have left one that no server may be sent.
-pub(crate) fn reconcile(session: &Session, request: &mut RequestHeader) -> Result<()> {
-    if session.downstream_session.is_custom() {
+pub(crate) fn reconcile(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
+    if ctx.slot.is_some() || session.downstream_session.is_custom() {
         if !request.headers.contains_key(header::HOST) && request.uri.authority().is_some() {
             let host = authority(request).to_vec();
             request.insert_header(header::HOST, host)?;

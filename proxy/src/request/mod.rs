@@ -14,7 +14,7 @@
 //! | filters at the origin's side: all of this once more | `upstream_peer` .. | [`origin_side`] |
 //! | `store` | `upstream_response_filter`, `response_cache_filter` | [`store`] |
 //! | `respond` | `response_filter` | [`respond`] |
-//! | `filter` (response) | every write of [`crate::chain::session::FilteredSession`] | `chain/` |
+//! | `filter` (response) | every write to the client | [`crate::chain::outbound`] |
 //! | `fail` | `fail_to_proxy` | [`fail`] |
 //! | `finish` | `logging` | [`finish`] |
 

@@ -338,7 +338,7 @@ pub(super) async fn begin(edge: &Edge, session: &mut Session, ctx: &mut RequestC
 /// # Errors
 /// Filters have left an authority that no server may be sent.
 pub(super) fn request(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
-    forward::reconcile(session, request)?;
+    forward::reconcile(session, request, ctx)?;
     if cluster::serve::is_visitor(ctx) {
         cluster::wire::strip(request);
     }

@@ -1,0 +1,384 @@
+//! The response half of the chain: what is written to the client passes it here, so that a filter may hold the header until it has seen the
+//! body, and answer in its place, on cache hits too.
+//!
+//! It is run by whoever writes to the client: the [session](super::session) that stands in the client's place before Pingora, or, on the
+//! short way, `request/direct.rs` itself.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::server::Session as HttpSession;
+use pingora::{Error, ErrorSource, Result};
+
+use super::exchange::Asked;
+use super::session::{Slot, lost};
+use super::{Chain, ChainError, Event, Passage};
+use crate::compress::outlet::Outlet;
+use crate::plan::Route;
+use crate::request::{fail, step};
+
+/// How far the response has come.
+#[derive(Debug, PartialEq, Eq)]
+enum Response {
+    /// No header has been written.
+    Open,
+    /// The header is with the client.
+    Sent,
+    /// The last byte is with the client, or the rest is of no interest.
+    Ended,
+}
+
+/// See the [module](self).
+pub(crate) struct Outbound {
+    response: Response,
+    /// A reply was made while the client was still sending: report the upload as done.
+    abandon_body: bool,
+    /// The client's session failed; nothing more can be written.
+    broken: bool,
+    /// The client's session was ended short of its response.
+    cut: bool,
+    /// An error answer is being written past the chain.
+    unfiltered: bool,
+    /// A 1xx was written ahead of its batch: drop the queued duplicate.
+    pub(super) early_informational: bool,
+    /// The route, where it says which pages of other origins may use it: that is in every response, whoever made it.
+    cors: Option<Arc<Route>>,
+    /// Where responses leave compressed, on routes that do that.
+    outlet: Option<Box<Outlet>>,
+}
+
+impl Outbound {
+    pub(super) fn of(chain: &Chain) -> Self {
+        let for_client = chain.state.outer_half.is_none();
+        let route = &chain.state.route;
+        let wanted = chain.state.encoding;
+        Self {
+            response: Response::Open,
+            abandon_body: false,
+            broken: false,
+            cut: false,
+            unfiltered: false,
+            early_informational: false,
+            cors: (for_client && route.cors.is_some()).then(|| Arc::clone(route)),
+            outlet: (for_client && route.compress.is_some()).then(|| Box::new(Outlet::new(Arc::clone(route), wanted))),
+        }
+    }
+
+    /// Nothing more of what the client sends is of interest.
+    pub(super) fn abandons_body(&self) -> bool {
+        self.abandon_body
+    }
+
+    /// The client cannot be written to any more.
+    pub(crate) fn breaks(&mut self) {
+        self.broken = true;
+    }
+
+    /// Sends this through the chain, and to the client what comes out; says whether the response has ended.
+    ///
+    /// # Errors
+    /// The client left, or a filter failed when the client had the header already.
+    pub(crate) async fn write(&mut self, slot: &Slot, real: &mut HttpSession, tasks: Vec<HttpTask>) -> Result<bool> {
+        if self.response == Response::Ended {
+            return Ok(true); // What the origin still sends is of no interest.
+        }
+        if real.was_upgraded() {
+            return self.forward(real, tasks).await; // After a 101 there is no HTTP left to filter.
+        }
+        let Some(mut chain) = slot.lend() else { return Err(lost()) };
+        let out = self.filter(slot, real, &mut chain, tasks).await;
+        let out = match out {
+            Ok(out) => out,
+            Err(error) => {
+                let (node, asked) = (Arc::clone(&chain.state.node), chain.state.asked);
+                drop(chain);
+                return Box::pin(self.answer_failure(slot, real, error, &node, asked)).await;
+            }
+        };
+        drop(chain);
+        if out.is_empty() {
+            return Ok(self.response == Response::Ended);
+        }
+        self.forward(real, out).await
+    }
+
+    /// Ends the response: the filters see its end, if they have not yet. Idempotent.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub(crate) async fn finish(&mut self, slot: &Slot, real: &mut HttpSession) -> Result<()> {
+        if self.cut {
+            return Ok(());
+        }
+        if self.response == Response::Sent && !self.broken && !real.was_upgraded() {
+            Box::pin(self.write(slot, real, vec![HttpTask::Done])).await?;
+        }
+        real.finish_body().await
+    }
+
+    /// Runs tasks through the chain; what comes out may be written.
+    async fn filter(
+        &mut self,
+        slot: &Slot,
+        real: &mut HttpSession,
+        chain: &mut Chain,
+        tasks: Vec<HttpTask>,
+    ) -> Result<Vec<HttpTask>> {
+        let mut out = Vec::with_capacity(tasks.len() + 1);
+        for task in tasks {
+            if self.response == Response::Ended {
+                break;
+            }
+            match task {
+                HttpTask::Header(header, end) if is_interim(&header) => {
+                    // `store` says so to sessions that are not filtered.
+                    real.set_close_on_response_before_downstream_finish(false);
+                    if !std::mem::take(&mut self.early_informational) {
+                        out.push(HttpTask::Header(header, end));
+                    }
+                }
+                HttpTask::Header(header, end) if chain.response_started() => {
+                    // An error answer, made after the chain has seen a response that is not out yet: it takes that one's place, unfiltered.
+                    self.unfiltered = true;
+                    self.write_header(slot, real, &mut out, header, end)?;
+                }
+                HttpTask::Header(header, end) => {
+                    // A 101 has no body: what follows is another protocol. Of others without one (RFC 9110, 6.4.1) Pingora does not
+                    // always say that they end here.
+                    let end = end
+                        || header.status == StatusCode::SWITCHING_PROTOCOLS
+                        || is_bodiless(&header, real.req_header());
+                    step!(chain.state, "filter", direction = "response");
+                    chain.state.response_comes(header);
+                    self.pass(slot, real, chain, Event::Headers { end }, &mut out).await?;
+                }
+                HttpTask::Body(data, end) if self.unfiltered => {
+                    self.ended(end);
+                    out.push(HttpTask::Body(data, end));
+                }
+                HttpTask::Body(data, end) => {
+                    self.pass(slot, real, chain, Event::Body { data: data.unwrap_or_default(), end }, &mut out).await?;
+                }
+                HttpTask::Trailer(Some(trailers)) => {
+                    chain.state.response_trailers = Some(trailers);
+                    self.pass(slot, real, chain, Event::Trailers, &mut out).await?;
+                }
+                // No end was flagged on the last chunk: the filters still have to see it.
+                HttpTask::Trailer(None) | HttpTask::Done if self.unfiltered => {
+                    self.response = Response::Ended;
+                    out.push(HttpTask::Done);
+                }
+                HttpTask::Trailer(None) | HttpTask::Done => {
+                    self.pass(slot, real, chain, Event::Body { data: Bytes::new(), end: true }, &mut out).await?;
+                }
+                HttpTask::Failed(error) => {
+                    if !is_committed(real) {
+                        return Err(error); // Nothing was sent, whatever this batch holds: the proxy can still answer.
+                    }
+                    self.broken = true;
+                    out.push(HttpTask::Failed(error));
+                }
+                task @ HttpTask::UpgradedBody(..) => out.push(task),
+            }
+        }
+        Ok(out)
+    }
+
+    async fn pass(
+        &mut self,
+        slot: &Slot,
+        real: &mut HttpSession,
+        chain: &mut Chain,
+        event: Event,
+        out: &mut Vec<HttpTask>,
+    ) -> Result<()> {
+        let passed = match chain.response(real, event).await {
+            Ok(Passage::Through(passed)) => passed,
+            Ok(Passage::Reply(_)) => return Ok(()), // Replies of the response half have become events.
+            Err(error) => return Err(self.chain_error(real, error)),
+        };
+
+        let mut events = passed.into_iter().peekable();
+        while let Some(event) = events.next() {
+            match event {
+                Event::Headers { end } => {
+                    let Some(mut header) = chain.state.response_goes() else { continue };
+                    if let (false, Some(Event::Body { data, end: true })) = (end, events.peek()) {
+                        fix_length(&mut header, data.len(), real.req_header());
+                    }
+                    self.write_header(slot, real, out, header, end)?;
+                }
+                Event::Body { data, end } => {
+                    self.ended(end);
+                    if end || !data.is_empty() {
+                        out.push(HttpTask::Body((!data.is_empty()).then_some(data), end));
+                    }
+                }
+                Event::Trailers => {
+                    self.response = Response::Ended;
+                    out.push(HttpTask::Trailer(chain.state.trailers_go()));
+                }
+            }
+        }
+        // Answered here: what the client is still uploading is of no interest, and the proxy must not wait for it.
+        self.abandon_body |= chain.replied();
+        Ok(())
+    }
+
+    fn write_header(
+        &mut self,
+        slot: &Slot,
+        real: &mut HttpSession,
+        out: &mut Vec<HttpTask>,
+        mut header: Box<ResponseHeader>,
+        end: bool,
+    ) -> Result<()> {
+        if let Some(cors) = self.cors.as_ref().and_then(|route| route.cors.as_ref()) {
+            // Valid names and values: nothing can be refused.
+            let _ = cors.mark(&real.req_header().headers, &mut header);
+        }
+        let bodiless = is_bodiless(&header, real.req_header());
+        if let Some(outlet) = &mut self.outlet {
+            outlet.header(real.req_header(), &mut header, end || bodiless, slot.stored.lock().take())?;
+        }
+        let mut until_close = false;
+        if !end && !bodiless {
+            until_close = frame(&mut header, real.req_header().version) == Framing::UntilClose;
+        }
+        if until_close || slot.close.load(Ordering::Relaxed) {
+            real.set_keepalive(None);
+        }
+        let end = (end || bodiless) && header.status != StatusCode::SWITCHING_PROTOCOLS;
+        self.response = if end { Response::Ended } else { Response::Sent };
+        out.push(HttpTask::Header(header, end));
+        Ok(())
+    }
+
+    fn ended(&mut self, end: bool) {
+        if end {
+            self.response = Response::Ended;
+        }
+    }
+
+    /// Answers an error of the chain when the client has nothing yet. Here and not in `fail_to_proxy`, because Pingora does not call
+    /// that on cache hits, and on misses takes an error of this session for a client that has left, and only goes on to fill the cache.
+    async fn answer_failure(
+        &mut self,
+        slot: &Slot,
+        real: &mut HttpSession,
+        error: Box<Error>,
+        node: &str,
+        asked: Asked,
+    ) -> Result<bool> {
+        let ours = *error.esource() == ErrorSource::Internal;
+        if !ours {
+            return Err(error);
+        }
+        *slot.failure.lock() = fail::token(&error);
+        if let Some(outer_half) = &slot.outer_half {
+            outer_half.broke(&error); // It answers.
+            self.cut(slot, real).await;
+            return Err(error);
+        }
+        let Some((header, body)) = fail::chain_answer(&error, node, asked).filter(|_| !is_committed(real)) else {
+            self.cut(slot, real).await;
+            return Err(error);
+        };
+
+        slot.close.store(true, Ordering::Relaxed);
+        self.abandon_body = true;
+        let mut out = Vec::with_capacity(2);
+        self.write_header(slot, real, &mut out, header, body.is_empty())?;
+        if self.response != Response::Ended {
+            out.push(HttpTask::Body(Some(body), true));
+        }
+        self.response = Response::Ended;
+        self.forward(real, out).await
+    }
+
+    /// Ends the client's stream so that it knows it has not got all: by a reset on HTTP/2, with the connection on HTTP/1.
+    pub(super) async fn cut(&mut self, slot: &Slot, real: &mut HttpSession) {
+        self.broken = true;
+        self.cut = true;
+        self.abandon_body = true;
+        slot.close.store(true, Ordering::Relaxed);
+        real.set_keepalive(None);
+        real.shutdown().await;
+    }
+
+    async fn forward(&mut self, real: &mut HttpSession, tasks: Vec<HttpTask>) -> Result<bool> {
+        let ended = self.response == Response::Ended;
+        let result = match &mut self.outlet {
+            Some(outlet) if !outlet.is_idle() => Box::pin(outlet.write(real, tasks)).await,
+            _ => real.response_duplex_vec(tasks).await,
+        };
+        // That the client has all of an announced length does not mean that the filters have seen the end: `finish` shows it to them.
+        if result.is_err() {
+            self.broken = true;
+        }
+        result.map(|done| done || ended)
+    }
+
+    fn chain_error(&mut self, real: &HttpSession, error: ChainError) -> Box<Error> {
+        if let ChainError::ClientGone(cause) = error {
+            self.broken = true;
+            return cause.into_down();
+        }
+        if is_committed(real) {
+            self.broken = true;
+        }
+        fail::from_chain(error)
+    }
+}
+
+/// Whether the client has a final header, so that no other answer can be given.
+fn is_committed(real: &HttpSession) -> bool {
+    real.response_written().is_some_and(|written| !written.status.is_informational())
+}
+
+/// 1xx that precede the final response; a 101 is final.
+pub(super) fn is_interim(header: &ResponseHeader) -> bool {
+    header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Responses that never have a body (RFC 9110, 6.4.1).
+fn is_bodiless(header: &ResponseHeader, request: &RequestHeader) -> bool {
+    request.method == Method::HEAD || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The whole body is known when the header is written: say its exact length.
+fn fix_length(header: &mut ResponseHeader, length: usize, request: &RequestHeader) {
+    if is_bodiless(header, request) {
+        return;
+    }
+    header.remove_header(&header::TRANSFER_ENCODING);
+    let _ = header.set_content_length(length);
+}
+
+/// How the client knows where a body ends.
+#[derive(PartialEq, Eq)]
+enum Framing {
+    /// The header says how.
+    Announced,
+    /// The connection ends with it.
+    UntilClose,
+}
+
+/// A body without a length is chunked on HTTP/1.1, and ends with the connection on HTTP/1.0; on HTTP/2 Pingora drops the field again.
+fn frame(header: &mut ResponseHeader, version: Version) -> Framing {
+    let framed =
+        header.headers.contains_key(header::CONTENT_LENGTH) || header.headers.contains_key(header::TRANSFER_ENCODING);
+    if framed || header.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Framing::Announced;
+    }
+    if version <= Version::HTTP_10 {
+        return Framing::UntilClose;
+    }
+    header.set_version(Version::HTTP_11);
+    let _ = header.insert_header(header::TRANSFER_ENCODING, "chunked");
+    Framing::Announced
+}
