@@ -3,6 +3,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a harness fails the test it serves by panicking")]
 
+mod address;
 mod client;
 mod edge;
 mod origin;
@@ -13,6 +14,7 @@ pub mod grpc;
 pub mod h2;
 pub mod tls;
 
+pub use address::{closed, unused};
 pub use client::{Client, Response};
 pub use edge::{Edge, guest};
 pub use origin::{Origin, Request, Served};

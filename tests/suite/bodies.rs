@@ -468,7 +468,7 @@ fn returns(folder: &std::path::Path, headers: u32, body: u32) -> String {
     );
     let path = folder.join(format!("returns-{headers}-{body}.wasm"));
     std::fs::write(&path, wat::parse_str(text).unwrap()).unwrap();
-    format!("r{headers}{body}: {{ wasm: \"file:{}\", limits: {{ wait: 300ms, deadline: 5s }} }}", path.display())
+    format!("r{headers}{body}: {{ wasm: \"file:{}\", limits: {{ wait: 1s, deadline: 5s }} }}", path.display())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use selvedge_tests::{Client, Edge, Origin, Request, Response, soon};
+use selvedge_tests::{Client, Edge, Origin, Request, Response, closed, soon};
 
 /// A node with one cached route of this policy; whoever connects is a trusted proxy.
 fn node(policy: &str, origin: SocketAddr) -> Edge {
@@ -339,8 +339,7 @@ async fn requests_that_go_in_circles_are_refused_and_all_others_say_where_they_w
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_of_a_cached_route_has_a_cache_status() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let edge = node("{}", nobody);
+    let edge = node("{}", closed());
     let failed = ask(&edge, "GET", "/a", &[]).await;
     assert_eq!(failed.status, 502);
     assert_eq!(failed.header("cache-status"), Some("edge; fwd=uri-miss; detail=upstream-error"));

@@ -1,7 +1,7 @@
 //! HTTP calls of filters, as the servers they go to see them, and as the filter sees the answer.
 
 use selvedge_tests::grpc::GrpcServer;
-use selvedge_tests::{Client, Edge, Origin};
+use selvedge_tests::{Client, Edge, Origin, closed};
 
 /// A node whose only filter is the guest `grpc`, of which these tests use the HTTP calls: to `one` over HTTP/1, to `two` over HTTP/2.
 struct Bench {
@@ -11,8 +11,6 @@ struct Bench {
 
 impl Bench {
     async fn new(origin: Origin) -> Self {
-        // Nobody listens on the port of a listener that is gone.
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let edge = Edge::start(
             "upstreams:
   one: { endpoints: [\"127.0.0.1:${PORT_up}\"] }
@@ -22,7 +20,7 @@ filters:
   grpc: { wasm: \"file:${GUESTS}/grpc.wasm\", limits: { deadline: 10s, wait: 30s } }
 sites: [{ hosts: [\"*\"], routes: [{ name: all, filters: [grpc], to: one }] }]
 ",
-            &[("up", origin.address()), ("nobody", nobody)],
+            &[("up", origin.address()), ("nobody", closed())],
         );
         Self { edge, origin }
     }

@@ -145,7 +145,7 @@ async fn trickle(client: &mut Client, enough: impl Fn() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_takes_long_is_a_408() {
     let origin = origin().await;
-    let edge = edge("{ request_time: 400ms, upload_rate: 0B/s }", &origin);
+    let edge = edge("{ request_time: 1s, upload_rate: 0B/s }", &origin);
     for path in ["/", "/f/"] {
         // Nothing at all comes, or a little all the time: over both kinds of connections.
         for (address, tls) in [(edge.web(), false), (edge.secure(), true)] {
@@ -193,12 +193,12 @@ fn too_slow(edge: &Edge) -> u64 {
 async fn an_origin_may_take_its_time_when_the_request_has_come() {
     let origin = Origin::start_async(|_| {
         Box::pin(async {
-            tokio::time::sleep(Duration::from_millis(1200)).await; // longer than the client may take
+            tokio::time::sleep(Duration::from_millis(1500)).await; // longer than the client may take
             Origin::reply(200, &[], "late")
         })
     })
     .await;
-    let edge = edge("{ request_time: 400ms }", &origin);
+    let edge = edge("{ request_time: 1s }", &origin);
     for path in ["/", "/f/"] {
         assert_eq!(Client::post(edge.web(), path, "", b"hi").await.text(), "late");
         let h2 = H2Client::connect(edge.web()).await;
@@ -210,7 +210,7 @@ async fn an_origin_may_take_its_time_when_the_request_has_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_takes_long_is_a_408_or_is_reset() {
     let origin = origin().await;
-    let edge = edge("{ request_time: 400ms }", &origin);
+    let edge = edge("{ request_time: 1s }", &origin);
     let client = H2Client::connect(edge.web()).await;
     for path in ["/", "/f/"] {
         let (response, upload) = client.open("POST", path, &[], false).await.unwrap();

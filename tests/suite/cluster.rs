@@ -1,7 +1,7 @@
 //! Nodes that share one cache, as processes: who may speak with them, who asks the origin, and what clients notice when a node is gone,
 //! silent, or configured otherwise.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustls::AlertDescription;
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::tls::{Authority, Caller, Issued, alert};
-use selvedge_tests::{Client, Origin, Process, Response, guest, soon, until};
+use selvedge_tests::{Client, Origin, Process, Response, guest, soon, until, unused};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
@@ -52,12 +52,6 @@ struct Setting<'s> {
     disk: bool,
 }
 
-/// Addresses that nobody has at the moment.
-fn free(count: usize) -> Vec<SocketAddr> {
-    let sockets: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
-}
-
 impl Fleet {
     /// So many nodes, of which all are peers of each other but those of the region, which are each other's.
     async fn start(count: usize, origin: SocketAddr, setting: &Setting<'_>) -> Self {
@@ -73,13 +67,11 @@ impl Fleet {
         let folder = TempDir::new().unwrap();
         let authority = Authority::new("nodes");
         std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
-        let mut addresses = free(count * 3).into_iter();
-        let mut address = || addresses.next().unwrap();
         let nodes: Vec<_> = (0..count)
             .map(|index| {
                 let name = format!("node-{index}");
                 let _ = authority.issue(&[&name]).write(folder.path(), &name);
-                Node { name, web: address(), listen: address(), admin: address(), process: None }
+                Node { name, web: unused(), listen: unused(), admin: unused(), process: None }
             })
             .collect();
         Self { folder, authority, nodes, origin }
@@ -591,9 +583,9 @@ async fn copies_of_what_others_own_are_kept_briefly_and_validated_with_the_owner
         assert!(begun.elapsed() < Duration::from_secs(20), "it is never stale: {last}");
     }
     assert!(last.contains("fwd-status=304") && last.contains("detail=peer"), "{last}");
+    assert_eq!(asked().await, before + 1);
     let age: u64 = fleet.get(0, &path).await.header("age").unwrap().parse().unwrap();
     assert!(age >= 1, "the age is that of the response, not of the copy");
-    assert_eq!(asked().await, before + 1);
     assert_eq!(origin.started(), fetches, "the owner knows that it is fresh");
 }
 

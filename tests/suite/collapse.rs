@@ -267,7 +267,7 @@ async fn waiters_have_a_cap_and_a_deadline() {
     assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
 
     let (origin, gate) = gated(200, &[("cache-control", "max-age=60")]).await;
-    let edge = node_with("{ wait: 100ms, when_late: refuse }", "[]", origin.address());
+    let edge = node_with("{ wait: 1s, when_late: refuse }", "[]", origin.address());
     let first = burst(&edge, 1).await;
     until("it is asked", || origin.started() == 1).await;
     assert_eq!(Client::get(edge.web(), "/page").await.status, 503);

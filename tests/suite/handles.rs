@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use selvedge_tests::{Client, Edge, Origin, Response};
+use selvedge_tests::{Client, Edge, Origin, Response, closed};
 use serde_json::{Value, json};
 
 async fn node(a: SocketAddr, b: SocketAddr) -> Edge {
@@ -72,9 +72,7 @@ async fn upstreams_are_asked_at_once_and_failures_are_told_apart() {
     assert_eq!(Client::get(edge.web(), "/first").await.text(), "b /first");
     assert!(Client::get(edge.web(), "/race").await.text().ends_with(" /race"));
 
-    // Bound for a moment: nobody listens there afterwards.
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let edge = node(a.address(), gone).await;
+    let edge = node(a.address(), closed()).await;
     let first = Client::get(edge.web(), "/first").await;
     let errors = json_of(&first);
     let errors: Vec<&str> = errors.as_array().unwrap().iter().map(|error| error.as_str().unwrap()).collect();

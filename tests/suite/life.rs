@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use selvedge_tests::{Client, Edge, Origin, Process, Response, soon, until};
+use selvedge_tests::{Client, Edge, Origin, Process, Response, soon, until, unused};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -130,8 +130,7 @@ sites: [{{ hosts: [\"*\"], routes: [{{ respond: {{ status: 200 }} }}] }}]
 
 #[tokio::test(flavor = "multi_thread")]
 async fn listeners_may_swap_their_addresses() {
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (one, two) = (free(), free());
+    let (one, two) = (unused(), unused());
     let pair = |a: SocketAddr, b: SocketAddr| format!("  a: {{ bind: \"{a}\" }}\n  b: {{ bind: \"{b}\" }}");
     let site = |listeners: String| {
         let both = with_listeners(&listeners, "any");

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use selvedge_cache::{Purge, Scope};
 use selvedge_tests::h2::H2Client;
-use selvedge_tests::{Client, Edge, Origin, soon, until};
+use selvedge_tests::{Client, Edge, Origin, closed, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -228,7 +228,7 @@ async fn what_is_stale_stands_in_for_a_filter_that_fails() {
 /// Errors of the upstream are said as they are without such filters.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_upstreams_errors_keep_their_names() {
-    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = closed();
     let (cut, _serving) = Origin::raw(|mut stream| async move {
         let mut buffer = [0; 4096];
         let _ = stream.read(&mut buffer).await;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderValue;
 use selvedge_tests::h2::H2Client;
-use selvedge_tests::{Client, Edge, Origin, Response, soon};
+use selvedge_tests::{Client, Edge, Origin, Response, closed, soon};
 
 /// A filter with this script, as an entry of `filters`.
 fn filter(name: &str, script: &str, more: &str) -> String {
@@ -255,8 +255,7 @@ async fn connections_tell_name_version_and_cipher() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_upstream_is_known_once_it_is_asked() {
     let origin = hello().await;
-    // Nobody listens on the first endpoint: its port was just given back.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = closed(); // The first endpoint.
     let what = [
         ("address", "upstream/address"),
         ("port", "upstream/port"),
@@ -407,7 +406,7 @@ async fn response_headers_set_early_come_with_whatever_response_there_is() {
         _ => Origin::reply(200, &[("x-one", "origin"), ("x-two", "origin")], "hello"),
     })
     .await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = closed();
     let early = "request_headers replace set 2 x-one early\nrequest_headers add added 2 x-more 1\n\
         request_headers add - 2 x-more 2\nrequest_headers remove removed 2 x-two\n\
         request_headers header unread 2 x-one\nrequest_headers pairs none 2\n\

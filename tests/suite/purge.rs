@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
-use selvedge_tests::{Client, Edge, Origin, Process, Response, soon, until};
+use selvedge_tests::{Client, Edge, Origin, Process, Response, soon, until, unused};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -545,23 +545,23 @@ async fn acknowledged_purges_survive_the_process_in_their_log() {
 /// A `redis-server` of this test; killed when dropped.
 struct Redis {
     child: Child,
-    port: u16,
+    address: SocketAddr,
     folder: TempDir,
 }
 
 impl Redis {
     /// `None` where it is not installed, which is said.
     #[allow(clippy::print_stdout, reason = "says why a test is skipped")]
-    fn start(folder: TempDir, port: u16) -> Option<Self> {
+    fn start(folder: TempDir, address: SocketAddr) -> Option<Self> {
         let started = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
+            .args(["--port", &address.port().to_string(), "--bind", &address.ip().to_string(), "--dir"])
             .arg(folder.path())
             .args(["--appendonly", "yes", "--appendfsync", "always", "--requirepass", "example-password"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         match started {
-            Ok(child) => Some(Self { child, port, folder }),
+            Ok(child) => Some(Self { child, address, folder }),
             Err(_) => {
                 println!("skipped: redis-server not installed");
                 None
@@ -570,15 +570,14 @@ impl Redis {
     }
 
     fn on_a_free_port() -> Option<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self::start(TempDir::new().unwrap(), port)
+        Self::start(TempDir::new().unwrap(), unused())
     }
 
     /// Killed; what it has written stays.
-    fn stop(mut self) -> (TempDir, u16) {
+    fn stop(mut self) -> (TempDir, SocketAddr) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        (std::mem::replace(&mut self.folder, TempDir::new().unwrap()), self.port)
+        (std::mem::replace(&mut self.folder, TempDir::new().unwrap()), self.address)
     }
 }
 
@@ -590,13 +589,13 @@ impl Drop for Redis {
 }
 
 /// A node that hears of purges over Redis.
-fn node_of(name: &str, redis: u16, origin: &Origin) -> Edge {
+fn node_of(name: &str, redis: SocketAddr, origin: &Origin) -> Edge {
     let yaml = format!(
         "version: 1
 node: {{ name: {name}, workers: 1, shutdown_grace: 1s, module_cache: off }}
 telemetry: {{ access_log: {{ output: off }} }}
 admin: {{ bind: \"127.0.0.1:0\" }}
-cluster: {{ redis: {{ url: \"redis://127.0.0.1:{redis}\", password: example-password }} }}
+cluster: {{ redis: {{ url: \"redis://{redis}\", password: example-password }} }}
 cache: {{}}
 upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
 
@@ -629,7 +628,7 @@ async fn is_hit(edge: &Edge, path: &str) -> bool {
 async fn a_purge_reaches_every_node() {
     let Some(redis) = Redis::on_a_free_port() else { return };
     let origin = counting().await;
-    let (one, two) = (node_of("one", redis.port, &origin), node_of("two", redis.port, &origin));
+    let (one, two) = (node_of("one", redis.address, &origin), node_of("two", redis.address, &origin));
     connected(&[&one, &two], true).await;
     for (order, gone) in [
         (json!({ "tags": ["red"] }), &["/tag/red"][..]),
@@ -662,12 +661,12 @@ async fn a_purge_reaches_every_node() {
 async fn a_node_that_was_away_hears_what_it_has_missed() {
     let Some(redis) = Redis::on_a_free_port() else { return };
     let origin = counting().await;
-    let (one, two) = (node_of("one", redis.port, &origin), node_of("two", redis.port, &origin));
+    let (one, two) = (node_of("one", redis.address, &origin), node_of("two", redis.address, &origin));
     connected(&[&one, &two], true).await;
     for path in ["/a", "/b"] {
         is_hit(&two, path).await;
     }
-    let (folder, port) = redis.stop();
+    let (folder, address) = redis.stop();
     connected(&[&one, &two], false).await;
     let ready = send(two.admin(), "GET", "/v1/ready", "host: localhost\r\n", "").await;
     assert_eq!(ready.status, 200);
@@ -681,7 +680,7 @@ async fn a_node_that_was_away_hears_what_it_has_missed() {
     assert!(is_hit(&two, "/a").await, "nobody has told it yet");
     assert_eq!(stats(&one).await["waiting"], 1);
 
-    let _redis = Redis::start(folder, port).unwrap();
+    let _redis = Redis::start(folder, address).unwrap();
     soon("the purge", async { while is_hit(&two, "/a").await {} }).await;
     assert!(is_hit(&two, "/b").await, "nothing else was purged");
     assert_eq!(stats(&two).await["gaps"], 0);
@@ -692,14 +691,14 @@ async fn a_node_that_was_away_hears_what_it_has_missed() {
 async fn what_redis_has_lost_counts_as_everything() {
     let Some(redis) = Redis::on_a_free_port() else { return };
     let origin = counting().await;
-    let (one, two) = (node_of("one", redis.port, &origin), node_of("two", redis.port, &origin));
+    let (one, two) = (node_of("one", redis.address, &origin), node_of("two", redis.address, &origin));
     connected(&[&one, &two], true).await;
     purge(&one, json!({ "urls": ["a.example/other"], "wait": "cluster" })).await;
     is_hit(&two, "/a").await;
     assert!(is_hit(&two, "/a").await);
-    let (_, port) = redis.stop();
+    let (_, address) = redis.stop();
     connected(&[&two], false).await;
-    let _redis = Redis::start(TempDir::new().unwrap(), port).unwrap();
+    let _redis = Redis::start(TempDir::new().unwrap(), address).unwrap();
     connected(&[&two], true).await;
     assert!(!is_hit(&two, "/a").await, "nobody knows what was purged meanwhile");
     assert_eq!(stats(&two).await["gaps"], 1);

@@ -2,7 +2,7 @@
 //! gRPC over the network.
 
 use selvedge_tests::grpc::GrpcServer;
-use selvedge_tests::{Client, Edge, Origin, Process, guest, until};
+use selvedge_tests::{Client, Edge, Origin, Process, closed, guest, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_selvedge-under-test");
 
@@ -73,8 +73,6 @@ async fn a_service_is_asked_over_grpc() {
         Origin::start(|request| Origin::reply(200, &[], request.header("x-tenant").unwrap_or("nobody").to_owned()))
             .await,
     );
-    // Nobody listens on the port of a listener that is gone.
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").and_then(|gone| gone.local_addr()).expect("a port");
     let filter = |authz: &str, method: &str| {
         format!(
             "{{ wasm: \"file:${{GUESTS}}/unary.wasm\", limits: {{ deadline: 10s }}, config: {{ authz: {authz}, method: {method}, timeout: 5s }} }}"
@@ -101,7 +99,7 @@ sites:
             filter("authz", "test.Echo/Denied"),
             filter("gone", "test.Echo/Unary")
         ),
-        &[("authz", server.address()), ("app", app.address()), ("gone", gone)],
+        &[("authz", server.address()), ("app", app.address()), ("gone", closed())],
     );
     let ask = |path: &'static str| {
         let web = edge.web();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use selvedge_tests::{Client, Edge, Origin, Process, soon, until};
+use selvedge_tests::{Client, Edge, Origin, Process, closed, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
@@ -422,10 +422,7 @@ async fn a_connection_on_which_nothing_moves_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_refuses_is_passed_over() {
-    let gone = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("bound")
-    };
+    let gone = closed();
     let yaml = node("", &[], "")
         .replace("[\"127.0.0.1:${PORT_app}\"]", "[\"127.0.0.1:${PORT_app}\", \"127.0.0.1:${PORT_other}\"]");
     let edge = Edge::start(&yaml, &[("app", gone), ("other", echo().await)]);

@@ -170,7 +170,7 @@ async fn an_endpoint_that_answers_errors_is_ejected_and_comes_back() {
     let edge = Edge::start(
         &yaml(
             "{ endpoints: [\"127.0.0.1:${PORT_a}\", \"127.0.0.1:${PORT_b}\"],
-            outlier: { consecutive_5xx: 3, eject: 2s } }",
+            outlier: { consecutive_5xx: 3, eject: 5s } }",
         ),
         &[("a", a.address()), ("b", b.address())],
     );
@@ -185,7 +185,7 @@ async fn an_endpoint_that_answers_errors_is_ejected_and_comes_back() {
     assert_eq!(answers(&edge, 5).await, "11111");
     assert!(begun.elapsed().as_secs() < 30, "the machine is too slow for this test");
     selvedge_tests::until("its time is over", || !endpoints(&edge)[0].ejected).await;
-    assert!(begun.elapsed().as_millis() >= 2_000);
+    assert!(begun.elapsed().as_secs() >= 5);
     assert_eq!(answers(&edge, 4).await.matches('0').count(), 2);
     assert_eq!(endpoints(&edge)[0].ejections, 1);
 }

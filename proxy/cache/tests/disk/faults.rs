@@ -162,7 +162,7 @@ async fn a_disk_that_keeps_failing_is_switched_off_and_the_other_goes_on() {
 async fn a_disk_that_works_again_is_used_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let faults = Arc::<Faults>::default();
-    let limits = Limits { again: Duration::from_millis(50), ..Limits::default() };
+    let limits = Limits { again: Duration::from_millis(50), ..patient() };
     let store = opened(StoreOptions { limits, ..bad_options(folder.path(), &faults) });
     put(&store, 1, b"before").await;
     *faults.writes.lock() = Some(ErrorKind::Other);
@@ -174,7 +174,7 @@ async fn a_disk_that_works_again_is_used_again() {
     store.remove(Removal::Key { key: key(100), family: key(100) }).await.expect("nothing is used of this disk");
 
     *faults.writes.lock() = None;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while store.usage()[0].state != State::On {
         assert!(Instant::now() < deadline, "it is not tried again");
         store.sync().await;
@@ -260,7 +260,7 @@ async fn a_full_disk_costs_objects_and_nothing_else() {
 
     *faults.writes.lock() = None;
     *faults.creates.lock() = None;
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !store.has(key(200), key(200)) {
         assert!(Instant::now() < deadline, "it does not write again");
         try_put(&store, 200, 200_000).await;
@@ -272,7 +272,7 @@ async fn a_full_disk_costs_objects_and_nothing_else() {
 async fn nobody_waits_for_a_disk_that_stalls() {
     let folder = tempfile::tempdir().expect("a folder");
     let faults = Arc::<Faults>::default();
-    let lookup = Duration::from_millis(50);
+    let lookup = Duration::from_secs(1);
     let limits = Limits { queue: 1 << 20, lookup, read: lookup, ..Limits::default() };
     let store = opened(StoreOptions { limits, ..bad_options(folder.path(), &faults) });
     put(&store, 1, &body_of(1, 100)).await;
@@ -292,7 +292,8 @@ async fn nobody_waits_for_a_disk_that_stalls() {
         assert!(store.find(key(1), key(1)).await.is_none(), "it is not asked for a while");
     }
     assert!(drain(&mut found).await.is_err(), "in the middle of a body there is no other answer");
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // A lookup and a read, and what a machine that is busy adds.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     let usage = &store.usage()[0];
     assert!(usage.queued_bytes <= 1 << 20);
     assert!(usage.counts.dropped_queue >= 90, "{usage:?}");
@@ -311,7 +312,7 @@ async fn nobody_waits_for_a_disk_that_stalls() {
 async fn what_could_not_be_replaced_is_gone() {
     let folder = tempfile::tempdir().expect("a folder");
     let faults = Arc::<Faults>::default();
-    let limits = Limits { queue: 1 << 20, ..Limits::default() };
+    let limits = Limits { queue: 1 << 20, ..patient() };
     let store = opened(StoreOptions { limits, ..bad_options(folder.path(), &faults) });
     for number in 1..3 {
         put(&store, number, b"older").await;

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -135,18 +135,21 @@ impl Said {
     }
 }
 
-/// Starts the child, kills it `after` its first word, and gives what it said.
+/// Starts the child, kills it `after` its first word, or every other time after what it wrote first is durable, which may be much later on a
+/// machine that is busy; and gives what it said.
 async fn run_and_kill(folder: &Path, round: u64, after: Duration) -> String {
     let said = folder.with_extension("said");
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "killed::killed_at_any_moment_nothing_wrong_comes_back", "--nocapture"])
         .env(INSIDE, folder)
         .env(ROUND, round.to_string())
+        .stdin(Stdio::piped())
         .stdout(File::create(&said).expect("a file"))
         .spawn()
         .expect("a child");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !std::fs::read_to_string(&said).is_ok_and(|text| text.contains("ready\n")) {
+    let awaited = if round.is_multiple_of(2) { "ready\n" } else { "synced\n" };
+    while !std::fs::read_to_string(&said).is_ok_and(|text| text.contains(awaited)) {
         assert!(Instant::now() < deadline && child.try_wait().expect("a child").is_none(), "the child does not begin");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -165,6 +168,11 @@ fn spacious(folder: &Path) -> StoreOptions {
 
 /// The child: writes and removes, until it is killed.
 async fn work(folder: &Path) -> ! {
+    // The other end of its standard input is the parent's: when that is gone, nobody would end this.
+    std::thread::spawn(|| {
+        let _ended = std::io::stdin().read(&mut [0]);
+        std::process::exit(1)
+    });
     let round: u64 = std::env::var(ROUND).expect("the parent says").parse().expect("a number");
     let store = opened(spacious(folder));
     let say = |line: String| std::io::stdout().write_all(line.as_bytes()).expect("the parent keeps it");

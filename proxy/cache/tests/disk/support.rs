@@ -38,7 +38,12 @@ pub(crate) fn meta(number: u64) -> Bytes {
 
 pub(crate) fn options(folder: &Path) -> StoreOptions {
     let disk = DiskOptions { segment_size: SEGMENT, ..DiskOptions::at(folder, SIZE) };
-    StoreOptions { disks: vec![disk], admit: Admit::All, write_budget: 0, limits: Limits::default() }
+    StoreOptions { disks: vec![disk], admit: Admit::All, write_budget: 0, limits: patient() }
+}
+
+/// Lookups and reads may take as long as they take on a machine that is busy.
+pub(crate) fn patient() -> Limits {
+    Limits { lookup: Duration::from_secs(30), read: Duration::from_secs(60), ..Limits::default() }
 }
 
 pub(crate) fn opened(options: StoreOptions) -> Store {

@@ -10,6 +10,8 @@ use selvedge_cache::disk::{Admit, DiskOptions, Limits, StoreOptions};
 use selvedge_cache::key::of_target;
 use selvedge_cache::{Cache, CacheOptions, DiskTier, KeyScope, QueryPolicy, Scheme};
 
+use crate::support::patient;
+
 /// Requests: every other one for an object that is never asked for again, the rest of a Zipf distribution over so many objects.
 const REQUESTS: u64 = 20_000;
 const POPULAR: f64 = 10_000.0;
@@ -46,7 +48,7 @@ async fn fill(storage: &'static (dyn Storage + Sync), key: &pingora_cache::Cache
 async fn run(admit: Admit) -> Cost {
     let folder = tempfile::tempdir().expect("a folder");
     let cache = Cache::leak(CacheOptions { memory_size: 4 << 20, ..CacheOptions::default() });
-    let limits = Limits { queue: 1 << 30, ..Limits::default() };
+    let limits = Limits { queue: 1 << 30, ..patient() };
     let disks = vec![DiskOptions::at(folder.path(), 1 << 30)];
     let store = StoreOptions { disks, admit, write_budget: 0, limits };
     cache.open_disks(DiskTier { store, max_object: 1 << 20 }).expect("threads");

@@ -252,7 +252,7 @@ pub(crate) fn engine() -> Arc<Engine> {
     ENGINE.get_or_init(|| Engine::new(EngineOptions::default()).unwrap()).clone()
 }
 
-/// Roomy: the tests share two cores with a compiler.
+/// Roomy: the tests share their cores with others. Where CPU time is what ends a call, its deadline must be far beyond it.
 pub(crate) fn options(config: &str) -> PluginOptions {
     PluginOptions {
         name: "test".into(),
@@ -261,7 +261,7 @@ pub(crate) fn options(config: &str) -> PluginOptions {
         vm_config: Bytes::from(config.to_owned()),
         config: Bytes::from(config.to_owned()),
         environment: Vec::new(),
-        limits: Limits { cpu: Duration::from_secs(5), deadline: Duration::from_secs(20), ..Limits::default() },
+        limits: Limits { cpu: Duration::from_secs(5), deadline: Duration::from_secs(300), ..Limits::default() },
         workers: 2,
         ..PluginOptions::default()
     }
@@ -302,9 +302,9 @@ pub(crate) fn wat(imports: &str, allocator: &str, rest: &str) -> Vec<u8> {
 
 /// Waits for a state that another thread or a timer brings about.
 pub(crate) async fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !reached() {
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

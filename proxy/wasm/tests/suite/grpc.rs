@@ -51,7 +51,7 @@ impl Talk {
 
     /// Brings the next arrival to the guest.
     async fn next(&mut self) {
-        let arrival = tokio::time::timeout(Duration::from_secs(20), self.calls.next()).await.unwrap();
+        let arrival = tokio::time::timeout(Duration::from_secs(60), self.calls.next()).await.unwrap();
         let outcome = self.stream.as_mut().unwrap().on_arrival(&mut self.x, arrival).unwrap();
         assert_eq!(outcome.action, Action::Pause);
         self.carry_out(outcome.effects);

