@@ -13,6 +13,8 @@ mod order;
 
 mod race;
 
+mod silence;
+
 mod wire;
 
 use std::any::Any;
@@ -45,9 +47,11 @@ use pingora::{Error, ErrorType, OrErr, Result};
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::order::{Order, Terms};
+use self::silence::Upload;
 pub(crate) use self::wire::clean;
 use crate::connections::Lease;
 use crate::request::Edge;
+use crate::request::deadline::{FIRST_BYTE, TOTAL};
 
 /// What stands for the protocol of a marked peer. No endpoint is ever told these names.
 const H1: &[u8] = b"selvedge-attempt-h1";
@@ -146,6 +150,8 @@ pub(crate) struct Attempt {
     said: bool,
     /// The response has come as a whole.
     heard: bool,
+    /// Set where a body follows the request's header: how far that is.
+    upload: Option<Arc<Upload>>,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
 }
@@ -166,6 +172,7 @@ impl Attempt {
             request: None,
             said: false,
             heard: false,
+            upload: None,
             read_timeout: None,
             write_timeout: None,
         }
@@ -185,7 +192,8 @@ impl Attempt {
     /// Waits for the response's header, asking another endpoint if it does not begin in time.
     async fn begin(&mut self) -> Result<()> {
         let Some((hedge, request)) = self.order.take_hedge().zip(self.request.take()) else {
-            return self.session()?.read_response_header().await;
+            let (upload, read) = (self.upload.clone(), self.read_timeout);
+            return silence::bounded(upload.as_deref(), read, self.session()?.read_response_header()).await;
         };
         let mut lease = self.lease.take().ok_or_else(|| Error::explain(ErrorType::InternalError, "no connection"))?;
         let (heard, second) = race::run(&mut lease, &request, hedge).await;
@@ -202,6 +210,7 @@ impl Attempt {
     /// What the end of a silence means to the others on the connection: it may be the connection that has died.
     fn look_at(&mut self, error: &Error) {
         if *error.etype() == ErrorType::ReadTimedout
+            && self.upload.as_ref().is_none_or(|upload| upload.is_whole())
             && let Some(HttpSession::H2(session)) = self.lease.as_mut().map(Lease::session)
         {
             session.conn.mark_shutdown();
@@ -209,18 +218,20 @@ impl Attempt {
     }
 }
 
-/// The time that the terms set has passed.
-fn late() -> Box<Error> {
-    Error::explain(ErrorType::ReadTimedout, "the upstream took too long")
-}
+/// A time by which something has to be over, and the term that says so.
+type Limit = Option<(Instant, &'static str)>;
 
 /// Does it in time; the outer error says that it is too late. What is always ready at once is late, too.
-async fn by<T>(limit: Option<Instant>, what: impl Future<Output = Result<T>>) -> Result<Result<T>> {
-    match limit {
-        None => Ok(what.await),
-        Some(limit) if Instant::now() >= limit => Err(late()),
-        Some(limit) => timeout_at(limit, what).await.map_err(|_| late()),
+async fn by<T>(order: &Order, limit: Limit, what: impl Future<Output = Result<T>>) -> Result<Result<T>> {
+    let Some((limit, term)) = limit else { return Ok(what.await) };
+    let late = || {
+        order.pass(term);
+        Error::explain(ErrorType::ReadTimedout, term)
+    };
+    if Instant::now() >= limit {
+        return Err(late());
     }
+    timeout_at(limit, what).await.map_err(|_| late())
 }
 
 #[async_trait]
@@ -238,8 +249,10 @@ impl Session for Attempt {
             self.request = Some(request.clone());
         }
         let session = lease.session();
-        session.set_read_timeout(read);
+        // While a body is sent, it is ours to say what silence is.
+        session.set_read_timeout(read.filter(|_| end));
         session.set_write_timeout(write);
+        self.upload = (!end).then(Arc::default);
         wire::send(session, request, end).await?;
         self.said = end;
         Ok(())
@@ -247,11 +260,18 @@ impl Session for Attempt {
 
     async fn write_request_body(&mut self, data: Bytes, end: bool) -> Result<()> {
         self.said |= end;
-        self.session()?.write_request_body(data, end).await
+        self.session()?.write_request_body(data, end).await?;
+        if let Some(upload) = &self.upload {
+            upload.went_on(end);
+        }
+        Ok(())
     }
 
     async fn finish_request_body(&mut self) -> Result<()> {
         self.said = true;
+        if let Some(upload) = &self.upload {
+            upload.went_on(true);
+        }
         self.session()?.finish_request_body().await
     }
 
@@ -265,18 +285,19 @@ impl Session for Attempt {
 
     async fn read_response_header(&mut self) -> Result<()> {
         let Terms { first_byte, total, .. } = self.order.terms();
-        let limit = match (first_byte, total) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-        let read = by(limit, self.begin()).await?;
+        let limits = [first_byte.map(|limit| (limit, FIRST_BYTE)), total.map(|limit| (limit, TOTAL))];
+        let limit = limits.into_iter().flatten().min_by_key(|(limit, _)| *limit);
+        let order = Arc::clone(&self.order);
+        let read = by(&order, limit, self.begin()).await?;
         read.inspect_err(|error| self.look_at(error))
     }
 
     async fn read_response_body(&mut self) -> Result<Option<Bytes>> {
-        let total = self.order.terms().total;
-        let read = by(total, self.session()?.read_response_body()).await?;
-        read.inspect_err(|error| self.look_at(error))
+        let (order, upload, read) = (Arc::clone(&self.order), self.upload.clone(), self.read_timeout);
+        let total = order.terms().total.map(|limit| (limit, TOTAL));
+        let next = silence::bounded(upload.as_deref(), read, self.session()?.read_response_body());
+        let next = by(&order, total, next).await?;
+        next.inspect_err(|error| self.look_at(error))
     }
 
     fn response_finished(&self) -> bool {
@@ -315,9 +336,12 @@ impl Session for Attempt {
     }
 
     async fn read_trailers(&mut self) -> Result<Option<HeaderMap>> {
-        let total = self.order.terms().total;
+        let (order, upload, read) = (Arc::clone(&self.order), self.upload.clone(), self.read_timeout);
+        let total = order.terms().total.map(|limit| (limit, TOTAL));
         let trailers = match self.session()? {
-            HttpSession::H2(session) => by(total, session.read_trailers()).await??,
+            HttpSession::H2(session) => {
+                by(&order, total, silence::bounded(upload.as_deref(), read, session.read_trailers())).await??
+            }
             _ => None, // Pingora reads none of HTTP/1.
         };
         self.heard = true;
@@ -352,7 +376,7 @@ impl Session for Attempt {
         };
         let ended = self.said;
         self.said = true; // What is not written resets the stream when the writer is dropped.
-        Some(Box::new(Writer { stream, timeout, ended }))
+        Some(Box::new(Writer { stream, timeout, ended, upload: self.upload.clone() }))
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
@@ -389,6 +413,15 @@ struct Writer {
     stream: Option<SendStream<Bytes>>,
     timeout: Option<Duration>,
     ended: bool,
+    upload: Option<Arc<Upload>>,
+}
+
+impl Writer {
+    fn went_on(&self, end: bool) {
+        if let Some(upload) = &self.upload {
+            upload.went_on(end);
+        }
+    }
 }
 
 #[async_trait]
@@ -396,7 +429,11 @@ impl BodyWrite for Writer {
     async fn write_all_buf(&mut self, data: &mut Bytes) -> Result<()> {
         let data = std::mem::take(data);
         match &mut self.stream {
-            Some(stream) if !self.ended => write_body(stream, data, false, self.timeout).await,
+            Some(stream) if !self.ended => {
+                write_body(stream, data, false, self.timeout).await?;
+                self.went_on(false);
+                Ok(())
+            }
             // The header has said already that there is no body.
             _ if data.is_empty() => Ok(()),
             _ => Error::e_explain(ErrorType::WriteError, "a body for a request that was sent without one"),
@@ -404,6 +441,7 @@ impl BodyWrite for Writer {
     }
 
     async fn finish(&mut self) -> Result<()> {
+        self.went_on(true);
         if !std::mem::replace(&mut self.ended, true)
             && let Some(stream) = &mut self.stream
         {

@@ -42,6 +42,8 @@ struct Inner {
     listening: Arc<Listening>,
     guard: Option<Arc<Guard>>,
     ready: AtomicBool,
+    /// The node stops: it will not be ready again.
+    draining: AtomicBool,
     /// How long requests under way may take once the node stops, in milliseconds; shared with the workers, which look when it does.
     grace: Arc<AtomicU64>,
     /// One order after the other. Held while a plan is built, by the thread that was told: never by a worker.
@@ -151,6 +153,7 @@ impl Control {
             listening,
             guard,
             ready: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
             grace: Arc::new(AtomicU64::new(millis(config.node.shutdown_grace))),
             running: Mutex::new(Running { files: files.clone(), settled: Settled::by(&config), metrics }),
             told: Mutex::new(told),
@@ -223,7 +226,13 @@ impl Control {
     /// Whether requests should be sent here, as `/v1/ready` says it: yes, until the node is told otherwise or stops.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.ready.load(Ordering::Relaxed)
+        self.0.ready.load(Ordering::Relaxed) && !self.is_draining()
+    }
+
+    /// Whether the node stops: it accepts nothing more, and will not be ready again.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
     }
 
     /// Says that requests should be sent elsewhere, or here again. Those that come are served all the same.
@@ -289,6 +298,7 @@ impl Control {
 
     /// Nothing more is accepted, and connections end after the exchange they are in. Waits for an order that is being carried out.
     pub(crate) fn drain(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
         self.set_ready(false);
         let _running = self.0.running.lock();
         self.0.listening.drain();

@@ -14,6 +14,15 @@ pub(crate) struct Crowd {
     clients: DashMap<IpAddr, u32>,
 }
 
+/// Why there is no room for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// `limits.connections`.
+    Listener,
+    /// `limits.connections_per_client`.
+    Client,
+}
+
 /// The place of one connection, given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -22,16 +31,19 @@ pub(crate) struct Place {
 }
 
 impl Crowd {
-    /// A place for a connection; `None` = there is none. `each` limits the connections of one client; `None` counts nobody's.
-    pub(crate) fn admit(self: &Arc<Self>, all: usize, each: Option<(u32, SocketAddr)>) -> Option<Place> {
+    /// A place for a connection. `each` limits the connections of one client; `None` counts nobody's.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn admit(self: &Arc<Self>, all: usize, each: Option<(u32, SocketAddr)>) -> Result<Place, Full> {
         let mut place = Place { crowd: Arc::clone(self), client: None };
         if self.all.fetch_add(1, Relaxed) >= all {
-            return None; // Dropped, the place is given back.
+            return Err(Full::Listener); // Dropped, the place is given back.
         }
         if each.is_some_and(|(each, client)| !place.is_of(client, each)) {
-            return None;
+            return Err(Full::Client);
         }
-        Some(place)
+        Ok(place)
     }
 }
 
@@ -84,14 +96,14 @@ mod tests {
         let admit = |peer: &str| crowd.admit(4, Some((2, peer.parse().unwrap())));
         let first = admit("192.0.2.1:1").unwrap();
         let second = admit("[::ffff:192.0.2.1]:2").unwrap();
-        assert!(admit("192.0.2.1:3").is_none(), "the same client, however it is written");
+        assert_eq!(admit("192.0.2.1:3").err(), Some(Full::Client), "the same client, however it is written");
         let third = admit("[2001:db8::1]:1").unwrap();
         let fourth = admit("[2001:db8::2]:1").unwrap();
-        assert!(admit("192.0.2.9:1").is_none(), "full");
+        assert_eq!(admit("192.0.2.9:1").err(), Some(Full::Listener), "full");
         drop(second);
-        assert!(admit("[2001:db8::3]:1").is_none(), "one network is one client");
+        assert_eq!(admit("[2001:db8::3]:1").err(), Some(Full::Client), "one network is one client");
         drop((admit("192.0.2.1:4").unwrap(), first, third, fourth));
         assert_eq!((crowd.all.load(Relaxed), crowd.clients.len()), (0, 0), "nothing is kept of who has gone");
-        assert!(crowd.admit(1, None).is_some());
+        assert!(crowd.admit(1, None).is_ok());
     }
 }

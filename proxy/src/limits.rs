@@ -2,7 +2,7 @@
 
 use std::io;
 
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::telemetry::counters::Counters;
 
@@ -23,13 +23,15 @@ pub(crate) enum Limit {
     UploadRate,
     /// The request was not whole in time.
     RequestTime,
+    /// Nothing came, or nothing was taken, for too long within a request.
+    IdleTimeout,
     /// Too many HTTP/2 streams were given up.
     H2Resets,
 }
 
 impl Limit {
     /// All of them, in the order of the metrics page.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::HeaderSize,
         Self::HeaderCount,
         Self::UriLength,
@@ -37,6 +39,7 @@ impl Limit {
         Self::HeaderTimeout,
         Self::UploadRate,
         Self::RequestTime,
+        Self::IdleTimeout,
         Self::H2Resets,
     ];
 
@@ -50,6 +53,7 @@ impl Limit {
             Self::HeaderTimeout => "header_timeout",
             Self::UploadRate => "upload_rate",
             Self::RequestTime => "request_time",
+            Self::IdleTimeout => "idle_timeout",
             Self::H2Resets => "h2_resets",
         }
     }
@@ -60,7 +64,7 @@ impl Limit {
             Self::HeaderSize | Self::HeaderCount => 431, // RFC 6585, 5
             Self::UriLength => 414,                      // RFC 9110, 15.5.15
             Self::Body => 413,                           // RFC 9110, 15.5.14
-            Self::HeaderTimeout | Self::UploadRate | Self::RequestTime => 408, // RFC 9110, 15.5.9
+            Self::HeaderTimeout | Self::UploadRate | Self::RequestTime | Self::IdleTimeout => 408, // RFC 9110, 15.5.9
             Self::H2Resets => 400,
         }
     }
@@ -74,6 +78,12 @@ impl Limit {
     /// The error that ends the request, for one that has been counted.
     pub(crate) fn error(self) -> Box<Error> {
         Error::explain(ErrorType::CustomCode(self.name(), self.status()), "beyond a limit of the listener").into_down()
+    }
+
+    /// Whether a client was silent for too long, or took nothing, as Pingora says it.
+    pub(crate) fn is_idle(error: &Error) -> bool {
+        *error.esource() == ErrorSource::Downstream
+            && matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout)
     }
 
     /// The status and the name of the limit an error is about.

@@ -166,6 +166,11 @@ impl Listening {
         }
     }
 
+    /// Where each listener is, by name: its address, or `unix:` and a path.
+    pub(crate) fn places(&self) -> BTreeMap<String, String> {
+        self.bound.load().iter().map(|bound| (bound.facts.name.clone(), bound.socket.to_string())).collect()
+    }
+
     /// The address of each listener that is not on a Unix socket, by name.
     pub(crate) fn addresses(&self) -> BTreeMap<String, SocketAddr> {
         self.bound.load().iter().filter_map(|bound| Some((bound.facts.name.clone(), bound.address?))).collect()

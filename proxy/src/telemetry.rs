@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use pingora::Error;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorSource};
 use selvedge_config::{LogFormat, LogOutput};
 use serde::Serialize;
 use tracing::warn;
@@ -171,6 +171,7 @@ pub(crate) struct AccessLine<'r> {
     host: &'r str,
     path: &'r str,
     protocol: &'static str,
+    listener: &'r str,
     status: u16,
     bytes: usize,
     duration_us: u64,
@@ -182,12 +183,16 @@ pub(crate) struct AccessLine<'r> {
     attempts: Option<u32>,
     cache: Option<&'static str>,
     error: Option<&'static str>,
+    /// What is to be said about it beyond that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<String>,
 }
 
 impl<'r> AccessLine<'r> {
-    pub(crate) fn of(session: &'r Session, error: Option<&Error>, ctx: &'r RequestCtx) -> Self {
+    pub(crate) fn of(session: &'r Session, error: Option<&Error>, listener: &'r str, ctx: &'r RequestCtx) -> Self {
         let request = session.req_header();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let left = |error: &Error| status == 0 || *error.esource() == ErrorSource::Downstream;
         Self {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             client: ctx.downstream.client.map(|client| client.ip().to_string()),
@@ -199,6 +204,7 @@ impl<'r> AccessLine<'r> {
                 http::Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
+            listener,
             status,
             bytes: session.body_bytes_sent(),
             duration_us: u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -210,7 +216,8 @@ impl<'r> AccessLine<'r> {
             },
             attempts: Some(ctx.times_sent()).filter(|attempts| *attempts > 1),
             cache: crate::request::lookup::word(session, ctx),
-            error: ctx.failure.or_else(|| error.map(|_| "client_gone").filter(|_| status == 0)),
+            error: ctx.failure.or_else(|| error.filter(|error| left(error)).map(|_| "client_gone")),
+            details: error.and_then(crate::request::fail::reason),
         }
     }
 
@@ -223,7 +230,7 @@ impl<'r> AccessLine<'r> {
     fn text(&self) -> Vec<u8> {
         let dash = "-";
         format!(
-            "{} {} \"{} {}{} {}\" {} {} {}us {} {}\n",
+            "{} {} \"{} {}{} {}\" {} {} {}us {} {} {}\n",
             self.client.as_deref().unwrap_or(dash),
             self.time,
             self.method,
@@ -234,7 +241,8 @@ impl<'r> AccessLine<'r> {
             self.bytes,
             self.duration_us,
             self.route.unwrap_or(dash),
-            self.cache.or(self.error).unwrap_or(dash),
+            self.cache.unwrap_or(dash),
+            self.error.unwrap_or(dash),
         )
         .into_bytes()
     }

@@ -16,6 +16,7 @@ geo: { database: \"builtin:test\" }
 upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
 filters:
   noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 10s } }
+  elsewhere: { wasm: \"file:${GUESTS}/script.wasm\", config: \"request_headers set request :path /els/e?w=h\", limits: { deadline: 10s } }
 sites:
   - hosts: [test, two.test]
     headers:
@@ -43,6 +44,7 @@ sites:
         to: app
       - { name: prefix, match: { path: /old/* }, rewrite: { prefix: /new/, host: origin.test:81 }, to: app }
       - { name: strip, match: { path: /api/* }, rewrite: { prefix: / }, to: app }
+      - { name: moved-by-filter, match: { path: /sent/* }, filters: [elsewhere], rewrite: { prefix: /new }, to: app }
       - { name: regex, match: { path: \"~^/v[0-9]+/\" }, rewrite: { path: { regex: \"^/v([0-9]+)/(.*)$\", with: \"/$2/version-$1\" }, query: false }, to: app }
       - { name: nowhere, match: { path: /nowhere }, rewrite: { path: { regex: \"^/\", with: \"\" } }, to: app }
       - { name: secure, match: { path: /secure/*, tls: false }, redirect: { to: \"https://${host}${uri}\" } }
@@ -109,6 +111,8 @@ async fn targets_are_rewritten_for_the_upstream() {
         ("/api/", "/", "test"),
         ("/api/a?b", "/a?b", "test"),
         ("/v12/a/b?gone=1", "/a/b/version-12", "test"),
+        // What is replaced is what the route was found by: a filter has sent it elsewhere.
+        ("/sent/a", "/els/e?w=h", "test"),
         ("/v12/", "//version-12", "test"),
     ] {
         assert_eq!(Client::get(edge.web(), asked).await.status, 200, "{asked}");

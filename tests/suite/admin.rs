@@ -197,6 +197,17 @@ async fn what_is_logged_can_be_changed_while_the_node_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_listener_is_shown_where_it_is() {
+    let yaml = config(OPEN).replace("listeners:\n", "listeners:\n  local: { bind: \"unix:web.sock\" }\n");
+    let edge = Edge::start(&yaml, &[]);
+    let shown = ask(&edge, "GET", "/v1/node", LOCAL, "").await.json();
+    let socket = format!("unix:{}", edge.folder().join("web.sock").display());
+    let expected =
+        json!([{ "name": "local", "address": socket }, { "name": "web", "address": edge.web().to_string() }]);
+    assert_eq!(shown["listeners"], expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn endpoints_are_shown_and_drained() {
     let origin = Origin::start(|_| Origin::reply(200, &[], "fine")).await;
     let yaml = config(OPEN).replace("respond: { status: 200 }", "to: app").replace(

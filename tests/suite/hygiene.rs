@@ -731,3 +731,61 @@ async fn http_2_hides_nothing_from_the_origin_either() {
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), CASES_2.len() * 2, wrong.join("\n"));
 }
+
+/// The one policy for paths, as `node.paths` has it: routes, filters and origins see the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_are_read_as_the_node_is_told() {
+    let origin = Origin::start(|request| Origin::reply(200, &[], request.target.clone())).await;
+    let cases: [(&str, &[(&str, u16, &str)]); 5] = [
+        (
+            "",
+            &[
+                ("//admin/x", 403, "guarded"),
+                ("/a/../admin/x", 403, "guarded"),
+                ("/%61dmin/x", 403, "guarded"),
+                ("/admin%2Fx", 200, "/admin%2Fx"),
+                ("/a//b/./c?d=//..", 200, "/a/b/c?d=//.."),
+            ],
+        ),
+        (", paths: { merge_slashes: false }", &[("//admin/x", 200, "//admin/x"), ("/a/../admin/x", 403, "guarded")]),
+        (
+            ", paths: { encoded_slashes: decode }",
+            &[("/admin%2Fx", 403, "guarded"), ("/admin%2fx", 403, "guarded"), ("/a%2F..%2Fadmin/x", 403, "guarded")],
+        ),
+        (
+            ", paths: { encoded_slashes: reject }",
+            &[("/a%2Fb", 400, ""), ("/a%2fb", 400, ""), ("/a?b=%2F", 200, "/a?b=%2F")],
+        ),
+        (
+            ", paths: { normalize: false }",
+            &[("/a/../admin/x", 200, "/a/../admin/x"), ("/%61dmin/x", 200, "/%61dmin/x"), ("/admin/x", 403, "guarded")],
+        ),
+    ];
+    for (paths, requests) in cases {
+        let edge = Edge::start(
+            &format!(
+                "version: 1
+node: {{ name: edge, workers: 1, module_cache: off{paths} }}
+telemetry: {{ access_log: {{ output: off }} }}
+listeners: {{ web: {{ bind: \"127.0.0.1:0\" }} }}
+filters: {{ noop: {{ wasm: \"file:${{GUESTS}}/noop.wasm\", limits: {{ deadline: 20s }} }} }}
+upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
+sites:
+  - hosts: [bare]
+    routes: [{{ match: {{ path: /admin/* }}, respond: {{ status: 403, body: guarded }} }}, {{ to: app }}]
+  - hosts: [filtered]
+    routes: [{{ match: {{ path: /admin/* }}, filters: [noop], respond: {{ status: 403, body: guarded }} }}, {{ filters: [noop], to: app }}]
+"
+            ),
+            &[("app", origin.address())],
+        );
+        for (target, status, text) in requests {
+            for host in ["bare", "filtered"] {
+                let mut client = Client::connect(edge.web()).await;
+                let response = client.request(&format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n\r\n")).await;
+                assert_eq!(response.status, *status, "{target} {host}{paths}");
+                assert!(*status == 400 || response.text() == *text, "{target} {host}{paths}: {}", response.text());
+            }
+        }
+    }
+}

@@ -252,6 +252,11 @@ async fn a_second_signal_does_not_wait_for_requests_under_way() {
     node.process.signal("TERM");
     refuses(node.web).await;
     until("it says that it stops", || node.process.log().iter().any(|line| line.contains("a second signal"))).await;
+    assert_eq!(node.tell("GET", "/v1/ready", "").await.status, 503);
+    let told = node.tell("PUT", "/v1/ready", "{\"ready\": true}").await;
+    assert_eq!(told.status, 409, "it will not be ready again: {}", told.text());
+    assert_eq!(node.tell("GET", "/v1/ready", "").await.status, 503);
+    assert_eq!(node.tell("GET", "/v1/live", "").await.status, 200);
     node.process.signal("TERM");
     assert_eq!(node.process.ended().await.code(), Some(1));
 }

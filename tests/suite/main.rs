@@ -89,6 +89,8 @@ mod ways;
 
 mod retries;
 
+mod blame;
+
 mod attempts;
 
 mod pools;

@@ -216,6 +216,10 @@ async fn conditions_ranges_and_encodings_of_files() {
     let none = ask(&edge, "GET", "/app.js", "range: bytes=12-\r\n").await;
     assert_eq!((none.status, none.header("content-range")), (416, Some("bytes */12")));
     assert_eq!(ask(&edge, "GET", "/app.js", "if-match: \"other\"\r\n").await.status, 412);
+    for range in ["bytes=6-8", "bytes=12-"] {
+        let head = ask(&edge, "HEAD", "/app.js", &format!("range: {range}\r\n")).await;
+        assert_eq!((head.status, head.header("content-length")), (200, Some("12")), "ranges are for GET alone");
+    }
 
     let mut etags = vec![etag];
     for (accepted, body, encoding) in [("gzip", "gzip", "gzip"), ("gzip, br", "brotli", "br")] {
@@ -226,6 +230,16 @@ async fn conditions_ranges_and_encodings_of_files() {
     }
     etags.dedup();
     assert_eq!(etags.len(), 3, "each encoding is a version of its own: {etags:?}");
+    // A part of what is compressed, under the name of that version.
+    let brotli = etags.last().expect("just seen").clone();
+    let fields = format!("accept-encoding: br\r\nrange: bytes=1-3\r\nif-range: {brotli}\r\n");
+    let part = ask(&edge, "GET", "/app.js", &fields).await;
+    assert_eq!((part.status, part.text().as_str(), part.header("content-range")), (206, "rot", Some("bytes 1-3/6")));
+    assert_eq!((part.header("content-encoding"), part.header("etag")), (Some("br"), Some(brotli.as_str())));
+    let other = ask(&edge, "GET", "/app.js", &format!("range: bytes=1-3\r\nif-range: {brotli}\r\n")).await;
+    assert_eq!((other.status, other.text().as_str()), (200, "plain script"), "another version");
+    let same = ask(&edge, "GET", "/app.js", &format!("accept-encoding: br\r\nif-none-match: {brotli}\r\n")).await;
+    assert_eq!((same.status, same.header("vary")), (304, Some("Accept-Encoding")));
     let only_plain = ask(&edge, "GET", "/docs/", "accept-encoding: br\r\n").await;
     assert_eq!((only_plain.text().as_str(), only_plain.header("content-encoding")), ("docs", None));
 }

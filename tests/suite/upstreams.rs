@@ -246,6 +246,101 @@ async fn a_preferred_zone_is_used_until_it_is_full_or_gone() {
     assert_eq!(Client::get(edge.web(), "/").await.text(), "far");
 }
 
+/// Who answers a client with this address.
+async fn answer_for(edge: &Edge, client: &str) -> String {
+    let fields = format!("x-forwarded-for: {client}\r\n");
+    let response = Client::get_with(edge.web(), "/", &fields).await;
+    if response.status == 200 { response.text() } else { response.status.to_string() }
+}
+
+/// The country comes first, then the distance, then whoever is left; and who is full is passed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nearest_is_in_the_country_and_then_at_the_least_distance() {
+    let [munich, paris, new_york, nowhere] = origins().await;
+    let app = "{ endpoints: [
+        { addr: \"127.0.0.1:${PORT_a}\", country: DE, at: \"48.14,11.58\" },
+        { addr: \"127.0.0.1:${PORT_b}\", country: FR, at: \"48.86,2.35\" },
+        { addr: \"127.0.0.1:${PORT_c}\", country: US, at: \"40.71,-74.01\" },
+        \"127.0.0.1:${PORT_d}\"], prefer: { by: nearest } }";
+    let listeners = "version: 1
+node: { name: edge, workers: 1, trusted_proxies: [127.0.0.1], module_cache: off }
+telemetry: { access_log: { output: off } }
+geo: { database: \"builtin:test\" }
+listeners: { web: { bind: \"127.0.0.1:0\" } }
+";
+    let ports = [("a", &munich), ("b", &paris), ("c", &new_york), ("d", &nowhere)];
+    let edge = Edge::start(&format!("{listeners}{}", yaml(app)), &ports.map(|(name, origin)| (name, origin.address())));
+    let drain = |index: usize, on| {
+        let id = endpoints(&edge)[index].id;
+        assert!(edge.plan().upstreams.get("app").expect("configured").drain(id, on));
+    };
+    // From Berlin, Washington and Tokyo.
+    for (client, nearest) in [("127.64.0.1", "0"), ("127.65.0.1", "2"), ("127.66.0.1", "0")] {
+        for _ in 0..3 {
+            assert_eq!(answer_for(&edge, client).await, nearest, "{client}");
+        }
+    }
+    drain(0, true);
+    for (client, nearest) in [("127.64.0.1", "1"), ("127.65.0.1", "2"), ("127.66.0.1", "1")] {
+        assert_eq!(answer_for(&edge, client).await, nearest, "{client}");
+    }
+    drain(1, true);
+    drain(2, true);
+    assert_eq!(answer_for(&edge, "127.64.0.1").await, "3", "of which nobody knows where it is");
+    (0..3).for_each(|index| drain(index, false));
+    let mut anywhere = Vec::new();
+    for _ in 0..40 {
+        anywhere.push(answer_for(&edge, "10.9.9.9").await);
+    }
+    for index in ["0", "1", "2", "3"] {
+        assert!(anywhere.iter().any(|answer| answer == index), "nobody knows where the client is: {anywhere:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_large_a_share_of_failures_ejects_whatever_stands_between() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let flaky = Origin::start(move |_| {
+        let number = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Origin::reply(if number % 2 == 0 { 500 } else { 200 }, &[], "0")
+    })
+    .await;
+    let [_, good] = origins().await;
+    let rate = "failure_rate: { above: 40%, requests: 10, window: 1h }, consecutive_5xx: 3, consecutive_gateway: 0";
+    let app = format!(
+        "{{ endpoints: [\"127.0.0.1:${{PORT_a}}\", \"127.0.0.1:${{PORT_b}}\"], outlier: {{ {rate}, eject: 1h, eject_max: 1h }} }}"
+    );
+    let edge = Edge::start(&yaml(&app), &[("a", flaky.address()), ("b", good.address())]);
+    answers(&edge, 18).await;
+    assert!(!endpoints(&edge)[0].ejected, "nine requests are too few");
+    answers(&edge, 6).await;
+    let known = endpoints(&edge);
+    assert!(known[0].ejected && !known[1].ejected, "{known:?}");
+    assert_eq!(answers(&edge, 5).await, "11111");
+}
+
+/// What comes back begins with a tenth of its weight.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_back_begins_slowly() {
+    let sick = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let seen = std::sync::Arc::clone(&sick);
+    let back = Origin::start(move |_| {
+        let status = if seen.load(std::sync::atomic::Ordering::SeqCst) { 500 } else { 200 };
+        Origin::reply(status, &[], "0")
+    })
+    .await;
+    let [_, steady] = origins().await;
+    let app = "{ endpoints: [\"127.0.0.1:${PORT_a}\", \"127.0.0.1:${PORT_b}\"], slow_start: 1h, panic: 0%,
+        health_check: { http: { path: / }, interval: 50ms, healthy: 1, unhealthy: 1 } }";
+    let edge = Edge::start(&yaml(app), &[("a", back.address()), ("b", steady.address())]);
+    selvedge_tests::until("it is found ill", || !endpoints(&edge)[0].in_use).await;
+    sick.store(false, std::sync::atomic::Ordering::SeqCst);
+    selvedge_tests::until("the other is back", || endpoints(&edge)[0].in_use).await;
+    let answers = answers(&edge, 44).await;
+    let its = answers.matches('0').count();
+    assert!((2..=6).contains(&its), "a tenth of the other's, not the half: {answers}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nearest_needs_a_geo_database() {
     let app = yaml("{ endpoints: [\"127.0.0.1:1\"], prefer: { by: nearest } }");

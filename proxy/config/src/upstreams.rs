@@ -255,8 +255,8 @@ pub struct Timeouts {
 
     /// How long the upstream may be silent while we wait for it: until its response begins, and between two pieces of it.
     /// Every piece of a request body that is sent starts the wait anew. Then the request fails with 504 (Gateway Timeout), or
-    /// is cut off when its response had begun. Streams of events need it longer than their longest pause. Above zero.
-    /// Default `60s`.
+    /// is cut off when its response had begun; where the client owes the rest of its body, it fails with 408 (Request Timeout), and
+    /// nothing is held against the endpoint. Streams of events need it longer than their longest pause. Above zero. Default `60s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
     pub read: Duration,
 

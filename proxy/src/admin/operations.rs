@@ -288,6 +288,9 @@ fn ready(state: &State) -> Result<Response<Full<Bytes>>, Problem> {
 
 fn set_ready(state: &State, call: &Call<'_>) -> Result<Response<Full<Bytes>>, Problem> {
     let wanted: Ready = call.json()?;
+    if wanted.ready && state.control.is_draining() {
+        return Err(Problem::new(StatusCode::CONFLICT, "The node stops").detail("it takes no more connections"));
+    }
     state.control.set_ready(wanted.ready);
     json(&wanted)
 }

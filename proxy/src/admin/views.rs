@@ -51,7 +51,7 @@ pub(crate) struct NodeView {
 pub(crate) struct ListenerView {
     /// Its name.
     name: String,
-    /// Its address, with the real port.
+    /// Its address, with the real port; or its Unix socket, `unix:/path`.
     address: String,
 }
 
@@ -68,9 +68,10 @@ impl NodeView {
             workers: state.workers,
             listeners: state
                 .control
-                .addresses()
+                .listening()
+                .places()
                 .into_iter()
-                .map(|(name, address)| ListenerView { name, address: address.to_string() })
+                .map(|(name, address)| ListenerView { name, address })
                 .collect(),
         }
     }

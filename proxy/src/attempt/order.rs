@@ -60,6 +60,8 @@ pub(crate) struct Order {
     hedge: Mutex<Option<Hedge>>,
     asked: Arc<AtomicBool>,
     second: Mutex<Option<Second>>,
+    /// The term that was not kept.
+    passed: Mutex<Option<&'static str>>,
 }
 
 impl Order {
@@ -88,6 +90,16 @@ impl Order {
 
     pub(super) fn terms(&self) -> Terms {
         *self.terms.lock()
+    }
+
+    /// This term was not kept.
+    pub(super) fn pass(&self, term: &'static str) {
+        *self.passed.lock() = Some(term);
+    }
+
+    /// The term that was not kept, if there is one.
+    pub(crate) fn passed(&self) -> Option<&'static str> {
+        *self.passed.lock()
     }
 
     pub(super) fn has_hedge(&self) -> bool {

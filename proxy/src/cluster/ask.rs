@@ -219,7 +219,7 @@ pub(crate) fn broken(session: &Session, ctx: &mut RequestCtx, mut error: Box<Err
     let Some(travel) = ctx.travel.as_deref_mut() else { return error };
     let unseen = session.response_written().is_none_or(|written| written.status.is_informational());
     let Some(asking) = &travel.asking else { return error };
-    let silent = asking.deadline.as_ref().is_some_and(Deadline::has_passed);
+    let silent = asking.deadline.as_ref().and_then(Deadline::passed).is_some();
     // A kept connection that the node closed as we sent on it, perhaps because it has started anew: that is no attempt.
     if reused && unseen && !asking.begun && !silent && travel.stale < STALE_CONNECTIONS_MAX {
         let asked_just_now = asking.since.elapsed() < asking.first_byte / 2;

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
 use http::header::{
     ACCEPT_ENCODING, ETAG, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
     LAST_MODIFIED, RANGE,
 };
+use http::{HeaderMap, Method};
 use pingora::http::RequestHeader;
 use selvedge_config::Encoding;
 
@@ -38,7 +38,11 @@ pub(crate) enum Verdict {
 
 pub(super) fn judge(request: &RequestHeader, opened: &Opened) -> Verdict {
     let validators = Validators { etag: opened.etag.as_bytes(), modified: Some(whole_seconds(opened.modified)) };
-    verdict(&request.headers, validators, opened.size)
+    match verdict(&request.headers, validators, opened.size) {
+        // Ranges are for GET alone (RFC 9110, 14.2).
+        Verdict::Part(_) | Verdict::OutOfRange if request.method != Method::GET => Verdict::Whole,
+        verdict => verdict,
+    }
 }
 
 /// What tells versions of an object apart.

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::ListenerFacts;
 use super::proxy_protocol::{self, Header};
-use crate::crowd::{Crowd, Place};
+use crate::crowd::{Crowd, Full, Place};
 use crate::node::Current;
 use crate::telemetry::counters::Unintroduced;
 
@@ -36,10 +36,7 @@ impl Arrivals {
         let each = self.facts.connections_per_client.zip(peer);
         let each = each.filter(|_| !self.current.plan().trusts(peer));
         let place = self.crowd.admit(self.facts.connections, each);
-        if place.is_none() {
-            self.current.plan().counters.refused_connection();
-        }
-        place
+        place.inspect_err(|why| self.current.plan().counters.refused_connection(*why)).ok()
     }
 
     /// Whether something is to be read before it is known for whom a connection is.
@@ -82,7 +79,7 @@ impl Arrivals {
             && !self.current.plan().trusts(Some(source))
             && !place.is_of(source, each)
         {
-            self.current.plan().counters.refused_connection();
+            self.current.plan().counters.refused_connection(Full::Client);
             debug!(listener = self.facts.name, client = %source, "no room for another connection of this client");
             return None;
         }

@@ -36,8 +36,8 @@ pub(crate) struct Rewrite {
 
 enum PathRewrite {
     None,
-    /// So many bytes at the beginning of the path are these instead.
-    Prefix(usize, String),
+    /// What the path begins with, and what it begins with instead.
+    Prefix(String, String),
     Regex(Regex, String),
 }
 
@@ -80,7 +80,7 @@ impl Rewrite {
         let path = match (&rewrite.prefix, &rewrite.path) {
             (Some(prefix), _) => {
                 let replaced = match when {
-                    PathMatch::Exact(path) | PathMatch::Prefix(path) => path.len(),
+                    PathMatch::Exact(path) | PathMatch::Prefix(path) => path.clone(),
                     PathMatch::Pattern { .. } | PathMatch::Regex(_) => return Err("prefix".into()),
                 };
                 PathRewrite::Prefix(replaced, prefix.trim_end_matches('/').to_owned())
@@ -107,9 +107,14 @@ impl Rewrite {
         let mut target = match &self.path {
             PathRewrite::None if self.query || query.is_none() => return Ok(()),
             PathRewrite::None => path.to_owned(),
-            PathRewrite::Prefix(length, prefix) => {
-                let rest = path.get(*length..).unwrap_or_default();
-                if prefix.is_empty() && rest.is_empty() { "/".to_owned() } else { format!("{prefix}{rest}") }
+            PathRewrite::Prefix(replaced, prefix) => {
+                // A filter may have sent it elsewhere since the route was found: that it has said itself.
+                let rest = path.strip_prefix(replaced.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+                match rest {
+                    Some("") if prefix.is_empty() => "/".to_owned(),
+                    Some(rest) => format!("{prefix}{rest}"),
+                    None => path.to_owned(),
+                }
             }
             PathRewrite::Regex(regex, with) => regex.replace(path, with.as_str()).into_owned(),
         };

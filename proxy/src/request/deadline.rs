@@ -21,7 +21,12 @@ use tokio::time::{Instant, sleep_until};
 
 const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
-const PASSED: u8 = 2;
+const PASSED_FIRST_BYTE: u8 = 2;
+const PASSED_TOTAL: u8 = 3;
+
+/// The limits, as they are told.
+pub(crate) const FIRST_BYTE: &str = "timeouts.first_byte";
+pub(crate) const TOTAL: &str = "timeouts.total";
 
 /// The limits of one attempt. Dropped, nothing more happens.
 pub(crate) struct Deadline {
@@ -42,13 +47,13 @@ impl Deadline {
         let watch = tokio::spawn(async move {
             if let Some(limit) = first_byte.filter(|limit| total.is_none_or(|total| *limit < total)) {
                 sleep_until(limit).await;
-                if seen.compare_exchange(WAITING, PASSED, Relaxed, Relaxed).is_ok() {
+                if seen.compare_exchange(WAITING, PASSED_FIRST_BYTE, Relaxed, Relaxed).is_ok() {
                     return shut_down(&connection);
                 }
             }
             if let Some(total) = total {
                 sleep_until(total).await;
-                seen.store(PASSED, Relaxed);
+                seen.store(PASSED_TOTAL, Relaxed);
                 shut_down(&connection);
             }
         });
@@ -60,9 +65,13 @@ impl Deadline {
         let _ = self.state.compare_exchange(WAITING, BEGUN, Relaxed, Relaxed);
     }
 
-    /// Whether the connection was shut down because of it.
-    pub(crate) fn has_passed(&self) -> bool {
-        self.state.load(Relaxed) == PASSED
+    /// Which limit has passed, if the connection was shut down because of it.
+    pub(crate) fn passed(&self) -> Option<&'static str> {
+        match self.state.load(Relaxed) {
+            PASSED_FIRST_BYTE => Some(FIRST_BYTE),
+            PASSED_TOTAL => Some(TOTAL),
+            _ => None,
+        }
     }
 }
 

@@ -159,12 +159,39 @@ fn details(error: &Error) -> Option<String> {
     if let Some((_, limit)) = Limit::of(error) {
         return Some(format!("limit {limit}"));
     }
+    if Limit::is_idle(error) {
+        return Some(format!("limit {}", Limit::IdleTimeout.name()));
+    }
     match error.cause.as_ref()?.downcast_ref::<ChainError>()? {
         ChainError::Failed { filter } => Some(format!("filter {filter} failed")),
         ChainError::Stuck { filter } => Some(format!("filter {filter} timed out")),
         ChainError::TooLarge { filter, .. } => Some(format!("body too large for filter {filter}")),
         ChainError::Closed { .. } | ChainError::ClientGone(_) => None,
     }
+}
+
+/// What went wrong, for the operator: what the client is told in detail, or what we were doing when an upstream failed.
+pub(crate) fn reason(error: &Error) -> Option<String> {
+    details(error).or_else(|| (*error.esource() == ErrorSource::Upstream).then(|| root(error)))
+}
+
+/// The longest reason: what an error says may be somebody else's words.
+const REASON_MAX: usize = 200;
+
+/// What the first of a chain of errors says. Those after it say whom it was met with, which is known.
+fn root(error: &Error) -> String {
+    let mut first = error;
+    while let Some(cause) = first.cause.as_ref().and_then(|cause| cause.downcast_ref::<Box<Error>>()) {
+        first = cause;
+    }
+    let mut said = match (&first.context, &first.cause) {
+        (Some(context), Some(cause)) => format!("{}: {cause}", context.as_str()),
+        (Some(context), None) => context.as_str().to_owned(),
+        (None, Some(cause)) => cause.to_string(),
+        (None, None) => first.etype().as_str().to_owned(),
+    };
+    said.truncate(said.floor_char_boundary(REASON_MAX));
+    said
 }
 
 fn judge(error: &Error) -> Verdict {
@@ -193,7 +220,10 @@ fn judge(error: &Error) -> Verdict {
         (Upstream, ErrorType::ReadTimedout) => (504, Some("connection_read_timeout")),
         (Upstream, ErrorType::WriteTimedout) => (504, Some("connection_write_timeout")),
         (Upstream, ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2) => (502, Some("http_protocol_error")),
-        (Upstream, ErrorType::ConnectionClosed | ErrorType::ReadError) => (502, Some("http_response_incomplete")),
+        (Upstream, ErrorType::WriteError) => (502, Some("connection_terminated")),
+        (Upstream, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error) => {
+            (502, Some("http_response_incomplete"))
+        }
         (Upstream, _) => (502, Some("http_protocol_error")),
         (
             Downstream,

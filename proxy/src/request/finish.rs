@@ -8,6 +8,7 @@ use super::{Edge, RequestCtx, grpc_web, leader, lookup, witness};
 use crate::chain::exchange::facts::Ended;
 use crate::chain::session::FilteredSession;
 use crate::cluster;
+use crate::limits::Limit;
 use crate::telemetry::{self, AccessLine};
 use crate::transport::Told;
 use crate::upstream::Failure;
@@ -44,8 +45,8 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
     }
     if let Some((lease, error)) =
         ctx.lease.as_ref().zip(error.filter(|error| *error.esource() == ErrorSource::Upstream))
-        && Failure::of(error) != Failure::Connect
-    // told when it was tried
+        && Failure::of(error) != Failure::Connect // told when it was tried
+        && !ctx.is_blameless()
     {
         lease.failed(Failure::of(error));
     }
@@ -61,11 +62,14 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
     if cluster::serve::is_visitor(ctx) {
         return; // The node that the client is connected to tells of it.
     }
+    if error.is_some_and(Limit::is_idle) {
+        ctx.plan.counters.limit(Limit::IdleTimeout);
+    }
     ctx.plan.counters.request(session.response_written().map_or(0, |response| response.status.as_u16()));
     if let Some(result) = lookup::word(session, ctx) {
         ctx.plan.counters.cached(result);
     }
     if edge.access_log.is_on() {
-        edge.access_log.write(&AccessLine::of(session, error, ctx));
+        edge.access_log.write(&AccessLine::of(session, error, &edge.listener.name, ctx));
     }
 }

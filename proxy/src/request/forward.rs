@@ -16,7 +16,7 @@ use selvedge_cache::rules::vary;
 use selvedge_config::{HedgeAfter, RouteTimeouts};
 use smallvec::SmallVec;
 
-use super::deadline::Deadline;
+use super::deadline::{Deadline, TOTAL};
 use super::filter::BodyFlow;
 use super::mirror::Copied;
 use super::{Edge, RequestCtx, actions, fail, origin_side, slices};
@@ -51,6 +51,8 @@ pub(crate) struct Sent {
     last: bool,
     /// Its place among those whose connections are kept, where that is limited.
     kept: Option<Kept>,
+    /// That it took too long is not the endpoint's fault.
+    blameless: bool,
 }
 
 impl Sent {
@@ -77,6 +79,26 @@ impl RequestCtx {
         let sent = self.sent.get_or_insert_default();
         sent.stale += 1;
         sent.was_stale = true;
+    }
+
+    /// What has taken too long waits for the client, who owes the rest of its request: the endpoint is not judged by that.
+    pub(super) fn waits_for_client(&mut self) {
+        self.sent.get_or_insert_default().blameless = true;
+    }
+
+    /// Whether how it ended is not the endpoint's fault.
+    pub(super) fn is_blameless(&self) -> bool {
+        self.sent.as_ref().is_some_and(|sent| sent.blameless)
+    }
+
+    /// The limit of time that has passed, if one has.
+    pub(super) fn passed(&self) -> Option<&'static str> {
+        let sent = self.sent.as_ref()?;
+        match (&sent.deadline, &sent.order) {
+            (Some(deadline), _) => deadline.passed(),
+            (None, Some(order)) => order.passed(),
+            (None, None) => None,
+        }
     }
 
     /// Attempts so far, as `retries` count them.
@@ -112,6 +134,7 @@ pub(crate) async fn peer(session: &mut Session, ctx: &mut RequestCtx) -> Result<
     if let Some(lease) = before {
         let sent = ctx.sent.get_or_insert_default();
         (sent.deadline, sent.order, sent.hedged, sent.last, sent.kept) = (None, None, None, false, None);
+        sent.blameless = false;
         if std::mem::take(&mut sent.was_stale) {
             drop(lease);
             let chosen = upstream.wait(&ask.avoiding(&sent.tried), sent.total).await;
@@ -151,6 +174,10 @@ fn is_ours(session: &mut Session, upstream: &Upstream, route: &Route, tries: u32
     if upstream.shares_connections() {
         let limits = limits_of(route, upstream);
         if limits.first_byte.is_some() || limits.total.is_some() || upstream.wears_out_shared() {
+            return true;
+        }
+        // To Pingora, an upstream that waits for the rest of a request is silent.
+        if !session.is_upgrade_req() && !session.downstream_session.is_body_empty() {
             return true;
         }
     }
@@ -229,7 +256,7 @@ async fn again(
         chosen => chosen,
     };
     if !ctx.has_time() {
-        return Err(Error::explain(ErrorType::ReadTimedout, "the upstream took too long, with all attempts").into_up());
+        return Err(Error::explain(ErrorType::ReadTimedout, TOTAL).into_up());
     }
     let lease = chosen.map_err(|why| nowhere(upstream, why))?;
     Ok(leave_for(lease, route, own, ctx))
@@ -289,11 +316,14 @@ pub(crate) fn answered(response: &ResponseHeader, ctx: &mut RequestCtx) {
 pub(crate) fn received(end: bool, ctx: &mut RequestCtx) -> Result<Option<Duration>> {
     let Some(sent) = ctx.sent.as_mut().filter(|_| end) else { return Ok(None) };
     match sent.deadline.take() {
-        Some(deadline) if deadline.has_passed() => {
-            sent.deadline = Some(deadline);
-            Err(Error::explain(ErrorType::ReadTimedout, "the upstream took too long").into_up())
-        }
-        _ => Ok(None),
+        Some(deadline) => match deadline.passed() {
+            Some(limit) => {
+                sent.deadline = Some(deadline);
+                Err(Error::explain(ErrorType::ReadTimedout, limit).into_up())
+            }
+            None => Ok(None),
+        },
+        None => Ok(None),
     }
 }
 

@@ -9,6 +9,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use selvedge_config::{Retries, RetryOn};
 
 use super::{RequestCtx, lookup, origin_side};
+use crate::limits::Limit;
 use crate::upstream::Failure;
 
 /// The status of a response that is not taken, because another attempt is made.
@@ -40,7 +41,7 @@ pub(crate) fn unconnected(session: &Session, ctx: &RequestCtx, mut error: Box<Er
 
 /// The exchange broke off after the connection was there.
 pub(crate) fn broken(
-    session: &Session,
+    session: &mut Session,
     ctx: &mut RequestCtx,
     peer: &HttpPeer,
     error: Box<Error>,
@@ -49,13 +50,20 @@ pub(crate) fn broken(
     if *error.etype() == NOT_TAKEN {
         return error; // Decided, and the endpoint has been judged by its status.
     }
-    let mut error = match ctx.sent.as_ref().and_then(|sent| sent.deadline.as_ref()) {
-        Some(deadline) if deadline.has_passed() => {
-            Error::because(ErrorType::ReadTimedout, "the upstream took too long", error).into_up()
-        }
-        _ => error,
+    let passed = ctx.passed();
+    let mut error = match passed {
+        Some(limit) => Error::explain(ErrorType::ReadTimedout, limit).into_up(),
+        None => error.more_context(format!("Peer: {peer}")),
     };
-    error = error.more_context(format!("Peer: {peer}"));
+    if *error.etype() == ErrorType::ReadTimedout && *error.esource() == ErrorSource::Upstream && awaits_client(session)
+    {
+        ctx.waits_for_client();
+        if passed.is_none() && !has_begun(session) {
+            error = Limit::IdleTimeout.exceeded(&ctx.plan.counters);
+            lookup::failed(session, ctx, &error);
+            return error;
+        }
+    }
     if let Some(sent) = &mut ctx.sent {
         sent.settle(&mut ctx.lease, &mut ctx.attempts);
     }
@@ -82,9 +90,10 @@ pub(crate) fn broken(
         Failure::Connect | Failure::Broken => &RetryOn::Reset,
     });
     let again = wanted && whole && may_be_repeated(session, ctx, rules) && lease.endpoint().may_retry();
-    if again {
+    if again && !ctx.is_blameless() {
         lease.failed(failure); // What is final is told in `finish`.
-    } else {
+    }
+    if !again {
         lookup::failed(session, ctx, &error);
     }
     error.set_retry(again);
@@ -111,11 +120,20 @@ pub(crate) fn response(session: &Session, response: &ResponseHeader, ctx: &Reque
     Err(error)
 }
 
+/// Whether the rest of a request is the client's to send, so that nothing is to be expected of the upstream yet; or both may be silent as long
+/// as they want.
+fn awaits_client(session: &mut Session) -> bool {
+    session.was_upgraded() || !session.downstream_session.is_body_done()
+}
+
+/// Whether the client has the beginning of a response.
+fn has_begun(session: &Session) -> bool {
+    session.response_written().is_some_and(|written| !written.status.is_informational())
+}
+
 /// Whether all that was read of the request's body is still there, and the client has seen nothing of a response.
 fn can_be_sent_again(session: &Session) -> bool {
-    !session.as_ref().retry_buffer_truncated()
-        && !session.was_upgraded()
-        && session.response_written().is_none_or(|written| written.status.is_informational())
+    !session.as_ref().retry_buffer_truncated() && !session.was_upgraded() && !has_begun(session)
 }
 
 fn may_be_repeated(session: &Session, ctx: &RequestCtx, rules: &Retries) -> bool {

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use selvedge_wasm::{Metrics, PluginStats, SharedData, SharedQueues};
 
+use crate::crowd::Full;
 use crate::limits::Limit;
 use crate::tls::HandshakeCounts;
 
@@ -21,8 +22,8 @@ pub(crate) struct Counters {
     cached: [AtomicU64; CACHE_RESULTS.len()],
     /// What is compressed on its way out.
     pub(crate) compressed: Compressed,
-    /// Connections there was no room for.
-    refused_connections: AtomicU64,
+    /// Connections there was no room for, by [`Full`].
+    refused_connections: [AtomicU64; 2],
     /// Copies of requests: sent, and not made.
     mirrored: [AtomicU64; 2],
     /// Those under way.
@@ -167,13 +168,14 @@ impl Counters {
     }
 
     /// There was no room for a connection.
-    pub(crate) fn refused_connection(&self) {
-        self.refused_connections.fetch_add(1, Relaxed);
+    pub(crate) fn refused_connection(&self, why: Full) {
+        self.refused_connections[why as usize].fetch_add(1, Relaxed);
     }
 
-    /// Connections there was no room for.
-    pub(crate) fn refused_connections(&self) -> u64 {
-        self.refused_connections.load(Relaxed)
+    /// Connections there was no room for, by the limit.
+    pub(crate) fn refused_connections(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.refused_connections.iter().map(|count| count.load(Relaxed));
+        ["connections", "connections_per_client"].into_iter().zip(counts)
     }
 
     /// A connection was closed for want of a PROXY protocol header.

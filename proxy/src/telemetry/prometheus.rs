@@ -59,9 +59,11 @@ fn node(page: &mut Page, observed: &Observed, generation: u64) {
     page.family(
         "selvedge_connections_refused_total",
         "counter",
-        "Connections closed at once: limits.connections or its share for one client.",
+        "Connections closed at once because there was no room, by the limit of the listener.",
     );
-    page.sample("selvedge_connections_refused_total", &[], observed.counters.refused_connections());
+    for (limit, count) in observed.counters.refused_connections() {
+        page.sample("selvedge_connections_refused_total", &[("limit", limit)], count);
+    }
     let [sent, dropped] = observed.counters.mirrors();
     page.family("selvedge_mirrored_requests_total", "counter", "Copies of requests, and those that were not made.");
     page.sample("selvedge_mirrored_requests_total", &[("result", "sent")], sent);

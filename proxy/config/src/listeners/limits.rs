@@ -39,8 +39,9 @@ pub struct ListenerLimits {
     #[schemars(with = "Option<DurationText>", extend("default" = "10s"))]
     pub header_timeout: Duration,
 
-    /// How long a connection may stand idle between requests before it is closed. Long saves handshakes, short saves
-    /// memory. With `tcp`: how long both sides may be silent. Above zero. Default `60s`.
+    /// How long a connection may stand idle between requests before it is closed. Long saves handshakes, short saves memory. Within a
+    /// request: how long an HTTP/1 client may send nothing of a body it owes, which is answered with 408 (Request Timeout), and how long any
+    /// client may take nothing of an answer, which is cut off then. With `tcp`: how long both sides may be silent. Above zero. Default `60s`.
     #[schemars(with = "Option<DurationText>", extend("default" = "60s"))]
     pub idle_timeout: Duration,
 
