@@ -368,7 +368,7 @@ async fn the_number_of_streams_is_told_to_the_client() {
 async fn streams_that_are_reset_at_once_end_the_connection() {
     let origin = origin().await;
     let edge = edge("{}", &origin);
-    let last = flood(edge.web(), 10_000, 0).await;
+    let last = flood(edge.web(), 10_000, None).await;
     assert_eq!(last, Some(raw::ENHANCE_YOUR_CALM));
     assert!(origin.started() <= 400, "{} of 10,000 requests reached the origin", origin.started());
     assert_eq!(Client::get(edge.web(), "/").await.status, 200, "others are served");
@@ -379,7 +379,7 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
 async fn streams_that_are_reset_while_they_are_served_end_the_connection() {
     let origin = Origin::start_async(|_| Box::pin(std::future::pending())).await;
     let edge = edge("{ h2_resets: 50 }", &origin);
-    let asked = flood(edge.web(), 10_000, 1).await;
+    let asked = flood(edge.web(), 10_000, Some(&origin)).await;
     assert_ne!(asked, Some(0), "the connection has ended");
     let started = origin.started();
     assert!((1..=200).contains(&started), "{started} of 10,000 requests reached the origin");
@@ -410,8 +410,8 @@ async fn who_waits_for_answers_may_give_streams_up() {
 }
 
 /// Opens streams and resets them; says with which code the connection ended: of its GOAWAY, or `None` when it was closed without one.
-/// `pause` yields so many times between a request and its reset, for the server to take it up.
-async fn flood(web: SocketAddr, streams: u32, pause: usize) -> Option<u32> {
+/// With an origin, each is reset once it has come there, or does not come.
+async fn flood(web: SocketAddr, streams: u32, origin: Option<&Origin>) -> Option<u32> {
     let stream = TcpStream::connect(web).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let (mut reader, mut writer) = stream.into_split();
@@ -427,16 +427,22 @@ async fn flood(web: SocketAddr, streams: u32, pause: usize) -> Option<u32> {
     writer.write_all(&raw::opening()).await.unwrap();
     for number in 0..streams {
         let id = 2 * number + 1;
-        if pause == 0 {
+        let Some(origin) = origin else {
             if writer.write_all(&[raw::get(id), raw::reset(id)].concat()).await.is_err() {
                 break;
             }
             continue;
-        }
+        };
+        let before = origin.started();
         if writer.write_all(&raw::get(id)).await.is_err() {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(1)).await; // no state to wait for: the server has it, or not yet
+        for _ in 0..500 {
+            if origin.started() > before {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         if writer.write_all(&raw::reset(id)).await.is_err() {
             break;
         }
