@@ -33,6 +33,7 @@ pub(crate) fn serves(session: &mut Session, ctx: &mut RequestCtx) -> bool {
     !session.cache.enabled()
         && !session.cache.bypassing()
         && session.subrequest_ctx.is_none()
+        && ctx.leader.is_none()
         && ctx.body == BodyFlow::Untouched
         && ctx.slice.is_none()
         && ctx.travel.is_none()
