@@ -666,6 +666,67 @@ async fn ranges_are_cut_from_a_stored_page() {
     }
 }
 
+/// RFC 9110, 13.1.5: a part may be put to what a client has only where that is the same to the last byte. A weak tag does not say so, nor does
+/// a date that is as late as the response itself (8.8.2.2).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_weak_validator_gets_no_part() {
+    let origin = Origin::start(|request| {
+        let tag = if request.target == "/weak" { "W/\"v1\"" } else { "\"v1\"" };
+        // Old enough to be stale with any shorter lifetime.
+        let fields =
+            [("cache-control", "max-age=2147483648"), ("etag", tag), ("last-modified", DATED), ("date", DATED)];
+        Origin::reply(200, if request.target == "/same-second" { &fields } else { &fields[..3] }, "0123456789")
+    })
+    .await;
+    for filters in ["[]", "[noop]"] {
+        let edge = node_with("{}", filters, origin.address());
+        for (path, condition, status) in [
+            ("/weak", "W/\"v1\"", 200),
+            ("/weak", "\"v1\"", 200),
+            ("/weak", DATED, 206),
+            ("/strong", "\"v1\"", 206),
+            ("/strong", "W/\"v1\"", 200),
+            ("/strong", "\"v2\"", 200),
+            ("/strong", DATED, 206),
+            ("/same-second", DATED, 200),
+        ] {
+            for _ in 0..2 {
+                let fields = format!("range: bytes=0-1\r\nif-range: {condition}\r\n");
+                let part = Client::get_with(edge.web(), path, &fields).await;
+                let body = if status == 206 { "01" } else { "0123456789" };
+                assert_eq!((part.status, part.text().as_str()), (status, body), "{path} {condition}");
+            }
+        }
+    }
+}
+
+/// RFC 9110, 14.1.2: nothing of a page is asked for by a suffix of no bytes, and of a page without any there is no part.
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_no_part_of_nothing() {
+    let origin =
+        Origin::start(|request| Origin::reply(200, PAGE, if request.target == "/empty" { "" } else { "0123456789" }))
+            .await;
+    let edge = node("{}", origin.address());
+    let ask = async |path: &str, range: &str| Client::get_with(edge.web(), path, &format!("range: {range}\r\n")).await;
+    for _ in 0..2 {
+        for (path, range, status, place, body) in [
+            ("/page", "bytes=-0", 416, Some("bytes */10"), ""),
+            ("/page", "bytes=-0,2-3", 206, Some("bytes 2-3/10"), "23"),
+            ("/page", "bytes=-20", 206, Some("bytes 0-9/10"), "0123456789"),
+            ("/empty", "bytes=-5", 200, None, ""),
+            ("/empty", "bytes=0-", 416, Some("bytes */0"), ""),
+            ("/empty", "bytes=-0", 416, Some("bytes */0"), ""),
+        ] {
+            let part = ask(path, range).await;
+            assert_eq!(
+                (part.status, part.header("content-range"), part.text().as_str()),
+                (status, place, body),
+                "{path} {range}"
+            );
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_that_misses_fetches_the_whole_page() {
     let origin = Origin::start(|request| {

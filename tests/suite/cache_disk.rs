@@ -166,6 +166,33 @@ async fn a_validation_is_kept_on_disk() {
     assert_eq!(origin.started(), 4);
 }
 
+/// `PURGE` sees what is on disk alone, and a soft one leaves it there: stale, to be validated.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_method_purge_knows_what_is_on_disk() {
+    let (folder, origin) = (TempDir::new().expect("a folder"), origin().await);
+    let purging = format!("{}\n", all(&folder)).replace("cache:\n", "cache:\n  purge: { allow: [127.0.0.1] }\n");
+    let edge = Edge::start(&purging, &[("app", origin.address())]);
+    let large = format!("/{}", MEMORY_MOST + 1);
+    let purge = async |edge: &Edge, fields: &str| {
+        let request = format!("PURGE {large} HTTP/1.1\r\nhost: test\r\n{fields}\r\n");
+        Client::connect(edge.web()).await.request(&request).await.status
+    };
+    Client::get(edge.web(), &large).await;
+    until("it is written", || disk(&edge).counts.written == 1).await;
+    assert_eq!(purge(&edge, "fastly-soft-purge: 1\r\n").await, 200);
+    let stale = Client::get(edge.web(), &large).await;
+    assert!(status(&stale).starts_with("edge; fwd=stale"), "{}", status(&stale));
+    assert_eq!(origin.last().header("if-none-match"), Some("\"1\""), "it is validated");
+    until("it is written anew", || disk(&edge).counts.written == 2).await;
+    let stats =
+        Client::connect(edge.admin()).await.request("GET /v1/cache/stats HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    let shown = stats.json()["disks"][0].clone();
+    assert_eq!((&shown["state"], &shown["objects"]), (&serde_json::json!("on"), &serde_json::json!(1)), "{shown}");
+    assert_eq!((purge(&edge, "").await, purge(&edge, "").await), (200, 404));
+    let miss = Client::get(edge.web(), &large).await;
+    assert!(status(&miss).starts_with("edge; fwd=uri-miss"), "{}", status(&miss));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_once_is_not_written() {
     let (folder, origin) = (TempDir::new().expect("a folder"), origin().await);

@@ -495,3 +495,38 @@ async fn what_a_key_is_made_of_is_told_where_the_route_says_so() {
     let silent = ask(&silent, "GET", "/page?utm=1&id=1", &[]).await;
     assert!(silent.header("cache-status").is_some_and(|status| !status.contains("key=")), "{:?}", silent.headers);
 }
+
+/// What is for somebody alone says nothing about the other variants of its URL: they are answered from the cache all the same, and whose it is
+/// waits for nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_variant_leaves_the_others_in_the_cache() {
+    let origin = numbering(|request| {
+        let control = if request.header("cookie").is_some() { "private, max-age=60" } else { "max-age=60" };
+        (200, vec![("cache-control", control), ("vary", "cookie")])
+    })
+    .await;
+    let edge = node("{}", origin.address());
+    let (ann, nobody) = (&[("cookie", "id=ann")][..], &[][..]);
+    assert_eq!(answers(&edge, &[nobody, ann, nobody, ann, ann, nobody]).await, ["1", "2", "1", "3", "4", "1"]);
+    let own = ask(&edge, "GET", "/page", ann).await;
+    let status = own.header("cache-status").expect("cache-status");
+    assert_eq!(status, "edge; fwd=vary-miss; fwd-status=200; detail=hit-for-miss");
+    let stored = ask(&edge, "GET", "/page", nobody).await;
+    assert!(stored.header("cache-status").expect("cache-status").starts_with("edge; hit"), "{:?}", stored.headers);
+
+    // After an invalidation it is looked at anew.
+    assert_eq!(ask(&edge, "POST", "/page", &[]).await.status, 200);
+    answers(&edge, &[nobody]).await;
+    let anew = ask(&edge, "GET", "/page", ann).await;
+    assert!(anew.header("cache-status").expect("cache-status").ends_with("detail=private"), "{:?}", anew.headers);
+}
+
+/// RFC 9213, 2.1: what restricts a response does so with a value of another type, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restriction_with_an_unknown_value_restricts() {
+    for control in ["max-age=60, no-cache=1", "max-age=60, private=1", "max-age=60, no-store=1"] {
+        let origin = numbering(move |_| (200, vec![("cdn-cache-control", control), ("etag", "\"1\"")])).await;
+        let edge = node("{}", origin.address());
+        assert_eq!(answers(&edge, &[&[], &[]]).await, ["1", "2"], "{control}");
+    }
+}

@@ -848,3 +848,63 @@ async fn a_purge_reaches_who_was_alone_until_then() {
     fleet.nodes[1].process.as_ref().unwrap().signal("CONT");
     soon("it hears of the purge", async { while fleet.get(1, "/a").await.text() == "1" {} }).await;
 }
+
+/// A node that knows of a purge, or has seen a change pass, does not hand out what another node had before, which has not heard of it: Redis is
+/// away, or the change went by this node alone. From then on the owner has it anew as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_knows_to_be_outdated_it_takes_from_nobody() {
+    let count = AtomicUsize::new(0);
+    let origin = Origin::start(move |_| {
+        let number = (count.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+        let fields = [("cache-control", "max-age=600"), ("cache-tag", "one"), ("etag", &*format!("\"{number}\""))];
+        Origin::reply(200, &fields, number)
+    })
+    .await;
+    // Purges go over Redis, and there is none: no node is told.
+    let nowhere = free(1)[0];
+    let cluster = format!(
+        "redis: {{ url: \"redis://{nowhere}\" }}\n  deadlines: {{ connect: 5s, first_byte: 20s, budget: 25s }}"
+    );
+    let fleet = Fleet::start(2, origin.address(), &Setting { cluster: &cluster, ..Setting::default() }).await;
+    let mut page = 0;
+    let mut of_other = async || loop {
+        page += 1;
+        let path = format!("/{page}");
+        let response = fleet.get(0, &path).await;
+        if way(&response).len() == 2 {
+            return (path, response.text());
+        }
+    };
+    let change = async |path: &str, order: Option<String>| {
+        let (address, head) = match &order {
+            None => (fleet.nodes[0].web, format!("POST {path} HTTP/1.1\r\nhost: test\r\n")),
+            Some(_) => (
+                fleet.nodes[0].admin,
+                "POST /v1/cache/purge HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".to_owned(),
+            ),
+        };
+        let body = order.unwrap_or_default();
+        let mut client = Client::connect(address).await;
+        client.send(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
+        assert_eq!(client.response("POST").await.status, 200);
+    };
+    for order in [
+        Some("{\"urls\": [\"http://testPATH\"]}"),
+        Some("{\"urls\": [\"http://testPATH\"], \"soft\": true}"),
+        Some("{\"hosts\": [\"test\"]}"),
+        Some("{\"tags\": [\"one\"]}"),
+        Some("{\"all\": true}"),
+        None,
+    ] {
+        let (path, before) = of_other().await;
+        assert_eq!(fleet.get(1, &path).await.text(), before);
+        change(&path, order.map(|order| order.replace("PATH", &path))).await;
+        let after = fleet.get(0, &path).await;
+        assert!(after.status == 200 && after.text() != before, "{order:?}: {}", after.text());
+        let owners = fleet.get(1, &path).await.text();
+        if !order.is_some_and(|order| order.contains("tags")) {
+            assert_eq!(owners, after.text(), "{order:?}: the owner was asked for something newer");
+        }
+        assert_eq!(fleet.get(0, &path).await.text(), after.text(), "{order:?}: and it is kept");
+    }
+}

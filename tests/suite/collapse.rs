@@ -8,6 +8,7 @@ use futures::FutureExt;
 use selvedge_cache::{Purge, Scope};
 use selvedge_tests::h2::H2Client;
 use selvedge_tests::{Client, Edge, Origin, soon, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -238,6 +239,54 @@ async fn an_origin_that_cannot_be_reached_is_tried_twice() {
     gate.add_permits(1);
     assert_eq!(Client::get(edge.web(), "/page").await.status, 502);
     assert_eq!(tried.load(Ordering::SeqCst), 3, "who comes later tries anew");
+}
+
+/// Where what is stale may stand in, it does so for everybody who waits for the fetch that fails, whether the origin answers an error or
+/// breaks the connection: it is asked once for all of them, and nobody gets its error.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stale_stands_in_for_all_who_wait() {
+    for (filters, answers) in [("[]", true), ("[]", false), ("[noop]", true)] {
+        let what = format!("filters {filters}, answers {answers}");
+        let (gate, tried) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+        let (opened, count) = (Arc::clone(&gate), Arc::clone(&tried));
+        let (origin, _serving) = Origin::raw(move |mut stream| {
+            let (gate, count) = (Arc::clone(&opened), Arc::clone(&count));
+            async move {
+                let mut buffer = [0; 4096];
+                while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                    let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+                    gate.acquire().await.expect("never closed").forget();
+                    let answer = match (first, answers) {
+                        (true, _) => {
+                            "200 OK\r\ncache-control: max-age=600, stale-if-error=600\r\ncontent-length: 3\r\n\r\nold"
+                        }
+                        (false, true) => "503 Service Unavailable\r\ncontent-length: 4\r\n\r\ndown",
+                        (false, false) => return,
+                    };
+                    let _ = stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await;
+                }
+            }
+        })
+        .await;
+        let edge = node(filters, origin);
+        assert_eq!(Client::get(edge.web(), "/page").await.text(), "old");
+        edge.plan().cache.expect("configured").purge(&[Scope::everything()], Purge::Soft);
+
+        let mut clients = burst(&edge, 50).await;
+        until("the others wait", || waiting(&edge) == 49).await;
+        assert_eq!(tried.load(Ordering::SeqCst), 2, "{what}");
+        gate.add_permits(1);
+        while let Some(answer) = soon("an answer", clients.join_next()).await {
+            assert_eq!(answer.unwrap(), (200, "old".to_owned()), "{what}");
+        }
+        assert_eq!(tried.load(Ordering::SeqCst), 2, "once for all of them: {what}");
+
+        gate.add_permits(1);
+        let later = Client::get(edge.web(), "/page").await;
+        let status = later.header("cache-status").unwrap().to_owned();
+        assert!(later.text() == "old" && status.contains("fwd=stale"), "{what}: {status}");
+        assert_eq!(tried.load(Ordering::SeqCst), 3, "who comes later has it asked anew: {what}");
+    }
 }
 
 /// More than may wait for one fetch, and those who have waited for long, are refused or forwarded, as the configuration says.

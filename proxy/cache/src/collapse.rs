@@ -5,10 +5,14 @@
 //!     │                      ├─ not storable ──────────────> GiveUp: waiters go forward in one wave, the key is remembered
 //!     │                      ├─ origin failed, once ───────> TransientError: waiters compete for the next fill
 //!     │                      ├─ origin failed again ───────> an answer: Done, as above; an error: GiveUp, and they are told it
+//!     │                      ├─ what is stale stands in ───> TransientError: waiters look up, and it stands in for them as well
 //!     │                      └─ longer than the deadline ──> AgeTimeout: waiters compete, the old fill goes on by itself
 //!     └─> Read (the others) ── longer than the wait ───────> WaitTimeout: this one goes forward alone
 //!                           └─ the client leaves ──────────> GiveUp, for this one alone, which ends (see [`presence`])
 //! ```
+//!
+//! A variant that could not be stored is remembered by itself: who asks for it finds a lock that is given up already, and who asks for another
+//! variant of its URL does not notice. Where nothing is stored for a URL, nobody knows its variants, and all of it is remembered.
 //!
 //! Requests with `Authorization` have their own locks and their own memory: what they get is mostly not shareable, and must not send
 //! everybody else forward.
@@ -24,10 +28,13 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use http::Extensions;
+use pingora_cache::key::CacheHashKey;
 use pingora_cache::lock::{CacheKeyLock, LockStatus, LockStub, Locked, WritePermit};
 use pingora_cache::predictor::CacheablePredictor;
 use pingora_cache::{CacheKey, NoCacheReason};
 use pingora_error::ErrorType;
+
+pub(crate) use self::failures::Outage;
 
 use self::failures::Failures;
 use self::presence::{Presence, UnderWay};
@@ -91,6 +98,7 @@ pub(crate) struct FillLocks {
     /// The primary slots of what is in the table, and of what is looked for on disk.
     pub(crate) under_way: UnderWay,
     failures: Failures,
+    hit_for_miss: &'static HitForMiss,
     waiters_max: AtomicUsize,
     deadline_ms: AtomicU64,
     granted: AtomicU64,
@@ -103,12 +111,13 @@ impl fmt::Debug for FillLocks {
 }
 
 impl FillLocks {
-    /// Locks that a fill may hold for `deadline`, and that `waiters` may wait for, each.
-    pub(crate) fn new(deadline: Duration, waiters: usize) -> Self {
+    /// Locks that a fill may hold for `deadline`, and that `waiters` may wait for, each; nobody waits for what `hit_for_miss` remembers.
+    pub(crate) fn new(deadline: Duration, waiters: usize, hit_for_miss: &'static HitForMiss) -> Self {
         let locks = Self {
             table: DashMap::default(),
             under_way: UnderWay::default(),
             failures: Failures::new(),
+            hit_for_miss,
             waiters_max: AtomicUsize::new(waiters),
             deadline_ms: AtomicU64::new(0),
             granted: AtomicU64::new(0),
@@ -150,6 +159,18 @@ impl FillLocks {
     /// The error to answer with, of a fetch that a request has waited for since `asked`.
     pub(crate) fn shared_error(&self, key: &CacheKey, asked: Instant) -> Option<ErrorType> {
         self.failures.shared(lock_of(key), asked)
+    }
+
+    /// The fetch of `key` has failed, and what is stale stands in for it.
+    pub(crate) fn stood_in(&self, key: &CacheKey, outage: Outage) {
+        if self.waiting(key) > 0 {
+            self.failures.note_stale(lock_of(key), outage);
+        }
+    }
+
+    /// Whether that has become of a fetch that a request has waited for since `asked`, and why.
+    pub(crate) fn stood_in_since(&self, key: &CacheKey, asked: Instant) -> Option<Outage> {
+        self.failures.stale_since(lock_of(key), asked)
     }
 
     /// The origin has an answer for `key`.
@@ -213,6 +234,9 @@ fn is_held(stub: &LockStub) -> bool {
 
 impl CacheKeyLock for FillLocks {
     fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
+        if self.hit_for_miss.knows_variant(key) {
+            return nothing_to_wait_for();
+        }
         let slot = lock_of(key);
         if let Some(held) = self.table.get(&slot)
             && is_held(&held.stub)
@@ -270,12 +294,17 @@ impl CacheKeyLock for FillLocks {
 #[derive(Debug)]
 pub(crate) struct HitForMiss {
     keys: moka::sync::Cache<Slot, NoCacheReason, SlotHash>,
+    /// The same of variants, by their own slots; each with how often its URL's group had been [forgotten](Self::forget) by then.
+    variants: moka::sync::Cache<Slot, u64, SlotHash>,
+    forgotten: [AtomicU64; FORGOTTEN_GROUPS],
 }
+
+/// Variants are forgotten together with all others of so many groups of URLs.
+const FORGOTTEN_GROUPS: usize = 1_024;
 
 impl HitForMiss {
     pub(crate) fn new() -> Self {
-        let builder = moka::sync::Cache::builder().max_capacity(REMEMBERED_KEYS).time_to_live(REMEMBERED_FOR);
-        Self { keys: builder.build_with_hasher(SlotHash::default()) }
+        Self { keys: remembered(), variants: remembered(), forgotten: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
 
     /// Remember that objects at this primary slot are too large.
@@ -288,16 +317,36 @@ impl HitForMiss {
         self.keys.get(&primary) == Some(NoCacheReason::ResponseTooLarge)
     }
 
-    /// Forget what is remembered about a primary slot.
+    /// Whether this is a variant beside others that are stored, and could not be.
+    pub(crate) fn knows_variant(&self, key: &CacheKey) -> bool {
+        key.variance_bin().is_some()
+            && self
+                .variants
+                .get(&class(key, key::slot(key)))
+                .is_some_and(|then| then == self.group(key::primary_slot(key)).load(Ordering::Relaxed))
+    }
+
+    /// Forget what is remembered about a primary slot, and its variants.
     pub(crate) fn forget(&self, primary: Slot) {
         self.keys.invalidate(&primary);
         self.keys.invalidate(&(primary ^ AUTHORISED_SPACE));
+        self.group(primary).fetch_add(1, Ordering::Relaxed);
     }
 
     /// Forget everything.
     pub(crate) fn forget_all(&self) {
         self.keys.invalidate_all();
+        self.variants.invalidate_all();
     }
+
+    fn group(&self, primary: Slot) -> &AtomicU64 {
+        &self.forgotten[usize::try_from(primary % FORGOTTEN_GROUPS as u128).unwrap_or_default()]
+    }
+}
+
+fn remembered<V: Clone + Send + Sync + 'static>() -> moka::sync::Cache<Slot, V, SlotHash> {
+    let builder = moka::sync::Cache::builder().max_capacity(REMEMBERED_KEYS).time_to_live(REMEMBERED_FOR);
+    builder.build_with_hasher(SlotHash::default())
 }
 
 impl CacheablePredictor for HitForMiss {
@@ -318,7 +367,15 @@ impl CacheablePredictor for HitForMiss {
         if !matches!(reason, NoCacheReason::OriginNotCache | NoCacheReason::ResponseTooLarge) {
             return None;
         }
-        let slot = class(key, key::primary_slot(key));
+        let primary = key::primary_slot(key);
+        if key.variance_bin().is_some() {
+            // Other variants are stored, and stay in use.
+            let slot = class(key, key::slot(key));
+            let new = !self.variants.contains_key(&slot);
+            self.variants.insert(slot, self.group(primary).load(Ordering::Relaxed));
+            return Some(new);
+        }
+        let slot = class(key, primary);
         let new = !self.keys.contains_key(&slot);
         self.keys.insert(slot, reason);
         Some(new)
@@ -339,6 +396,10 @@ mod tests {
         key::of_target(KeyScope::default(), Scheme::Http, &QueryPolicy::All, b"a.example", path.as_bytes())
     }
 
+    fn locks(deadline: Duration, waiters: usize) -> FillLocks {
+        FillLocks::new(deadline, waiters, Box::leak(Box::new(HitForMiss::new())))
+    }
+
     fn authorised(path: &str) -> CacheKey {
         let mut key = key(path);
         key.extensions.insert(Authorised);
@@ -354,7 +415,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_writes_and_the_others_wait_for_it() {
-        let locks = FillLocks::new(LONG, 10);
+        let locks = locks(LONG, 10);
         let permit = write(locks.lock(&key("/a"), false));
         let Locked::Read(waiter) = locks.lock(&key("/a"), false) else { panic!("a second writer") };
         let other = write(locks.lock(&key("/b"), false));
@@ -371,7 +432,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_fill_past_its_deadline_is_replaced_and_keeps_its_hands_off_the_next() {
-        let locks = FillLocks::new(Duration::ZERO, 10);
+        let locks = locks(Duration::ZERO, 10);
         let late = write(locks.lock(&key("/a"), false));
         locks.set_deadline(LONG);
         let next = write(locks.lock(&key("/a"), false));
@@ -383,7 +444,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_wait_than_may() {
-        let locks = FillLocks::new(LONG, 2);
+        let locks = locks(LONG, 2);
         let permit = write(locks.lock(&key("/a"), false));
         let waiting = [locks.lock(&key("/a"), false), locks.lock(&key("/a"), false)];
         assert!(locks.is_crowded(&key("/a")));
@@ -422,7 +483,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_leaves_waits_no_more_and_the_others_do() {
-        let locks = FillLocks::new(LONG, 10);
+        let locks = locks(LONG, 10);
         let clients: Vec<Arc<Told>> = (0..2).map(|_| Arc::default()).collect();
         let permit = write(locks.lock(&key("/a"), false));
         let mut waiting = clients.iter().map(|client| {
@@ -448,7 +509,7 @@ mod tests {
     /// A writer that is gone without a word must not leave those behind who are watched.
     #[tokio::test]
     async fn a_fill_past_its_deadline_releases_who_is_watched() {
-        let locks = FillLocks::new(Duration::from_secs(1), 10);
+        let locks = locks(Duration::from_secs(1), 10);
         let client = Arc::<Told>::default();
         let permit = write(locks.lock(&key("/a"), false));
         let mut watched = key("/a");
@@ -461,7 +522,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiters_try_once_more_and_are_told_then() {
-        let locks = FillLocks::new(LONG, 10);
+        let locks = locks(LONG, 10);
         let asked = Instant::now();
         let first = write(locks.lock(&key("/a"), false));
         assert_eq!(locks.failed(&key("/a"), Some(ErrorType::ConnectRefused)), None, "nobody waits");
@@ -486,7 +547,7 @@ mod tests {
     /// RFC 9111, 3.5: what an authorised client gets is mostly for itself alone.
     #[tokio::test]
     async fn authorised_requests_collapse_among_themselves() {
-        let locks = FillLocks::new(LONG, 10);
+        let locks = locks(LONG, 10);
         let one = write(locks.lock(&authorised("/a"), false));
         let other = write(locks.lock(&key("/a"), false));
         assert!(!locks.lock(&authorised("/a"), false).is_write());
@@ -523,9 +584,31 @@ mod tests {
         assert!(memory.cacheable_prediction(&authorised("/a")));
     }
 
+    /// A variant that is for somebody alone holds nobody up, and stands in nobody's way.
+    #[tokio::test]
+    async fn a_variant_is_remembered_by_itself() {
+        let locks = locks(LONG, 10);
+        let variant = |number: u8| {
+            let mut key = key("/a");
+            key.set_variance_key([number; 16]);
+            key
+        };
+        let memory = locks.hit_for_miss;
+        memory.mark_uncacheable(&variant(1), NoCacheReason::OriginNotCache);
+        assert!(memory.cacheable_prediction(&key("/a")), "others are looked up");
+        let Locked::Read(given_up) = locks.lock(&variant(1), false) else { panic!("others would wait for it") };
+        given_up.wait().await;
+        assert_eq!(given_up.lock_status(), LockStatus::GiveUp);
+        let other = write(locks.lock(&variant(2), false));
+        locks.release(&variant(2), other, LockStatus::Done);
+        memory.forget(key::primary_slot(&key("/a")));
+        let again = write(locks.lock(&variant(1), false));
+        locks.release(&variant(1), again, LockStatus::Done);
+    }
+
     #[test]
     fn a_clients_own_no_store_lets_the_next_one_try() {
-        let locks = FillLocks::new(LONG, 10);
+        let locks = locks(LONG, 10);
         assert_eq!(locks.custom_lock_status("request-no-store"), LockStatus::TransientError);
         assert_eq!(locks.custom_lock_status("server-error"), LockStatus::GiveUp);
         assert_eq!(LockWaitOutcome::GiveUp.lock_status(), LockStatus::GiveUp);

@@ -37,6 +37,10 @@ pub struct CacheCtx {
     pub(crate) joined: bool,
     pub(crate) always_stale: bool,
     pub(crate) stale_on_status: bool,
+    /// What was found is stale, and stands in for an origin that has just failed another request.
+    pub(crate) stands_in: bool,
+    /// The variant could not be stored a moment ago.
+    pub(crate) remembered: bool,
     pub(crate) sent: Option<SystemTime>,
     pub(crate) decided: bool,
     pub(crate) upstream_status: Option<StatusCode>,
@@ -57,6 +61,8 @@ pub(crate) struct Peers {
     /// Set for their requests: the key they have found, and by what, if that is not the whole query.
     pub(crate) given_key: Option<[u8; 16]>,
     pub(crate) given_search: Option<Arc<SearchVariance>>,
+    /// What they were given has to be fetched later than this.
+    pub(crate) newer_than: u64,
     /// Whether one of them answers.
     pub(crate) answers: bool,
     /// Set when it owns the key: how long its answer is kept at most.
@@ -82,6 +88,11 @@ impl CacheCtx {
     /// The other node's key is made of what counts by this `No-Vary-Search`, which a response has said. To be said before the lookup.
     pub fn use_search(&mut self, field: &str) {
         self.peers.get_or_insert_default().given_search = SearchVariance::parse(field).map(Arc::new);
+    }
+
+    /// The other node takes nothing whose fetch began at this epoch or before. To be said before the lookup.
+    pub fn only_newer_than(&mut self, epoch: u64) {
+        self.peers.get_or_insert_default().newer_than = epoch;
     }
 
     /// Keeps the key for when Pingora asks for it.

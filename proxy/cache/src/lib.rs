@@ -15,7 +15,7 @@
 //! | `upstream_response_filter` | `cache.upstream_response(req, resp, &mut ctx.cache).await; Ok(())` |
 //! | `response_cache_filter` | `Ok(cache.response_decision(&session.cache, req, resp, &mut ctx.cache))` |
 //! | `cache_not_modified_filter` | `Ok(cache.not_modified(req, resp))` |
-//! | `should_serve_stale` | `cache.serve_stale(error, &mut ctx.cache)` |
+//! | `should_serve_stale` | `cache.serve_stale(&session.cache, error, &mut ctx.cache)` |
 //! | `response_filter` | `cache.append_status(&session.cache, &ctx.cache, "edge", None, resp)` |
 //!
 //! Routes that do not cache call none of these but `upstream_response`, which then only strips hop-by-hop fields.
@@ -59,11 +59,11 @@ use pingora_cache::{
 use pingora_error::{Error, ErrorSource, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use crate::collapse::{Authorised, FIRST_FAILURE, FillLocks, HitForMiss, Shared};
+use crate::collapse::{Authorised, FIRST_FAILURE, FillLocks, HitForMiss, Outage, Shared};
 use crate::context::{Bypass, CachedRoute, Found};
 use crate::disk::{DiskUsage, Removal};
 use crate::memory::{FillNotes, MemoryTier, Reader};
-use crate::purge::{LogError, Marks, OpenError, PurgeLog, Record, Tags};
+use crate::purge::{LogError, Marks, OpenError, PurgeLog, Record, Tags, Verdict};
 use crate::rules::search::SearchVariance;
 use crate::rules::store::{Exchange, Reason, Storable};
 use crate::rules::{headers, invalidate, reuse, store, vary};
@@ -178,7 +178,7 @@ impl Cache {
         let hit_for_miss: &'static HitForMiss = Box::leak(Box::new(HitForMiss::new()));
         let purges: &'static Purges = Box::leak(Box::default());
         let fill_locks: &'static FillLocks =
-            Box::leak(Box::new(FillLocks::new(options.fill_deadline, options.waiters)));
+            Box::leak(Box::new(FillLocks::new(options.fill_deadline, options.waiters, hit_for_miss)));
         let memory: &'static MemoryTier = Box::leak(Box::new(MemoryTier::new(options, hit_for_miss, purges)));
         Box::leak(Box::new(Self {
             memory,
@@ -336,6 +336,11 @@ impl Cache {
             ctx.found = if theirs { Found::Fresh } else { Found::Nothing };
             return Some(if theirs { ForcedFreshness::ForceFresh } else { ForcedFreshness::ForceMiss });
         }
+        // Another node knows of a purge, or has seen a change pass, that is not known here.
+        if ctx.peers.as_ref().is_some_and(|peers| peers.newer_than != 0 && peers.newer_than >= ctx.stored_epoch) {
+            ctx.found = Found::Nothing;
+            return Some(ForcedFreshness::ForceMiss);
+        }
         ctx.found = if is_fresh { Found::Fresh } else { Found::Stale };
         let policy = Arc::clone(&ctx.route.as_ref()?.policy);
 
@@ -356,12 +361,25 @@ impl Cache {
         if !is_fresh {
             let window = store::stale_if_error_window(meta.response_header().status.as_u16(), meta.headers(), &policy);
             ctx.stale_on_status = meta.fresh_until().checked_add(window).is_some_and(|until| now <= until);
+            if self.stands_in(cache.cache_key(), meta, now, ctx) {
+                ctx.stands_in = true;
+                return Some(ForcedFreshness::ForceFresh);
+            }
             // Stale from the start means every request validates. Behind one lock they would do so one after the other.
             if ctx.always_stale && meta.stale_while_revalidate_sec() == 0 {
                 drop_lock(cache);
             }
         }
         None
+    }
+
+    /// Whether the request has waited for a fetch that has failed, and for which what is stale was served: then it is served here as well.
+    fn stands_in(&self, key: &CacheKey, meta: &CacheMeta, now: SystemTime, ctx: &CacheCtx) -> bool {
+        match ctx.asked.and_then(|asked| self.fill_locks.stood_in_since(key, asked)) {
+            None => false,
+            Some(Outage::Answered) => ctx.stale_on_status,
+            Some(Outage::Disconnected) => meta.serve_stale_if_error(now),
+        }
     }
 
     /// What `handler` reads, for those who compress it on its way out; `None` while it is on its way in, or on disk.
@@ -377,6 +395,9 @@ impl Cache {
         let Some(route) = ctx.route.as_ref().filter(|_| ctx.bypassed.is_none()) else { return Onward::Forward };
         if route.policy.honour_request_directives && reuse::only_if_cached(&request.headers) {
             return Onward::Answer(StatusCode::GATEWAY_TIMEOUT);
+        }
+        if matches!(cache.phase(), CachePhase::Disabled(NoCacheReason::CacheLockGiveUp)) {
+            ctx.remembered = self.hit_for_miss.knows_variant(cache.cache_key());
         }
         match cache.phase() {
             CachePhase::Disabled(NoCacheReason::CacheLockTimeout | NoCacheReason::CacheLockRetryLimit) => {
@@ -620,16 +641,20 @@ impl Cache {
     /// stale-while-revalidate, which the window alone decides. On errors, statuses 500, 502, 503 and 504 need an explicit
     /// stale-if-error (RFC 5861, 4); a failing connection to the origin does not (RFC 9111, 4.2.4).
     #[must_use]
-    pub fn serve_stale(&'static self, error: Option<&Error>, ctx: &mut CacheCtx) -> bool {
+    pub fn serve_stale(&'static self, cache: &HttpCache, error: Option<&Error>, ctx: &mut CacheCtx) -> bool {
         let Some(error) = error else { return true };
-        match error.etype() {
+        let (may, outage) = match error.etype() {
             ErrorType::HTTPStatus(code) => {
                 // Pingora asks here before upstream_response_filter, which then never sees the answer.
                 ctx.upstream_status = StatusCode::from_u16(*code).ok();
-                matches!(code, 500 | 502 | 503 | 504) && ctx.stale_on_status
+                (matches!(code, 500 | 502 | 503 | 504) && ctx.stale_on_status, Outage::Answered)
             }
-            _ => *error.esource() == ErrorSource::Upstream,
+            _ => (*error.esource() == ErrorSource::Upstream, Outage::Disconnected),
+        };
+        if may && cache.enabled() && cache.is_cache_lock_writer() {
+            self.fill_locks.stood_in(cache.cache_key(), outage);
         }
+        may
     }
 
     /// How this request was handled, for `Cache-Status` (RFC 9211). Ask when the response header is about to go out, as in
@@ -640,6 +665,10 @@ impl Cache {
         let phase = cache.phase();
         let waited = cache.lock_duration().is_some();
         match phase {
+            CachePhase::Hit if ctx.stands_in => {
+                (status.fwd, status.collapsed) = (Some(Fwd::Stale), true);
+                status.detail = Some("stale-if-error");
+            }
             CachePhase::Hit if ctx.joined || waited => {
                 // What another request is fetching, or fetched while we waited, is no hit (RFC 9211, 2.6).
                 status.fwd = Some(Fwd::UriMiss);
@@ -668,7 +697,7 @@ impl Cache {
             }
             CachePhase::Disabled(reason) => {
                 status.fwd = Some(forwarded(ctx));
-                status.detail = detail(reason, ctx);
+                status.detail = if ctx.remembered { Some("hit-for-miss") } else { detail(reason, ctx) };
             }
             CachePhase::Uninit | CachePhase::CacheKey => status.fwd = Some(Fwd::Bypass),
         }
@@ -692,6 +721,48 @@ impl Cache {
         }
     }
 
+    /// The epoch of the last purge or invalidation that is known here of what this request asks for; 0 is none. What was fetched before is
+    /// not to be taken from another node either. Purges of tags are not among it: nobody knows them before the response.
+    #[must_use]
+    pub fn outdated_until(&'static self, request: &RequestHeader, ctx: &CacheCtx) -> u64 {
+        let Some(route) = &ctx.route else { return 0 };
+        let (authority, target) = (key::authority(request), key::target(request));
+        let (query, tags) = (&route.policy.query, Tags::default());
+        let marks = Marks::new(ctx.epoch, route.scheme, query, authority.as_bytes(), target, &tags);
+        let purged = self.purges.newest_of(&marks.for_queries(authority.as_bytes(), target));
+        let asked = ctx.peers.as_ref().map_or(0, |peers| peers.newer_than);
+        purged.max(self.memory.invalidated_at(ctx.primary)).max(asked)
+    }
+
+    /// Another node waits for something newer than this: what is fetched here from now on is.
+    pub fn is_asked_for_newer(&'static self, than: u64, ctx: &mut CacheCtx) {
+        ctx.only_newer_than(than);
+        self.purges.clock().observe_other(than);
+    }
+
+    /// Whether a response of another node, whose fetch began at `epoch`, was purged or invalidated since then, as far as is known here.
+    #[must_use]
+    pub fn is_outdated(
+        &'static self,
+        request: &RequestHeader,
+        response: &ResponseHeader,
+        epoch: u64,
+        ctx: &CacheCtx,
+    ) -> bool {
+        let Some(route) = &ctx.route else { return false };
+        let asked = ctx.peers.as_ref().map_or(0, |peers| peers.newer_than);
+        if self.memory.is_invalidated_since(ctx.primary, epoch) || (asked != 0 && asked >= epoch) {
+            return true;
+        }
+        if !self.purges.may_reach(epoch) {
+            return false;
+        }
+        let (authority, target) = (key::authority(request), key::target(request));
+        let (query, tags) = (&route.policy.query, Tags::of(&response.headers, &route.policy.tags));
+        let marks = Marks::new(epoch, route.scheme, query, authority.as_bytes(), target, &tags);
+        self.purges.verdict(&marks.for_queries(authority.as_bytes(), target)) != Verdict::Live
+    }
+
     /// `response_filter`: append [`status`](Self::status) to `response`, after what caches nearer to the origin said (RFC 9211, 2). `key` is
     /// what its key is made of, if the client is to know.
     pub fn append_status<'a>(
@@ -711,7 +782,7 @@ impl Cache {
 
     /// Put one URL of one route out of date with all its variants, on this node alone (RFC 9111, 4.4), and forget that it could not be
     /// stored. `target` is path and query; it goes through the same `query` policy as requests. Fills of it under way still reach
-    /// their readers, but are not kept. Says how many objects it met. Not for operators' purges: see [`purge`](Self::purge).
+    /// their readers, but are not kept. Says how many objects it met, of those on disk the first. Not for operators' purges: see [`purge`](Self::purge).
     pub fn invalidate(
         &'static self,
         scope: KeyScope,
@@ -730,11 +801,14 @@ impl Cache {
             self.purges.purge(&[Scope::any_query(authority, target)], purge);
         }
         let met = self.memory.purge_family(primary, purge);
-        if let Some(tiers) = self.tiers.get() {
-            // Hard in both cases: what is on disk would have to be read to be marked.
-            tiers.store().forget(Removal::Family(primary));
+        let Some(tiers) = self.tiers.get() else { return met };
+        let on_disk = tiers.store().has(primary, primary);
+        match purge {
+            Purge::Hard => tiers.store().forget(Removal::Family(primary)),
+            // It would have to be read to be marked: it is judged when it is.
+            Purge::Soft => drop(self.purges.purge(&[Scope::url(query, authority, target)], Purge::Soft)),
         }
-        met
+        met.max(usize::from(on_disk))
     }
 
     /// Purge all that belongs to these scopes, whatever route and variant it is of. Nothing of it is handed out to requests that come

@@ -188,7 +188,12 @@ impl MemoryTier {
     }
 
     pub(crate) fn is_invalidated_since(&self, primary: Slot, epoch: u64) -> bool {
-        self.stripe(primary).load(Ordering::Acquire) >= epoch
+        self.invalidated_at(primary) >= epoch
+    }
+
+    /// When `primary`, or another key of its group, was last invalidated; 0 is never.
+    pub(crate) fn invalidated_at(&self, primary: Slot) -> u64 {
+        self.stripe(primary).load(Ordering::Acquire)
     }
 
     fn stripe(&self, primary: Slot) -> &AtomicU64 {

@@ -107,8 +107,8 @@ impl ProxyHttp for Edge {
         Ok(self.cache.not_modified(session.req_header(), response))
     }
 
-    fn should_serve_stale(&self, _: &mut Session, ctx: &mut CacheCtx, error: Option<&Error>) -> bool {
-        self.cache.serve_stale(error, ctx)
+    fn should_serve_stale(&self, session: &mut Session, ctx: &mut CacheCtx, error: Option<&Error>) -> bool {
+        self.cache.serve_stale(&session.cache, error, ctx)
     }
 
     async fn response_filter(

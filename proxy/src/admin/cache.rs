@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::Full;
 use schemars::JsonSchema;
+use selvedge_cache::disk::DiskUsage;
 use selvedge_cache::purge::LogError;
 use selvedge_cache::{Cache, Scheme, Stored};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub(crate) struct Purged {
 pub(crate) struct CacheStats {
     /// In memory.
     memory: MemoryStats,
+    /// On each disk: with `cache.disk`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<DiskStats>,
     /// Purges.
     purges: PurgeStats,
     /// How nodes hear of each other's purges: with `cluster`.
@@ -55,6 +59,30 @@ struct MemoryStats {
     fills: u64,
     /// Body bytes they hold.
     fill_bytes: u64,
+}
+
+/// What the cache holds on a disk.
+#[derive(Serialize, JsonSchema)]
+struct DiskStats {
+    /// Its folder.
+    path: String,
+    /// `on` while it is in use; else `waiting` for another process to let go of it, `loading`, `off` after errors, or `closed`.
+    state: &'static str,
+    /// Stored responses.
+    objects: u64,
+    /// The bytes of its files.
+    bytes: u64,
+    /// What they may take.
+    capacity: u64,
+    /// Bytes that wait to be written.
+    queued_bytes: u64,
+}
+
+impl From<DiskUsage> for DiskStats {
+    fn from(usage: DiskUsage) -> Self {
+        let DiskUsage { name, state, objects, bytes, capacity, queued_bytes, .. } = usage;
+        Self { path: name, state: state.as_str(), objects, bytes, capacity, queued_bytes }
+    }
 }
 
 /// The purges that still matter.
@@ -173,6 +201,7 @@ impl CacheStats {
                 fills: usage.fills,
                 fill_bytes: usage.fill_bytes,
             },
+            disks: cache.disks().into_iter().map(Into::into).collect(),
             purges: PurgeStats {
                 entries: purges.entries,
                 hard: purges.hard,

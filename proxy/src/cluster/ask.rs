@@ -187,6 +187,12 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
     if let Some(lifetime) = ctx.cache.wishes().and_then(|wishes| wishes.lifetime) {
         request.insert_header(wire::LIFETIME, lifetime.as_millis().to_string())?;
     }
+    if let Some(cache) = ctx.plan.cache {
+        let outdated = cache.outdated_until(session.downstream_session.req_header(), &ctx.cache);
+        if outdated != 0 {
+            request.insert_header(wire::NEWER, outdated.to_string())?;
+        }
+    }
     if let Some(slice) = &ctx.slice {
         request.insert_header(wire::SLICE, slice.to_text())?;
     }
@@ -260,8 +266,8 @@ fn note(ctx: &RequestCtx, how: Option<Failure>, met: Met) {
 /// The node's response has begun.
 ///
 /// # Errors
-/// It is a refusal: the next is asked.
-pub(crate) fn answered(response: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+/// It is a refusal, or older than what is known here to be out of date: the next is asked.
+pub(crate) fn answered(session: &Session, response: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(());
     }
@@ -279,7 +285,18 @@ pub(crate) fn answered(response: &mut ResponseHeader, ctx: &mut RequestCtx) -> R
     };
     // Without one nobody knows what it was purged by: then it counts as purged by everything.
     let epoch = wire::number_in(response.remove_header(&wire::EPOCH).as_ref());
-    ctx.cache.fetched_at(epoch.unwrap_or(0));
+    let epoch = epoch.unwrap_or(0);
+    let request = session.downstream_session.req_header();
+    // A 304 is about what is stored here, which was found to be of use.
+    if response.status != StatusCode::NOT_MODIFIED
+        && ctx.plan.cache.is_some_and(|cache| cache.is_outdated(request, response, epoch, &ctx.cache))
+    {
+        note(ctx, None, Met::Refused);
+        let mut error = Error::explain(REFUSED, "what a node has is out of date").into_up();
+        error.set_retry(true);
+        return Err(error);
+    }
+    ctx.cache.fetched_at(epoch);
     let met = if answer == HeaderValue::from_static(HIT) { Met::Hit } else { Met::Miss };
     note(ctx, None, met);
     if let Some(date) = response.remove_header(&wire::DATE) {

@@ -13,7 +13,7 @@ pub(crate) enum Met {
     Hit,
     /// It fetched the response.
     Miss,
-    /// It said that it cannot answer: it knows the route otherwise, or could not reach the origin.
+    /// It said that it cannot answer: it knows the route otherwise, or could not reach the origin. Or its answer is out of date.
     Refused,
     /// It was alive, and its response did not begin in time.
     Late,

@@ -63,6 +63,7 @@ pub(crate) fn admit(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     let wait = wire::number(headers, &wire::WAIT).map(Duration::from_millis);
     let lifetime = wire::number(headers, &wire::LIFETIME).map(Duration::from_millis);
 
+    let newer = wire::number(headers, &wire::NEWER);
     let slice = wire::one(headers, &wire::SLICE).map(|slice| Slice::of_text(slice.to_str().unwrap_or_default()));
     ctx.slice = slice.map(|slice| slice.map(Box::new).ok_or_else(|| bad("no slice"))).transpose()?;
 
@@ -73,6 +74,9 @@ pub(crate) fn admit(session: &mut Session, listener: &ListenerFacts, ctx: &mut R
     ctx.cache.use_key(key);
     if let Some(search) = search {
         ctx.cache.use_search(&search);
+    }
+    if let (Some(newer), Some(cache)) = (newer, ctx.plan.cache) {
+        cache.is_asked_for_newer(newer, &mut ctx.cache);
     }
     ctx.upstream = upstream;
     ctx.travel.get_or_insert_default().visitor = Some(Visitor { hops, from_outside, route, wait });

@@ -21,6 +21,8 @@ pub(crate) const WAIT: HeaderName = HeaderName::from_static("selvedge-wait");
 pub(crate) const UPSTREAM: HeaderName = HeaderName::from_static("selvedge-upstream");
 /// The lifetime that a filter wants, in milliseconds.
 pub(crate) const LIFETIME: HeaderName = HeaderName::from_static("selvedge-lifetime");
+/// The last purge or change that the asking node knows of, as an epoch: what was fetched by then is not wanted.
+pub(crate) const NEWER: HeaderName = HeaderName::from_static("selvedge-newer-than");
 /// The slice of the object that is wanted: its first byte, a slash, and its length at most.
 pub(crate) const SLICE: HeaderName = HeaderName::from_static("selvedge-slice");
 /// In responses: that this is the origin's answer, or one that is stored, and no failure of the node's own. `hit` or `miss`.
@@ -33,7 +35,7 @@ pub(crate) const EPOCH: HeaderName = HeaderName::from_static("selvedge-epoch");
 pub(crate) const FROM: HeaderName = HeaderName::from_static("selvedge-from");
 
 /// Those of requests for another node's answer.
-const OF_REQUESTS: [HeaderName; 9] = [ROUTE, KEY, SEARCH, HOPS, CIRCLE, WAIT, UPSTREAM, LIFETIME, SLICE];
+const OF_REQUESTS: [HeaderName; 10] = [ROUTE, KEY, SEARCH, HOPS, CIRCLE, WAIT, UPSTREAM, LIFETIME, NEWER, SLICE];
 
 /// How many nodes a request may have been at. There are three ways on, and each is taken once.
 pub(crate) const HOPS_MAX: usize = 8;

@@ -1,16 +1,18 @@
 //! Step 4: the cache. Thin: the rules and tiers are in `selvedge-cache`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::Method;
+use http::{Method, header};
 use pingora::cache::key::HashBinary;
 use pingora::cache::storage::HitHandler;
 use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
-use pingora::proxy::Session;
+use pingora::proxy::{RangeType, Session, range_header_filter};
 use pingora::{Error, ErrorType, Result};
+use selvedge_cache::rules::ranges::{self, Part};
 use selvedge_cache::{Cache, Onward, Scheme};
 
 use super::select::asker;
@@ -132,7 +134,7 @@ pub(crate) fn serve_stale(
         let _gone = waiting::is_over(session, ctx); // Writing to it fails.
     }
     let may = error.is_some() || can_be_repeated(session, ctx, listener);
-    let stale = may && ctx.plan.cache.is_some_and(|cache| cache.serve_stale(error, &mut ctx.cache));
+    let stale = may && ctx.plan.cache.is_some_and(|cache| cache.serve_stale(&session.cache, error, &mut ctx.cache));
     step!(ctx, "stale", served = stale);
     if stale && error.is_none() {
         leader::readable(session, ctx); // Pingora fetches it anew with a request made after this one.
@@ -199,6 +201,27 @@ pub(crate) fn failed(session: &Session, ctx: &RequestCtx, error: &Error) {
 /// Whether the client has the response already.
 pub(crate) fn not_modified(session: &Session, response: &ResponseHeader, ctx: &RequestCtx) -> bool {
     ctx.plan.cache.is_some_and(|cache| cache.not_modified(session.req_header(), response))
+}
+
+/// The most parts that are given in one response (RFC 9110, 14.2 leaves it to the server).
+const PARTS_MAX: usize = 200;
+
+/// Makes the response one of the part that the request asks for, if it is to have one.
+pub(crate) fn part(request: &RequestHeader, response: &mut ResponseHeader) -> RangeType {
+    match ranges::part(&request.headers, &response.headers) {
+        Part::Whole if !request.headers.contains_key(header::RANGE) => {
+            range_header_filter(request, response, Some(PARTS_MAX))
+        }
+        Part::Of(Cow::Borrowed(_)) => range_header_filter(request, response, Some(PARTS_MAX)),
+        part => {
+            let mut request = request.clone();
+            match part {
+                Part::Of(range) => drop(request.insert_header(header::RANGE, range.into_owned())),
+                Part::Whole => drop(request.remove_header(&header::RANGE)),
+            }
+            range_header_filter(&request, response, Some(PARTS_MAX))
+        }
+    }
 }
 
 /// Appends `Cache-Status` on routes that cache, and takes away the tags that are not for clients.

@@ -95,7 +95,7 @@ use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
-use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use selvedge_cache::CacheCtx;
@@ -470,7 +470,7 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         if cluster::ask::is_asking(ctx) {
-            cluster::ask::answered(response, ctx)?;
+            cluster::ask::answered(session, response, ctx)?;
         }
         forward::expects(session, response)?;
         forward::answered(response, ctx);
@@ -513,6 +513,15 @@ impl ProxyHttp for Edge {
         ctx: &mut RequestCtx,
     ) -> Result<bool> {
         Ok(lookup::not_modified(session, response, ctx))
+    }
+
+    fn range_header_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _ctx: &mut RequestCtx,
+    ) -> RangeType {
+        lookup::part(session.req_header(), response)
     }
 
     async fn response_filter(

@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// How far clocks of nodes may be apart, in microseconds.
+const APART_MAX: u64 = 600_000_000;
+
 /// A hybrid logical clock: microseconds since 1970 as this machine sees them, never going back, and never behind what was
 /// [observed](Self::observe) from elsewhere (the purge log of an earlier run, stored responses, other nodes).
 ///
@@ -50,6 +53,14 @@ impl Clock {
     /// From here on the clock is later than `epoch`, which somebody else has seen.
     pub fn observe(&self, epoch: u64) {
         self.last.fetch_max(epoch, Ordering::AcqRel);
+    }
+
+    /// The same, if it is no further ahead of this machine's time than the clocks of nodes may be apart: from a machine whose clock is wrong,
+    /// nothing is taken over.
+    pub fn observe_other(&self, epoch: u64) {
+        if epoch <= self.wall().saturating_add(APART_MAX) {
+            self.observe(epoch);
+        }
     }
 
     fn wall(&self) -> u64 {

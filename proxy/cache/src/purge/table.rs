@@ -189,6 +189,22 @@ impl Purges {
         }
     }
 
+    /// Whether there was any purge since `epoch`.
+    #[must_use]
+    pub fn may_reach(&self, epoch: u64) -> bool {
+        let newest = self.newest.load(Ordering::Acquire);
+        newest >= epoch && newest != 0
+    }
+
+    /// The newest purge of any kind that reaches these marks, whatever their epoch; 0 is none.
+    #[must_use]
+    pub fn newest_of(&self, marks: &Marks) -> u64 {
+        let all = self.all.iter().map(|all| all.load(Ordering::Acquire));
+        let known = marks.marks.iter().filter(|mark| self.filter.may_hold(**mark));
+        let each = known.filter_map(|mark| self.table.get(mark).map(|entry| entry.newest()));
+        all.chain(each).max().unwrap_or(0)
+    }
+
     /// What is remembered, each scope with its epoch and kind: for a log that is written anew. New purges wait meanwhile.
     pub fn each(&self, mut found: impl FnMut(Scope, u64, Purge)) {
         let order = self.order.lock();

@@ -13,6 +13,7 @@
 //! | [`vary`] | which requests a stored response may answer | RFC 9111, 4.1 |
 //! | [`search`] | which parts of a query count | `No-Vary-Search` |
 //! | [`reuse`] | what a request's own directives and conditions ask for | RFC 9111, 4.3.2 and 5.2.1 |
+//! | [`ranges`] | whether a request gets the part it asks for | RFC 9110, 13.1.5 and 14 |
 //! | [`headers`] | which fields survive a hop, a 304, a reuse | RFC 9110, 7.6.1; RFC 9111, 3.1 and 3.2 |
 //! | [`invalidate`] | what an unsafe request puts out of date | RFC 9111, 4.4 |
 
@@ -21,6 +22,7 @@ pub mod directives;
 pub mod headers;
 pub mod invalidate;
 pub mod language;
+pub mod ranges;
 pub mod reuse;
 pub mod search;
 pub mod store;

@@ -54,16 +54,21 @@ pub fn parse(text: &str) -> Option<CacheControl> {
         }
         let seconds = matches!(*key, "max-age" | "s-maxage" | "stale-while-revalidate" | "stale-if-error");
         match value {
-            Value::Integer(number) if *number >= 0 => directives.note(key, Some(&number.to_string())),
+            Value::Integer(number) if *number >= 0 && !is_scope(key) => directives.note(key, Some(&number.to_string())),
             Value::Boolean(true) if !seconds => directives.note(key, None),
             Value::Boolean(false) if !seconds => {}
-            Value::Text(names) if matches!(*key, "no-cache" | "private") => directives.note(key, Some(names)),
+            Value::Text(names) if is_scope(key) => directives.note(key, Some(names)),
             _ if seconds => return None,
             // An unknown type on a restriction still restricts: no-store=1 was meant to say no.
             _ => directives.note(key, None),
         }
     }
     Some(directives)
+}
+
+/// Whether a directive may name the fields it is about.
+fn is_scope(directive: &str) -> bool {
+    matches!(directive, "no-cache" | "private")
 }
 
 /// The members of a list of strings (RFC 9651, 4.2.1), their parameters left out; `None` when the field is no such list. Nearly every
@@ -317,6 +322,8 @@ mod tests {
         assert!(!parsed.no_store && parsed.must_revalidate);
         assert_eq!(parsed.private.fields(), ["a"]);
         assert!(parse("no-store=1").expect("a dictionary").no_store);
+        assert!(parse("no-cache=1").expect("a dictionary").no_cache.is_whole());
+        assert!(parse("private=(\"a\" \"b\")").expect("a dictionary").private.is_whole());
     }
 
     /// RFC 9213, 2.2: the most specific valid field is the only one that counts.
