@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use selvedge_cache::DiskTier;
 use selvedge_cache::disk::{Admit, DiskUsage, Limits, State, StoreOptions};
 use selvedge_tests::disk::Faults;
-use selvedge_tests::{Client, Edge, Origin, PATIENCE, until};
+use selvedge_tests::h2::H2Client;
+use selvedge_tests::{Client, Edge, Origin, PATIENCE, soon, until};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -36,25 +38,30 @@ fn body(path: &str) -> Vec<u8> {
 async fn node() -> Node {
     let origin =
         Origin::start(|request| Origin::reply(200, &[("cache-control", "max-age=3600")], body(&request.target))).await;
-    let edge = Edge::start(
-        "admin: { bind: \"127.0.0.1:0\" }
-cache: { memory: { size: 8MiB, max_object: 16KiB } }
-upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
-sites: [{ hosts: [\"*\"], routes: [{ name: \"page-${ID}\", cache: {}, to: app }] }]",
-        &[("app", origin.address())],
+    node_of(origin, "false", 64 << 20, 1 << 20)
+}
+
+/// A node with a disk of this size, for bodies of up to `max_object` bytes.
+fn node_of(origin: Origin, compress: &str, size: u64, max_object: u64) -> Node {
+    let yaml = format!(
+        "admin: {{ bind: \"127.0.0.1:0\" }}
+cache: {{ memory: {{ size: 8MiB, max_object: 16KiB }} }}
+upstreams: {{ app: {{ endpoints: [\"127.0.0.1:${{PORT_app}}\"] }} }}
+sites: [{{ hosts: [\"*\"], compress: {compress}, routes: [{{ name: \"page-${{ID}}\", cache: {{}}, to: app }}] }}]"
     );
+    let edge = Edge::start(&yaml, &[("app", origin.address())]);
     let (folder, faults) = (TempDir::new().expect("a folder"), Arc::<Faults>::default());
     let limits = Limits {
-        queue: 1 << 20,
+        queue: max_object,
         lookup: Duration::from_millis(200),
         read: Duration::from_secs(1),
         again: Duration::from_millis(100),
         ..Limits::default()
     };
-    let disks = vec![faults.disk(folder.path(), 64 << 20)];
+    let disks = vec![faults.disk(folder.path(), size)];
     let store = StoreOptions { disks, admit: Admit::All, write_budget: 0, limits };
     let cache = edge.plan().cache.expect("configured");
-    cache.open_disks(DiskTier { store, max_object: 1 << 20 }).expect("threads");
+    cache.open_disks(DiskTier { store, max_object }).expect("threads");
     cache.wait(Duration::from_secs(30));
     Node { edge, origin, faults, _folder: folder }
 }
@@ -170,4 +177,79 @@ async fn a_disk_that_stalls_holds_nobody_up() {
     }
     assert_eq!(node.disk().state, State::On);
     node.stored(1).await; // Once it is asked again: a disk that was slow is left alone for a while.
+}
+
+/// More than all buffers between the disk and a client hold, and of no use to an encoder.
+const LARGE: usize = 24 << 20;
+
+/// Stores a large body on the disk, and has it fail when a client has the beginning of that. Says whether what comes then looks complete.
+async fn breaks_off(chunked: bool, compress: &str, over_h2: bool) -> bool {
+    let mut random = fastrand::Rng::with_seed(7);
+    let whole: Bytes = std::iter::repeat_with(|| random.u8(..)).take(LARGE).collect();
+    let sent = whole.clone();
+    let origin = Origin::start(move |_| {
+        let fields = [("cache-control", "max-age=3600"), ("content-type", "text/plain")];
+        if !chunked {
+            return Origin::reply(200, &fields, sent.clone());
+        }
+        let (body, served) = Origin::streaming(200, &fields);
+        body.send(sent.clone()).expect("a receiver");
+        served
+    })
+    .await;
+    let node = node_of(origin, compress, 512 << 20, 2 * LARGE as u64);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let stored = Client::get(node.edge.web(), "/page").await;
+        assert!(stored.body == whole);
+        if stored.header("cache-status").is_some_and(|status| status.ends_with("detail=disk")) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it is not on the disk: {:?}", node.disk());
+    }
+
+    if over_h2 {
+        let connection = H2Client::connect(node.edge.web()).await;
+        let response = connection.open("GET", "/page", &[("accept-encoding", "gzip")], true).await.expect("a stream").0;
+        let mut response = soon("a header", response).await.expect("a header");
+        let stream = response.body_mut();
+        let mut length = soon("some of it", stream.data()).await.expect("a body").expect("bytes").len();
+        node.faults.failing.store(true, Ordering::SeqCst);
+        let _ = stream.flow_control().release_capacity(length);
+        while let Some(chunk) = soon("more of it", stream.data()).await {
+            let Ok(chunk) = chunk else { return false };
+            length += chunk.len();
+            let _ = stream.flow_control().release_capacity(chunk.len());
+        }
+        assert!(length < LARGE, "it did not break off");
+        return true;
+    }
+    let mut client = Client::connect(node.edge.web()).await;
+    client.send(b"GET /page HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;
+    let (_, fields) = client.head().await.expect("a header");
+    let mut length = client.some().await.expect("a body").len();
+    node.faults.failing.store(true, Ordering::SeqCst);
+    let mut end = Vec::new();
+    while let Ok(some) = client.some().await
+        && !some.is_empty()
+    {
+        length += some.len();
+        end.extend_from_slice(&some);
+        end.drain(..end.len().saturating_sub(5));
+    }
+    assert!(length < LARGE, "{length} bytes");
+    let has_length = fields.iter().any(|(name, _)| name == "content-length");
+    assert_eq!(has_length, !chunked && compress == "false");
+    !has_length && end == b"0\r\n\r\n"
+}
+
+/// The disk fails in the middle of a body: nobody takes what he has got for all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_the_disk_breaks_off_looks_complete_to_nobody() {
+    for compress in ["false", "[gzip]"] {
+        for (chunked, over_h2) in [(false, false), (true, false), (false, true), (true, true)] {
+            let deceived = breaks_off(chunked, compress, over_h2).await;
+            assert!(!deceived, "chunked {chunked}, compress {compress}, h2 {over_h2}");
+        }
+    }
 }

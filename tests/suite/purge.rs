@@ -497,8 +497,11 @@ async fn the_command_line_purges_shows_and_warms() {
 
     let list = folder.path().join("urls");
     std::fs::write(&list, "# what is asked for most\nhttp://a.example/1\nhttp://a.example/2\n\n").unwrap();
-    let (done, told) = cli(folder.path(), &["warm", "urls", "--to", &web.to_string()]);
+    let (done, told) = cli(folder.path(), &["warm", "urls", "--to", &web.to_string(), "--header", "X-Kind: a, b"]);
     assert!(done && told.contains("2 fetched, 0 failed"), "{told}");
+    assert_eq!(origin.last().header("x-kind"), Some("a, b"));
+    let (done, told) = cli(folder.path(), &["warm", "urls", "--header", "Host: b.example"]);
+    assert!(!done && told.contains("up to the request"), "{told}");
     assert!(hit("/1").await && hit("/2").await);
     let (done, told) = cli(folder.path(), &["get", "http://a.example/1"]);
     assert!(done && told.contains("\"tier\": \"memory\""), "{told}");

@@ -13,6 +13,7 @@
 //! | `cache_hit_filter` | `Ok(cache.on_hit(&mut session.cache, req, meta, hit_handler, is_fresh, &mut ctx.cache))` |
 //! | `proxy_upstream_filter` | `match cache.before_upstream(&session.cache, req, &mut ctx.cache) { Onward::Forward => Ok(true), .. }` |
 //! | `upstream_response_filter` | `cache.upstream_response(req, resp, &mut ctx.cache).await; Ok(())` |
+//! | `upstream_response_trailer_filter` | `cache.note_trailers(&mut session.cache, trailers); Ok(())` |
 //! | `response_cache_filter` | `Ok(cache.response_decision(&session.cache, req, resp, &mut ctx.cache))` |
 //! | `cache_not_modified_filter` | `Ok(cache.not_modified(req, resp))` |
 //! | `should_serve_stale` | `cache.serve_stale(&session.cache, error, &mut ctx.cache)` |
@@ -47,11 +48,12 @@ use std::time::{Duration, SystemTime};
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_UNMODIFIED_SINCE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use pingora_cache::key::HashBinary;
 use pingora_cache::lock::CacheKeyLockImpl;
 use pingora_cache::predictor::CacheablePredictor;
+use pingora_cache::storage::streaming_write::U64WriteId;
 use pingora_cache::{
     CacheKey, CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, HitHandler, HttpCache, NoCacheReason,
     RespCacheable, Storage,
@@ -385,6 +387,24 @@ impl Cache {
     /// What `handler` reads, for those who compress it on its way out; `None` while it is on its way in, or on disk.
     pub fn stored_body(&'static self, handler: &HitHandler) -> Option<StoredBody> {
         StoredBody::of(self.memory, handler.as_any().downcast_ref::<Reader>()?)
+    }
+
+    /// What comes after the body that `handler` reads; of one that is on its way in, once it has come.
+    #[must_use]
+    pub fn trailers(handler: &HitHandler) -> Option<&HeaderMap> {
+        handler.as_any().downcast_ref::<Reader>()?.trailers()
+    }
+
+    /// `upstream_response_trailer_filter`: what is being stored ends with these.
+    pub fn note_trailers(&'static self, cache: &mut HttpCache, trailers: &HeaderMap) {
+        if !matches!(cache.phase(), CachePhase::Miss | CachePhase::Expired) {
+            return;
+        }
+        let tag = cache.miss_handler().and_then(|writer| writer.streaming_write_tag());
+        let id = tag.and_then(|tag| U64WriteId::try_from(tag).ok()).map(u64::from);
+        if let Some(id) = id {
+            self.memory.note_trailers(key::slot(cache.cache_key()), id, trailers);
+        }
     }
 
     /// `proxy_upstream_filter`: the request is about to go forward, unless `only-if-cached` forbids it (504: RFC 9111, 5.2.1.7) where the

@@ -34,6 +34,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use http::HeaderMap;
 use pingora_cache::{CacheKey, CacheMeta, MissHandler};
 
 use crate::collapse::HitForMiss;
@@ -269,7 +270,7 @@ impl MemoryTier {
         }
         let generation = self.next_generation();
         let slots = (fill.slot, fill.primary);
-        let object = Packed::new(&fill.meta, &Body::new(chunks), None, slots, generation, on_disk);
+        let object = Packed::new(&fill.whole_meta(), &Body::new(chunks), None, slots, generation, on_disk);
         let weight = object.as_ref().map_or(0, Packed::weight);
         // What cannot be kept takes its predecessor's place all the same.
         if !object.is_some_and(|object| self.objects.put(fill.slot, object)) {
@@ -296,6 +297,11 @@ impl MemoryTier {
         {
             self.objects.remove_generation(slot, generation);
         }
+    }
+
+    /// The trailers of the object at `slot`.
+    pub(crate) fn trailers(&self, slot: Slot) -> Option<Box<HeaderMap>> {
+        self.objects.peek(slot)?.meta.trailers.clone()
     }
 
     /// The generation on disk of the object at `slot`, if there is such an object, and such a copy.
@@ -330,6 +336,13 @@ impl MemoryTier {
         let mut stored = StoredMeta::of(meta, withheld, marks, notes.is_some_and(|notes| notes.is_shared_failure));
         stored.is_copy = notes.is_some_and(|notes| notes.is_copy);
         stored
+    }
+
+    /// What comes after the body of the fill that has this number.
+    pub(crate) fn note_trailers(&self, slot: Slot, id: u64, trailers: &HeaderMap) {
+        if let Some(fills) = self.fills.get(&slot) {
+            fills.iter().filter(|fill| fill.id == id).for_each(|fill| fill.set_trailers(trailers));
+        }
     }
 
     fn forget_fill(&self, fill: &Fill) {

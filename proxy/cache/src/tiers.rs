@@ -246,12 +246,17 @@ impl Storage for Tiers {
             notes.and_then(|notes| notes.validates).filter(|generation| *generation >= FIRST_ON_DISK)
         };
         let Some(generation) = generation else { return Ok(updated) };
-        if !updated {
+        let mut new = new;
+        if updated {
+            new.trailers = self.memory.trailers(slot);
+        } else {
             // On disk alone. What was purged while the origin was asked is not brought back by its answer.
-            let same = self.load(slot, primary).await.is_some_and(|loaded| loaded.generation == generation);
-            if !same || self.memory.is_invalidated_since(primary, new.marks.epoch) {
+            let loaded = self.load(slot, primary).await.filter(|loaded| loaded.generation == generation);
+            let Some(loaded) = loaded else { return Ok(false) };
+            if self.memory.is_invalidated_since(primary, new.marks.epoch) {
                 return Ok(false);
             }
+            new.trailers = loaded.meta.trailers;
         }
         let until = new.of_use_until();
         let on_disk = new.encode().is_some_and(|bytes| self.store.update(slot, primary, generation, until, bytes));

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use clap::{Args, Subcommand};
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{Method, Request, StatusCode, Uri};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -107,6 +107,9 @@ pub(super) struct WarmArgs {
     /// The listener to ask, `ADDRESS:PORT`. Default: the first one of the configuration that serves the URL's scheme, on this machine.
     #[arg(long, value_name = "ADDRESS")]
     to: Option<SocketAddr>,
+    /// A field of each request, `NAME: VALUE`, for what is stored by more than the URL: `Accept-Encoding: gzip, br`. May be repeated.
+    #[arg(long = "header", value_name = "FIELD", value_parser = field)]
+    headers: Vec<(HeaderName, HeaderValue)>,
     /// How many URLs are fetched at once.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
@@ -186,8 +189,8 @@ impl Api {
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
         let exchange = async {
             match &self.at {
-                Bind::Tcp(address) => exchange(TcpStream::connect(here(*address)).await?, request).await,
-                Bind::Unix(path) => exchange(UnixStream::connect(path).await?, request).await,
+                Bind::Tcp(address) => exchange(TcpStream::connect(here(*address)).await?, request, true).await,
+                Bind::Unix(path) => exchange(UnixStream::connect(path).await?, request, true).await,
             }
         };
         let answered = tokio::time::timeout(ANSWER, exchange).await;
@@ -207,8 +210,8 @@ impl Api {
     }
 }
 
-/// Status and body of the answer to one request, over a connection of its own.
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)>
+/// Status and body of the answer to one request, over a connection of its own. A body that is not to be kept is read to its end all the same.
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>, keep: bool) -> Result<(StatusCode, BytesMut)>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -216,7 +219,14 @@ where
     let driven = tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
+    let (mut coming, mut body) = (response.into_body(), BytesMut::new());
+    while let Some(frame) = coming.frame().await {
+        if let Ok(data) = frame?.into_data()
+            && keep
+        {
+            body.extend_from_slice(&data);
+        }
+    }
     driven.abort();
     Ok((status, body))
 }
@@ -236,6 +246,16 @@ fn here(bound: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, bound.port())
 }
 
+/// `NAME: VALUE`. What says how a message is framed, or for whom it is, is up to the request.
+fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("write `NAME: VALUE`")?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|error| error.to_string())?;
+    if [HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name) {
+        return Err(format!("`{name}` is up to the request"));
+    }
+    Ok((name, HeaderValue::from_str(value.trim()).map_err(|error| error.to_string())?))
+}
+
 async fn warm(args: WarmArgs) -> Result<ExitCode> {
     let urls = if args.file.as_os_str() == "-" {
         lines(io::stdin().lock())?
@@ -244,7 +264,8 @@ async fn warm(args: WarmArgs) -> Result<ExitCode> {
         lines(io::BufReader::new(file))?
     };
     let config = if args.to.is_none() { Some(load(&args.config)?) } else { None };
-    let door = Arc::new(Door { config, to: args.to, tls: TlsConnector::from(Arc::new(trusting()?)) });
+    let tls = TlsConnector::from(Arc::new(trusting()?));
+    let door = Arc::new(Door { config, to: args.to, headers: args.headers, tls });
     let all = urls.len();
     let urls = Arc::new(Mutex::new(VecDeque::from(urls)));
     let fetchers = (0..args.concurrency).map(|_| {
@@ -286,6 +307,7 @@ fn lines(read: impl BufRead) -> Result<Vec<String>> {
 struct Door {
     config: Option<Config>,
     to: Option<SocketAddr>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     tls: TlsConnector,
 }
 
@@ -301,12 +323,15 @@ impl Door {
         };
         let stream = TcpStream::connect(self.listener(is_tls)?).await?;
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
-        let request = Request::builder().uri(target).header(HOST, authority.as_str()).body(Full::default())?;
+        let mut request = Request::builder().uri(target).header(HOST, authority.as_str()).body(Full::default())?;
+        for (name, value) in &self.headers {
+            request.headers_mut().append(name, value.clone());
+        }
         let answer = if is_tls {
             let name = ServerName::try_from(authority.host().trim_matches(['[', ']']).to_owned())?;
-            exchange(self.tls.connect(name, stream).await?, request).await
+            exchange(self.tls.connect(name, stream).await?, request, false).await
         } else {
-            exchange(stream, request).await
+            exchange(stream, request, false).await
         };
         answer.map(|(status, _)| status)
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -74,10 +74,39 @@ pub(super) fn readable(session: &mut Session, ctx: &mut RequestCtx) {
     }
 }
 
-/// The response ends with trailers. Pingora reads a stored body to its client without them: here is who can send them, over HTTP/2.
-pub(super) fn note_trailers(session: &Session, trailers: &HeaderMap, ctx: &RequestCtx) {
-    if let Some(place) = ctx.leader.as_ref().filter(|_| session.cache.enabled()) {
-        *place.trailers.lock() = Some(Box::new(trailers.clone()));
+/// The response ends with trailers. They are stored with it; Pingora reads a stored body to its client without them: here is who can send
+/// them, over HTTP/2.
+pub(super) fn note_trailers(session: &mut Session, trailers: &HeaderMap, ctx: &RequestCtx) {
+    if !session.cache.enabled() {
+        return;
+    }
+    if let Some(place) = &ctx.leader {
+        place.ends_with(trailers);
+    }
+    if let Some(cache) = ctx.plan.cache {
+        cache.note_trailers(&mut session.cache, trailers);
+    }
+}
+
+/// What is stored answers, and ends with these trailers. Pingora's sessions of HTTP/1 cannot send any.
+pub(super) fn ends_with(session: &mut Session, trailers: &HeaderMap, ctx: &mut RequestCtx) {
+    if ctx.leader.is_none() && takes_trailers(session) {
+        wrap(session, ctx, Between::Kept);
+    }
+    if let Some(place) = &ctx.leader {
+        place.ends_with(trailers);
+    }
+}
+
+/// Whether the client can be sent trailers of what is stored.
+pub(super) fn takes_trailers(session: &Session) -> bool {
+    session.req_header().version >= Version::HTTP_2 && session.subrequest_ctx.is_none()
+}
+
+impl Place {
+    /// What is read from the store to the client ends with these trailers.
+    pub(super) fn ends_with(&self, trailers: &HeaderMap) {
+        *self.trailers.lock() = Some(Box::new(trailers.clone()));
     }
 }
 
@@ -104,6 +133,7 @@ pub(super) fn wrap(session: &mut Session, ctx: &mut RequestCtx, between: Between
         write: None,
         request,
         announced: None,
+        is_whole: false,
         between,
     };
     if between == Between::LentAtOnce {
@@ -184,6 +214,8 @@ struct LeaderSession {
     request: Box<RequestHeader>,
     /// The status of the final header that was queued, for the same.
     announced: Option<ResponseHeader>,
+    /// All of the response's body follows, and then its trailers, if there are some.
+    is_whole: bool,
     between: Between,
 }
 
@@ -235,8 +267,7 @@ impl LeaderSession {
     /// Queues a write; what ends the body of a whole response is followed by its trailers, if there are some.
     fn push(&mut self, task: HttpTask) {
         let ends = matches!(task, HttpTask::Done | HttpTask::Body(_, true));
-        let partial = self.announced.as_ref().is_some_and(|header| header.status == StatusCode::PARTIAL_CONTENT);
-        let Some(trailers) = self.place.trailers.lock().take_if(|_| ends && !partial) else {
+        let Some(trailers) = self.place.trailers.lock().take_if(|_| ends && self.is_whole) else {
             return self.queue.push_back(task);
         };
         if let HttpTask::Body(data, _) = task {
@@ -245,9 +276,11 @@ impl LeaderSession {
         self.queue.push_back(HttpTask::Trailer(Some(trailers)));
     }
 
-    fn note(&mut self, header: &ResponseHeader) {
+    fn note(&mut self, header: &ResponseHeader, end: bool) {
         let interim = header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS;
         if !interim {
+            let is_part = [StatusCode::PARTIAL_CONTENT, StatusCode::NOT_MODIFIED].contains(&header.status);
+            self.is_whole = !end && !is_part && self.request.method != Method::HEAD;
             self.announced = ResponseHeader::build_no_case(header.status, None).ok();
         }
     }
@@ -302,7 +335,7 @@ impl CustomSession for LeaderSession {
                 None => Ok(()),
             };
         }
-        self.note(&header);
+        self.note(&header, end);
         self.queue.push_back(HttpTask::Header(header, end));
         self.flush().await.map(drop)
     }
@@ -333,8 +366,8 @@ impl CustomSession for LeaderSession {
     }
 
     fn send_proxy_task(&mut self, task: HttpTask) {
-        if let HttpTask::Header(header, _) = &task {
-            self.note(header);
+        if let HttpTask::Header(header, end) = &task {
+            self.note(header, *end);
         }
         self.push(task);
     }

@@ -114,13 +114,23 @@ pub(crate) fn hit(
     let request = session.downstream_session.req_header();
     let forced = cache.on_hit(&mut session.cache, request, meta, hit, is_fresh, &mut ctx.cache);
     let answers = matches!(forced, Some(ForcedFreshness::ForceFresh)) || forced.is_none() && is_fresh;
+    ctx.trailers = Cache::trailers(hit).map(|trailers| Box::new(trailers.clone()));
     if answers && ctx.leader.is_some() {
         let _gone = waiting::is_over(session, ctx); // Writing to it fails.
     }
     if answers && ctx.cache.reads_along() {
         waiting::reads_along(session, ctx, hit);
+    } else if answers {
+        trailers_follow(session, ctx);
     }
     forced
+}
+
+/// What is stored answers after all: what it ends with goes along.
+pub(super) fn trailers_follow(session: &mut Session, ctx: &mut RequestCtx) {
+    if let Some(trailers) = ctx.trailers.take() {
+        leader::ends_with(session, &trailers, ctx);
+    }
 }
 
 /// A stale response, and an error or (`None`) the wish to fetch it anew in the background: serve it?
@@ -138,6 +148,9 @@ pub(crate) fn serve_stale(
     step!(ctx, "stale", served = stale);
     if stale && error.is_none() {
         leader::readable(session, ctx); // Pingora fetches it anew with a request made after this one.
+    }
+    if stale {
+        trailers_follow(session, ctx);
     }
     if let Some(error) = error
         && stale

@@ -171,6 +171,8 @@ pub(crate) struct RequestCtx {
     pub(crate) body_limit: u64,
     /// Set by `lookup` and `store`.
     pub(crate) cache: CacheCtx,
+    /// Set by `lookup`: what the stored response that was found ends with.
+    pub(crate) trailers: Option<Box<HeaderMap>>,
     /// Set where it is a request inside, for one slice of an object.
     pub(crate) slice: Option<Box<slices::Slice>>,
     /// It is answered with slices.
@@ -248,6 +250,7 @@ impl ProxyHttp for Edge {
             body_received: 0,
             body_limit: self.listener.body_limit,
             cache: CacheCtx::default(),
+            trailers: None,
             slice: None,
             sliced: false,
             attempts: 0,

@@ -6,7 +6,7 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use selvedge_cache::rules::headers;
 
-use super::{RequestCtx, slices};
+use super::{RequestCtx, lookup, slices};
 
 /// Takes the response as it arrives from the upstream: what concerns this hop alone ends here (RFC 9110, 7.6.1), and unsafe methods
 /// invalidate.
@@ -35,6 +35,10 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
 
     if let Some(slot) = ctx.slot.as_ref().filter(|_| response.status != http::StatusCode::NOT_MODIFIED) {
         *slot.stored.lock() = None; // It is not what answers.
+    }
+    match response.status {
+        http::StatusCode::NOT_MODIFIED => lookup::trailers_follow(session, ctx),
+        _ => ctx.trailers = None,
     }
     slices::accept(response, ctx)?;
     match ctx.plan.cache.filter(|_| !ctx.is_inner()) {

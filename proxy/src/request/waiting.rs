@@ -94,10 +94,11 @@ pub(super) fn reads_along(session: &mut Session, ctx: &mut RequestCtx, hit: &mut
     if session.subrequest_ctx.is_some() || ctx.leader.is_some() {
         return;
     }
+    let trails = leader::takes_trailers(session);
     leader::wrap(session, ctx, Between::Lent);
     let Some(place) = &ctx.leader else { return };
     let body = std::mem::replace(hit, Box::new(Nothing));
-    *hit = Box::new(Along { body, client: Arc::clone(place) });
+    *hit = Box::new(Along { body, client: Arc::clone(place), trails });
 }
 
 fn left() -> Box<Error> {
@@ -108,6 +109,8 @@ fn left() -> Box<Error> {
 struct Along {
     body: HitHandler,
     client: Arc<Place>,
+    /// The client can be sent trailers, should some follow.
+    trails: bool,
 }
 
 #[async_trait]
@@ -119,11 +122,18 @@ impl HandleHit for Along {
             Poll::Ready(Seen::Left) => Poll::Ready(()),
             Poll::Ready(Seen::Resumed) | Poll::Pending => Poll::Pending,
         });
-        tokio::select! {
+        let chunk = tokio::select! {
             biased;
             chunk = self.body.read_body() => chunk,
             () = leaves => Err(left()),
+        };
+        if matches!(chunk, Ok(None))
+            && self.trails
+            && let Some(trailers) = Cache::trailers(&self.body)
+        {
+            self.client.ends_with(trailers);
         }
+        chunk
     }
 
     async fn finish(

@@ -3,6 +3,7 @@
 //! ```text
 //! version(1) flags(1) status(2) http(1) | fresh_until(12) provenance(12) born(12) | stale windows(4 + 4) | variance(16, if flagged)
 //! epoch(8) marks: count(2), each (8) | reason: length(2), text | fields: count(2), each name: length(2), text; value: length(4), bytes
+//! trailers, if flagged: count(2), each name: length(2), text; value: length(4), bytes
 //! ```
 //! All numbers are little-endian; times are seconds and nanoseconds since 1970. In the place of a [known](KNOWN) name's length is 0x8000
 //! and its number, and no text; 0x4000 more where it is in lower case.
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderName, StatusCode, Version};
+use http::{HeaderMap, HeaderName, StatusCode, Version};
 use pingora_http::{HeaderNameVariant, ResponseHeader};
 
 use super::object::StoredMeta;
@@ -26,6 +27,7 @@ const HAS_REASON: u8 = 8;
 /// These two are in memory only: what has them is not written to disk.
 const SHARED_FAILURE: u8 = 16;
 const IS_COPY: u8 = 32;
+const HAS_TRAILERS: u8 = 64;
 /// Where variance or marks begin.
 const FIXED: usize = 49;
 
@@ -93,7 +95,8 @@ impl StoredMeta {
             | flag(header.has_case(), HAS_CASE)
             | flag(reason.is_some(), HAS_REASON)
             | flag(self.is_shared_failure, SHARED_FAILURE)
-            | flag(self.is_copy, IS_COPY);
+            | flag(self.is_copy, IS_COPY)
+            | flag(self.trailers.is_some(), HAS_TRAILERS);
         out.extend([VERSION, flags]);
         out.extend(header.status.as_u16().to_le_bytes());
         out.push(http_version(header.version));
@@ -134,7 +137,16 @@ impl StoredMeta {
             Ok(())
         });
         each.ok()?;
-        whole
+        whole?;
+        if let Some(trailers) = &self.trailers {
+            out.extend(u16::try_from(trailers.len()).ok()?.to_le_bytes());
+            for (name, value) in trailers.iter() {
+                short(out, name.as_str().as_bytes())?;
+                out.extend(u32::try_from(value.len()).ok()?.to_le_bytes());
+                out.extend_from_slice(value.as_bytes());
+            }
+        }
+        Some(())
     }
 
     /// What was [encoded](Self::encode); `None` when it was by another version.
@@ -188,6 +200,7 @@ impl StoredMeta {
             }
             .ok()?;
         }
+        let trailers = if flags & HAS_TRAILERS != 0 { Some(Box::new(trailers(&mut words, bytes)?)) } else { None };
         Some(Self {
             fresh_until,
             provenance,
@@ -200,8 +213,21 @@ impl StoredMeta {
             is_copy: flags & IS_COPY != 0,
             marks: Marks { epoch, marks: marks? },
             header,
+            trailers,
         })
     }
+}
+
+fn trailers(words: &mut Words<'_>, bytes: &Bytes) -> Option<HeaderMap> {
+    let mut trailers = HeaderMap::new();
+    for _ in 0..words.u16()? {
+        let length = words.u16()?;
+        let name = HeaderName::from_bytes(words.bytes(length.into())?).ok()?;
+        let length = words.u32()? as usize;
+        let value = http::HeaderValue::from_maybe_shared(bytes.slice_ref(words.bytes(length)?)).ok()?;
+        trailers.try_append(name, value).ok()?;
+    }
+    Some(trailers)
 }
 
 /// The marks of [encoded](StoredMeta::encode) metadata, without decoding the rest.
@@ -292,7 +318,12 @@ mod tests {
             header.append_header(name, value).expect("a field");
         }
         header.append_header("X-Bytes", http::HeaderValue::from_bytes(b"\xe4\xff").expect("a value")).expect("a field");
-        let stored = stored(header, &[1, u64::MAX]);
+        let mut stored = stored(header, &[1, u64::MAX]);
+        let mut trailers = HeaderMap::new();
+        for (name, value) in [("x-end", "1"), ("x-end", "2"), ("server-timing", "a;dur=1")] {
+            trailers.append(name, http::HeaderValue::from_static(value));
+        }
+        stored.trailers = Some(Box::new(trailers));
         let back = StoredMeta::decode(&stored.encode().expect("encoded")).expect("decoded");
         assert_eq!(format!("{stored:?}"), format!("{back:?}"));
         let read: Vec<Mark> = marks(&stored.encode().expect("encoded")).expect("marks").collect();

@@ -1,11 +1,13 @@
 //! A body on its way in: one writer appends, many readers follow.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use pingora_error::{Error, ErrorType, Result};
 use tokio::sync::watch;
@@ -20,6 +22,10 @@ const LAG_LIMIT: u64 = 64 << 20;
 /// A fill that brought nothing for this long takes no new readers: its own client may have stopped reading, and with it the fill. The
 /// next request for the key then starts a fill of its own, instead of getting stuck behind somebody else's client.
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// The trailers that are kept with a response: so many bytes of names and values, and so many fields.
+const TRAILERS_MAX: usize = 4 << 10;
+const TRAILER_FIELDS_MAX: usize = 32;
 
 /// The chunks of a body as they came.
 pub(crate) type Chunks = VecDeque<Bytes>;
@@ -41,6 +47,8 @@ pub(crate) struct Fill {
     pub(crate) slot: Slot,
     pub(crate) primary: Slot,
     pub(crate) meta: StoredMeta,
+    /// What comes after the body: told before its end is.
+    trailers: OnceLock<Box<HeaderMap>>,
     /// How long a reader waits for the next bytes.
     stall: Duration,
     joinable: AtomicBool,
@@ -100,7 +108,7 @@ impl Fill {
         };
         let progress = watch::Sender::new(());
         let (joinable, state) = (AtomicBool::new(true), Mutex::new(state));
-        Self { id, slot, primary, meta, stall, joinable, state, progress, total }
+        Self { id, slot, primary, meta, trailers: OnceLock::new(), stall, joinable, state, progress, total }
     }
 
     /// Whether new readers may join, which also means that it is going to be stored.
@@ -116,6 +124,28 @@ impl Fill {
     /// Take no new readers, and do not store: only serve the readers there are.
     pub(crate) fn detach(&self) {
         self.joinable.store(false, Ordering::Release);
+    }
+
+    /// These come after the body. More than can be kept with it are for those only who read along.
+    pub(crate) fn set_trailers(&self, trailers: &HeaderMap) {
+        let size: usize = trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if size > TRAILERS_MAX || trailers.len() > TRAILER_FIELDS_MAX {
+            self.detach();
+        }
+        let _first = self.trailers.set(Box::new(trailers.clone()));
+    }
+
+    /// What comes after the body, once it has come.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.get().map(|trailers| &**trailers)
+    }
+
+    /// What is stored of it beside the body.
+    pub(crate) fn whole_meta(&self) -> Cow<'_, StoredMeta> {
+        match self.trailers.get() {
+            None => Cow::Borrowed(&self.meta),
+            Some(trailers) => Cow::Owned(StoredMeta { trailers: Some(trailers.clone()), ..self.meta.clone() }),
+        }
     }
 
     /// Append bytes. Past `max` bytes, or without `room` for more in memory, the fill is detached.

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use pingora_cache::CacheMeta;
 use pingora_cache::key::HashBinary;
 use pingora_http::ResponseHeader;
@@ -87,6 +87,8 @@ pub(crate) struct StoredMeta {
     /// What purges reach it by.
     pub(crate) marks: Marks,
     pub(super) header: ResponseHeader,
+    /// What comes after the body, where something does.
+    pub(crate) trailers: Option<Box<HeaderMap>>,
 }
 
 impl StoredMeta {
@@ -108,6 +110,7 @@ impl StoredMeta {
             is_copy: false,
             marks,
             header: lean(header),
+            trailers: None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderMap;
 use pingora_cache::storage::HandleHit;
 use pingora_cache::trace::SpanHandle;
 use pingora_cache::{CacheKey, Storage};
@@ -65,6 +66,15 @@ impl Reader {
             Self::Complete(reader) => reader.object.meta.always_stale,
             Self::Filling(reader) => reader.fill().meta.always_stale,
             Self::Disk(reader) => reader.meta().always_stale,
+        }
+    }
+
+    /// What comes after the body, as far as that is known.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Complete(reader) => reader.object.meta.trailers.as_deref(),
+            Self::Filling(reader) => reader.fill().trailers(),
+            Self::Disk(reader) => reader.meta().trailers.as_deref(),
         }
     }
 

@@ -12,10 +12,16 @@ use pingora_error::Result;
 
 use super::MemoryTier;
 use super::fill::FillReader;
+use super::object::StoredMeta;
 use super::reader::{ObjectReader, Reader};
 use super::writer::FillNotes;
 use crate::key;
 use crate::purge::Verdict;
+
+/// New metadata for the same body, and so for what comes after it.
+pub(crate) fn with_trailers_of(new: &StoredMeta, old: &StoredMeta) -> StoredMeta {
+    StoredMeta { trailers: old.trailers.clone(), ..new.clone() }
+}
 
 #[async_trait]
 impl Storage for MemoryTier {
@@ -92,7 +98,7 @@ impl Storage for MemoryTier {
             let is_it = |generation| generation == object.generation() || Some(generation) == object.disk_copy();
             let same = validated.is_none_or(is_it);
             (same && self.purges.verdict(&object.meta.marks) != Verdict::Gone)
-                .then(|| (new.clone(), object.encodings().cloned()))
+                .then(|| (with_trailers_of(&new, &object.meta), object.encodings().cloned()))
         }))
     }
 

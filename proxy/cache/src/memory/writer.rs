@@ -84,7 +84,7 @@ impl HandleMiss for Writer {
         self.fill.seal()?;
         let copy = self.copy.take().filter(|_| !self.tier.is_void(&self.fill));
         let stored = self.tier.store(&self.fill, copy.as_ref().map_or(0, DiskCopy::generation));
-        let copied = copy.map_or(0, |copy| copy.commit(&self.fill.meta));
+        let copied = copy.map_or(0, |copy| copy.commit(&self.fill.whole_meta()));
         Ok(MissFinishType::Created(stored.max(copied)))
     }
 

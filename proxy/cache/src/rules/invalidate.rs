@@ -31,41 +31,52 @@ pub fn is_content_of(authority: &str, target: &str, response: &HeaderMap<HeaderV
 fn resolve(authority: &str, path: &str, reference: &str) -> Option<String> {
     let reference = reference.split('#').next().unwrap_or_default();
     let absolute = reference.split_once("://").map(|(_, rest)| rest).or_else(|| reference.strip_prefix("//"));
-    if let Some(rest) = absolute {
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (host, target) = rest.split_at(end);
-        if !host.eq_ignore_ascii_case(authority) {
-            return None;
+    let target = match absolute {
+        Some(rest) => {
+            let (host, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            if !without_usual_port(host).eq_ignore_ascii_case(without_usual_port(authority)) {
+                return None;
+            }
+            target
         }
-        return Some(if target.starts_with('/') { target.to_owned() } else { format!("/{target}") });
-    }
-    if reference.starts_with('/') {
-        return Some(reference.to_owned());
-    }
-    if reference.starts_with('?') {
-        return Some(format!("{path}{reference}"));
-    }
+        None => reference,
+    };
+    let (named, query) = target.find('?').map_or((target, ""), |at| target.split_at(at));
+    let target = match named {
+        "" if absolute.is_some() => format!("/{query}"),
+        "" => format!("{path}{query}"),
+        _ if named.starts_with('/') => format!("{}{query}", without_dots(named)),
+        _ => {
+            let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+            format!("{}{query}", without_dots(&format!("{directory}/{named}")))
+        }
+    };
+    target.parse::<Uri>().is_ok().then_some(target)
+}
 
-    let (reference, query) = reference.find('?').map_or((reference, ""), |at| reference.split_at(at));
-    let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-    let mut segments: Vec<&str> = directory.split('/').skip(1).collect();
-    let mut names = reference.split('/').peekable();
+/// The port of either scheme is none: a response may name the other one, and both are put out of date together.
+fn without_usual_port(authority: &str) -> &str {
+    authority.strip_suffix(":80").or_else(|| authority.strip_suffix(":443")).unwrap_or(authority)
+}
+
+/// An absolute path without `.` and `..` (RFC 3986, 5.2.4).
+fn without_dots(path: &str) -> String {
+    let mut segments: Vec<&str> = Vec::new();
+    let mut names = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
     while let Some(name) = names.next() {
-        let is_last = names.peek().is_none();
         match name {
             "." | ".." => {
                 if name == ".." {
                     segments.pop();
                 }
-                if is_last {
+                if names.peek().is_none() {
                     segments.push("");
                 }
             }
             name => segments.push(name),
         }
     }
-    let target = format!("/{}{query}", segments.join("/"));
-    target.parse::<Uri>().is_ok().then_some(target)
+    format!("/{}", segments.join("/"))
 }
 
 #[cfg(test)]
@@ -133,6 +144,13 @@ mod tests {
             ("../../../up", Some("/up")),
             ("..", Some("/dir/")),
             ("?q=2", Some("/dir/sub/page?q=2")),
+            ("", Some("/dir/sub/page")),
+            ("#part", Some("/dir/sub/page")),
+            ("/a/../b/./c", Some("/b/c")),
+            ("/a/..", Some("/")),
+            ("http://a.example:80/../x?y", Some("/x?y")),
+            ("https://a.example:443/x", Some("/x")),
+            ("//a.example:8080/x", None),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(LOCATION, HeaderValue::from_static(reference));
