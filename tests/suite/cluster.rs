@@ -861,7 +861,7 @@ async fn what_a_node_knows_to_be_outdated_it_takes_from_nobody() {
     })
     .await;
     // Purges go over Redis, and there is none: no node is told.
-    let nowhere = free(1)[0];
+    let nowhere = unused();
     let cluster = format!(
         "redis: {{ url: \"redis://{nowhere}\" }}\n  deadlines: {{ connect: 5s, first_byte: 20s, budget: 25s }}"
     );
