@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use selvedge_tests::grpc::GrpcServer;
 use selvedge_tests::h2::H2Client;
-use selvedge_tests::{Client, Edge, Origin, Process, Response, soon, until};
+use selvedge_tests::{Client, Edge, Origin, Process, Response, closed, soon, until};
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
@@ -99,7 +99,7 @@ async fn a_client_that_stalls_is_to_blame_and_not_the_endpoint() {
 async fn an_upload_may_take_longer_than_the_upstream_may_be_silent() {
     let origin = patient().await;
     let edge = Edge::start(
-        &node("{ upload_rate: 0B/s }", "timeouts: { read: 1s }, retries: { attempts: 1 }"),
+        &node("{ upload_rate: 0B/s }", "timeouts: { read: 3s }, retries: { attempts: 1 }"),
         &[("app", origin.address())],
     );
     let h2 = H2Client::connect(edge.web()).await;
@@ -110,7 +110,7 @@ async fn an_upload_may_take_longer_than_the_upstream_may_be_silent() {
             client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 20\r\n\r\n").as_bytes()).await;
             let (response, mut upload) = h2.open("POST", path, &[], false).await.unwrap();
             for piece in 0..20 {
-                tokio::time::sleep(Duration::from_millis(100)).await; // this is what the clients are like
+                tokio::time::sleep(Duration::from_millis(200)).await; // this is what the clients are like
                 client.send(b"b").await;
                 upload.send_data(Bytes::from_static(b"b"), piece == 19).unwrap();
             }
@@ -252,7 +252,7 @@ async fn the_access_log_tells_what_went_wrong_in_detail() {
         })
     })
     .await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let closed = closed();
     let port = origin.address().port();
     let folder = tempfile::tempdir().expect("a folder");
     let process = logged(
@@ -336,7 +336,7 @@ sites:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_for_eyes_says_what_the_cache_did_and_what_went_wrong() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let closed = closed();
     let folder = tempfile::tempdir().expect("a folder");
     let process = logged(
         folder.path(),

@@ -482,14 +482,22 @@ async fn retries_and_refusals_are_in_the_metrics() {
     let yaml = format!(
         "telemetry: {{ metrics: {{ bind: \"127.0.0.1:0\" }}, access_log: {{ output: off }} }}\nversion: 1
 node: {{ name: edge, workers: 1 }}\nlisteners: {{ web: {{ bind: \"127.0.0.1:0\" }} }}\n{}",
-        two("retries: { when: [503] }, limits: { requests: 9 }")
+        two(
+            "retries: { when: [503] }, limits: { requests: 9 }, outlier: { consecutive_gateway: 1, eject: 1h, eject_max: 1h }"
+        )
     );
     let edge = Edge::start(&format!("\n{yaml}"), &[("bad", bad.address()), ("good", good.address())]);
     for _ in 0..2 {
         assert_eq!(Client::get(edge.listener("web"), "/bare/").await.status, 200);
     }
     let page = Client::get(edge.metrics(), "/metrics").await.text();
+    let ejections = |origin: &Origin, count: u8| {
+        let endpoint = origin.address();
+        format!("selvedge_upstream_ejections_total{{upstream=\"app\",endpoint=\"{endpoint}\"}} {count}")
+    };
     for line in [
+        &*ejections(&bad, 1),
+        &*ejections(&good, 0),
         "selvedge_upstream_retries_total{upstream=\"app\"} 1",
         "selvedge_upstream_retries_refused_total{upstream=\"app\"} 0",
         "selvedge_upstream_refused_total{upstream=\"app\"} 0",

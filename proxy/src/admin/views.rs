@@ -211,6 +211,8 @@ struct EndpointView {
     failure: Option<String>,
     /// Whether it is left out for what requests met there.
     ejected: bool,
+    /// How often it was, since the process started.
+    ejections: u64,
     /// Requests and connections under way.
     in_flight: u32,
     /// Requests and connections it was chosen for, since the process started.
@@ -239,6 +241,7 @@ impl Upstreams {
             healthy: status.healthy,
             failure: status.failure,
             ejected: status.ejected,
+            ejections: status.ejections,
             in_flight: status.in_flight,
             requests: status.requests,
             failures: status.failures,

@@ -142,8 +142,8 @@ pub struct EndpointStatus {
     pub failure: Option<String>,
     /// Whether it is left out for what requests met there.
     pub ejected: bool,
-    /// How often it has been left out for that.
-    pub ejections: u32,
+    /// How often it has been left out for that, since the process started.
+    pub ejections: u64,
     /// Requests and connections under way.
     pub in_flight: u32,
     /// Requests and connections it was chosen for, since the process started.

@@ -32,7 +32,9 @@ pub(super) struct Record {
     failed: AtomicU32,
     /// When it is back, in milliseconds; in the past, when it was. 0 = it has never been ejected.
     ejected_until: AtomicU64,
+    /// Those that count for how long the next one takes.
     ejections: AtomicU32,
+    all_ejections: AtomicU64,
 }
 
 /// Why an endpoint is ejected.
@@ -66,9 +68,9 @@ impl Record {
         self.ejected_until.load(Relaxed)
     }
 
-    /// How often it has been out.
-    pub(super) fn ejections(&self) -> u32 {
-        self.ejections.load(Relaxed)
+    /// How often it has been out, the forgotten ones included.
+    pub(super) fn ejections(&self) -> u64 {
+        self.all_ejections.load(Relaxed)
     }
 
     /// Counts what an exchange met, and says whether that is too much.
@@ -121,6 +123,7 @@ impl Record {
         let times = if self.returned() == 0 { 1 } else { self.ejections.load(Relaxed).saturating_sub(calm) + 1 };
         let duration = step.saturating_mul(u64::from(times)).min(millis(rules.eject_max));
         self.ejections.store(times, Relaxed);
+        self.all_ejections.fetch_add(1, Relaxed);
         self.ejected_until.store(now + duration, Relaxed);
         // When it is back, it is judged by what happens then.
         for count in [&self.errors, &self.gateway, &self.connect, &self.requests, &self.failed] {

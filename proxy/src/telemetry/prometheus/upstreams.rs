@@ -77,6 +77,12 @@ pub(super) fn write(page: &mut Page, plan: &Plan) {
     family("selvedge_upstream_endpoint_ejected", "gauge", "1 if the endpoint is left out for its failures.", &|one| {
         flag(one.ejected)
     });
+    family(
+        "selvedge_upstream_ejections_total",
+        "counter",
+        "How often the endpoint was left out for its failures.",
+        &|one| Box::new(one.ejections),
+    );
     family("selvedge_upstream_endpoint_draining", "gauge", "1 if an operator drains the endpoint.", &|one| {
         flag(one.draining)
     });
