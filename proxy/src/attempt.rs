@@ -376,7 +376,7 @@ impl Session for Attempt {
         };
         let ended = self.said;
         self.said = true; // What is not written resets the stream when the writer is dropped.
-        Some(Box::new(Writer { stream, timeout, ended, upload: self.upload.clone() }))
+        Some(Box::new(Writer { stream, timeout, ended, finished: false, upload: self.upload.clone() }))
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
@@ -413,6 +413,8 @@ struct Writer {
     stream: Option<SendStream<Bytes>>,
     timeout: Option<Duration>,
     ended: bool,
+    /// Pingora has said that it ends.
+    finished: bool,
     upload: Option<Arc<Upload>>,
 }
 
@@ -441,6 +443,10 @@ impl BodyWrite for Writer {
     }
 
     async fn finish(&mut self) -> Result<()> {
+        // Pingora does not take the end of a body that trailers follow over HTTP/2 for the end, and asks again and again until this fails.
+        if std::mem::replace(&mut self.finished, true) {
+            return Error::e_explain(ErrorType::WriteError, "the request's body has ended already");
+        }
         self.went_on(true);
         if !std::mem::replace(&mut self.ended, true)
             && let Some(stream) = &mut self.stream
