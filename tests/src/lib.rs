@@ -23,7 +23,7 @@ pub use process::Process;
 use std::time::Duration;
 
 /// How long a test waits for anything before it fails. Generous, because machines are shared.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Awaits a future that must not take for ever.
 ///

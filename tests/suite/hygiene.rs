@@ -366,7 +366,7 @@ const CASES: &[(&str, &str, Fate)] = &[
 ];
 
 /// How long an answer may take; and what stands for one that does not come.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 const HUNG: u16 = 999;
 
 const CONFIG: &str = "upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }

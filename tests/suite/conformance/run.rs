@@ -19,7 +19,7 @@ use super::record::{self, Event, Record, Records};
 const AT_ONCE: usize = 12;
 
 /// How long what a case expects may take to come about after its exchanges: on a busy machine, where it will come; where nobody knows.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const IMPATIENCE: Duration = Duration::from_secs(4);
 
 /// How long one exchange may take.
