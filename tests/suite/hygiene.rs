@@ -732,11 +732,14 @@ async fn http_2_hides_nothing_from_the_origin_either() {
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), CASES_2.len() * 2, wrong.join("\n"));
 }
 
+/// A target, the status it gets, and the body.
+type Reading = (&'static str, u16, &'static str);
+
 /// The one policy for paths, as `node.paths` has it: routes, filters and origins see the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_are_read_as_the_node_is_told() {
     let origin = Origin::start(|request| Origin::reply(200, &[], request.target.clone())).await;
-    let cases: [(&str, &[(&str, u16, &str)]); 5] = [
+    let cases: [(&str, &[Reading]); 5] = [
         (
             "",
             &[

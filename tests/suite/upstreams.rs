@@ -302,7 +302,7 @@ async fn too_large_a_share_of_failures_ejects_whatever_stands_between() {
     let asked = std::sync::atomic::AtomicUsize::new(0);
     let flaky = Origin::start(move |_| {
         let number = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        Origin::reply(if number % 2 == 0 { 500 } else { 200 }, &[], "0")
+        Origin::reply(if number.is_multiple_of(2) { 500 } else { 200 }, &[], "0")
     })
     .await;
     let [_, good] = origins().await;
