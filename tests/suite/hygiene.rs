@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use selvedge_tests::{Client, Edge, Origin};
@@ -368,13 +368,15 @@ const CASES: &[(&str, &str, Fate)] = &[
 /// How long an answer may take; and what stands for one that does not come.
 const PATIENCE: Duration = Duration::from_secs(30);
 const HUNG: u16 = 999;
+/// How long the origin may take to read what it has.
+const SETTLED: Duration = Duration::from_secs(2);
 
 const CONFIG: &str = "upstreams: { app: { endpoints: [\"127.0.0.1:${PORT_app}\"] } }
 filters:
   noop: { wasm: \"file:${GUESTS}/noop.wasm\", limits: { deadline: 10s } }
 sites:
-  - { hosts: [plain.test], routes: [{ to: app }] }
-  - { hosts: [chain.test], routes: [{ filters: [noop, noop], to: app }] }
+  - { hosts: [plain.test, '*.plain.test'], routes: [{ to: app }] }
+  - { hosts: [chain.test, '*.chain.test'], routes: [{ filters: [noop, noop], to: app }] }
 ";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -383,11 +385,14 @@ async fn what_can_be_read_in_two_ways_reaches_no_origin() {
     let edge = Edge::start(CONFIG, &[("app", origin)]);
     assert!(CASES.len() >= 100, "{}", CASES.len());
     let mut wrong = Vec::new();
-    for host in ["plain.test", "chain.test"] {
-        for (name, request, fate) in CASES {
+    for site in ["plain.test", "chain.test"] {
+        // What the origin has of a request that was cut it may read late, when the next one is on its way.
+        let mut cut: Vec<String> = Vec::new();
+        for (number, (name, request, fate)) in CASES.iter().enumerate() {
             log.lock().clear();
+            let host = format!("case-{number}.{site}");
             let mut client = Client::connect(edge.web()).await;
-            client.send(request.replace('@', host).replace("=AT=", "@").as_bytes()).await;
+            client.send(request.replace('@', &host).replace("=AT=", "@").as_bytes()).await;
             let answer = tokio::time::timeout(PATIENCE, client.try_response("GET")).await;
             let status = answer.map_or(HUNG, |answer| answer.map_or(0, |answer| answer.status));
             // Whatever was refused, nothing more can be said on that connection.
@@ -395,27 +400,40 @@ async fn what_can_be_read_in_two_ways_reaches_no_origin() {
             if !matches!(fate, Passed(..) | Without(..)) {
                 ended = tokio::time::timeout(PATIENCE, client.is_closed()).await.unwrap_or(false);
             }
-            let received = log.lock().clone();
-            let fine = match fate {
+            let received = || {
+                let is_late = |entry: &Received| !entry.complete && cut.iter().any(|host| entry.head.contains(host));
+                let entries = log.lock().clone();
+                entries.into_iter().filter(|entry| !is_late(entry)).collect::<Vec<_>>()
+            };
+            let is_fine = |received: &[Received]| match fate {
                 Refused(expected) => status == *expected && ended && received.is_empty(),
                 Cut => matches!(status, 0 | 400) && ended && !received.iter().any(|entry| entry.complete),
                 Passed(line, body) => {
                     status == 200
-                        && matches!(&received[..], [only] if only.complete
+                        && matches!(received, [only] if only.complete
                             && only.head.lines().next() == Some(line)
                             && only.body == body.as_bytes())
                 }
                 Without(line, fields) => {
                     status == 200
-                        && matches!(&received[..], [only] if only.complete
+                        && matches!(received, [only] if only.complete
                             && only.head.lines().next() == Some(line)
                             && !fields.iter().any(|field| only.head.to_ascii_lowercase().contains(&format!("\n{field}"))))
                 }
             };
-            if !fine {
+            // Half a head does not say yet whose it is.
+            let begun = Instant::now();
+            while !is_fine(&received()) && begun.elapsed() < SETTLED {
+                tokio::task::yield_now().await;
+            }
+            if !is_fine(&received()) {
                 wrong.push(format!(
-                    "{host}, {name}: expected {fate:?}, found status {status}, ended {ended}, {received:?}"
+                    "{host}, {name}: expected {fate:?}, found status {status}, ended {ended}, {:?}",
+                    received()
                 ));
+            }
+            if matches!(fate, Cut) {
+                cut.push(host);
             }
         }
     }
