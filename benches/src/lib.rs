@@ -69,19 +69,19 @@ impl Exchange for Empty {
         false
     }
 
-    fn header(&self, _: HeaderMap, _: &str) -> Option<Cow<'_, [u8]>> {
+    fn header(&self, _: HeaderMap, _: &[u8]) -> Option<Cow<'_, [u8]>> {
         None
     }
 
-    fn set_header(&mut self, _: HeaderMap, _: &str, _: &[u8]) -> Result<(), ExchangeError> {
+    fn set_header(&mut self, _: HeaderMap, _: &[u8], _: &[u8]) -> Result<(), ExchangeError> {
         Err(ExchangeError::Unavailable)
     }
 
-    fn add_header(&mut self, _: HeaderMap, _: &str, _: &[u8]) -> Result<(), ExchangeError> {
+    fn add_header(&mut self, _: HeaderMap, _: &[u8], _: &[u8]) -> Result<(), ExchangeError> {
         Err(ExchangeError::Unavailable)
     }
 
-    fn remove_header(&mut self, _: HeaderMap, _: &str) -> Result<(), ExchangeError> {
+    fn remove_header(&mut self, _: HeaderMap, _: &[u8]) -> Result<(), ExchangeError> {
         Err(ExchangeError::Unavailable)
     }
 
@@ -148,22 +148,22 @@ impl Exchange for Few {
         true
     }
 
-    fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
+    fn header(&self, map: HeaderMap, name: &[u8]) -> Option<Cow<'_, [u8]>> {
         let pairs = if map == HeaderMap::Request { &self.request } else { &self.response };
-        pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| Cow::Borrowed(&value[..]))
+        pairs.iter().find(|(known, _)| known.as_bytes() == name).map(|(_, value)| Cow::Borrowed(&value[..]))
     }
 
-    fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
+    fn set_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
         self.add_header(map, name, value)
     }
 
-    fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        let name = SET.iter().find(|known| **known == name).ok_or(ExchangeError::Invalid)?;
+    fn add_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
+        let name = SET.iter().find(|known| known.as_bytes() == name).ok_or(ExchangeError::Invalid)?;
         self.map(map).push((name, value.to_vec()));
         Ok(())
     }
 
-    fn remove_header(&mut self, _: HeaderMap, _: &str) -> Result<(), ExchangeError> {
+    fn remove_header(&mut self, _: HeaderMap, _: &[u8]) -> Result<(), ExchangeError> {
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 
 mod encoding;
 pub(crate) mod facts;
+mod names;
 mod staged;
 
 use std::borrow::Cow;
@@ -23,14 +24,15 @@ use pingora::proxy::Session;
 use selvedge_cache::Wishes;
 use selvedge_cache::purge::TAG_MAX;
 use selvedge_config::{Encoding, HeaderEncoding};
-use selvedge_geoip::{Geo, Location};
+use selvedge_geoip::Location;
 use selvedge_wasm::{
     Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases, PropertyKind, Trace,
 };
 
 pub(crate) use self::encoding::refusal;
 use self::encoding::{meant, shown};
-use self::facts::{Cached, Connection, Contact, Details, Ended};
+use self::facts::{Cached, Connection, Details, Ended, Known};
+use self::names::Name;
 use self::staged::{Edit, Staged};
 use super::{foreign, properties};
 use crate::grpc;
@@ -55,15 +57,12 @@ pub(crate) struct ExchangeState {
     pub(crate) client: Option<SocketAddr>,
     /// Whether the client speaks TLS, to us or to a trusted proxy in front.
     tls: bool,
-    /// The address the client connected to.
-    pub(crate) server: Option<SocketAddr>,
-    pub(crate) connection: Connection,
+    /// What else is known about it; `None` where no filter may ask.
+    pub(crate) known: Option<Box<Known>>,
     /// What kind of answer the client expects.
     pub(crate) asked: Asked,
     /// How the client would like responses compressed, on routes that do that.
     pub(crate) encoding: Option<Encoding>,
-    geo: Option<Arc<Geo>>,
-    location: OnceCell<Option<Location>>,
     /// When the request header had been read.
     started: Instant,
     /// The same by the clock on the wall, once somebody has asked.
@@ -71,6 +70,8 @@ pub(crate) struct ExchangeState {
 
     /// The request has been sent, or answered: its header is history, and so are wishes about its target and the cache.
     request_gone: bool,
+    /// Some filter has written its authority.
+    new_authority: bool,
     /// The end of the request's body has passed every filter.
     request_body_gone: bool,
     /// The upstream a filter chose (`selvedge.upstream`); `None` = the route's own.
@@ -95,8 +96,6 @@ pub(crate) struct ExchangeState {
     sent: Option<Box<ResponseHeader>>,
     sent_trailers: Option<Box<Headers>>,
 
-    pub(crate) contact: Contact,
-    pub(crate) cached: Option<Cached>,
     pub(crate) details: Option<Details>,
     /// The error token (RFC 9209) of an exchange that failed.
     pub(crate) failure: Option<&'static str>,
@@ -140,23 +139,32 @@ const SET_PROPERTY_NAME_MAX: usize = 256;
 
 impl ExchangeState {
     /// The state of an exchange that is about to meet its first filter.
-    pub(crate) fn new(session: &Session, ctx: &RequestCtx, route: Arc<Route>, listener: &Arc<ListenerFacts>) -> Self {
-        Self {
+    pub(crate) fn new(
+        session: &Session,
+        ctx: &RequestCtx,
+        route: Arc<Route>,
+        listener: &Arc<ListenerFacts>,
+    ) -> Box<Self> {
+        let known = route.is_asked_for_facts.then(|| Known {
+            server: session.server_addr().and_then(|address| address.as_inet()).copied(),
+            connection: Connection::of(session.digest()),
+            geo: ctx.plan.geo.clone(),
+            ..Known::default()
+        });
+        Box::new(Self {
             number: ctx.number,
             trace: ctx.trace.clone(),
             node: Arc::clone(&ctx.plan.node.structured),
             listener: Arc::clone(listener),
             client: ctx.downstream.client,
             tls: ctx.downstream.tls,
-            server: session.server_addr().and_then(|address| address.as_inet()).copied(),
-            connection: Connection::of(session.digest()),
+            known: known.map(Box::new),
             asked: Asked::by(session.req_header()),
             encoding: route.compress.as_ref().and_then(|compress| compress.wanted(session.req_header())),
-            geo: ctx.plan.geo.clone(),
-            location: OnceCell::new(),
             started: ctx.started,
             start: OnceCell::new(),
             request_gone: false,
+            new_authority: false,
             request_body_gone: false,
             upstream: None,
             outer_half: None,
@@ -170,14 +178,12 @@ impl ExchangeState {
             response_gone: false,
             sent: None,
             sent_trailers: None,
-            contact: Contact::default(),
-            cached: None,
             details: None,
             failure: None,
             ended: None,
             took: OnceCell::new(),
             route,
-        }
+        })
     }
 
     /// These are filters between the cache and the origin: they know the client as those in front of the cache do, and what those have set.
@@ -190,9 +196,9 @@ impl ExchangeState {
         properties: Vec<SetProperty>,
     ) {
         self.outer_half = Some(Arc::clone(hop));
-        self.server = server;
-        self.connection = connection.clone();
-        self.cached = cached;
+        if let Some(known) = &mut self.known {
+            (known.server, known.connection, known.cached) = (server, connection.clone(), cached);
+        }
         self.set_by_filters = properties;
         self.encoding = None; // What is compressed is what leaves.
         self.keeps_sent = reads_sent(&self.route.origin_filters);
@@ -206,6 +212,11 @@ impl ExchangeState {
     /// The chain has let the request go, or answered it: nothing can be changed about it any more.
     pub(crate) fn request_goes(&mut self) {
         self.request_gone = true;
+    }
+
+    /// Whether some filter has written the request's authority: what was made sure of when it came has to be made sure of once more.
+    pub(crate) fn has_new_authority(&self) -> bool {
+        self.new_authority
     }
 
     /// The end of the request has passed the chain: its body can no longer be written.
@@ -247,7 +258,8 @@ impl ExchangeState {
 
     /// Where the client is, when a geo database is configured and knows. Looked up when it is first asked for.
     pub(crate) fn location(&self) -> Option<&Location> {
-        self.location.get_or_init(|| self.geo.as_ref()?.lookup(self.client?.ip())).as_ref()
+        let known = self.known.as_deref()?;
+        known.location.get_or_init(|| known.geo.as_ref()?.lookup(self.client?.ip())).as_ref()
     }
 
     /// When the request header had been read. Always the same, though the clock may have been set since.
@@ -306,32 +318,32 @@ impl View<'_> {
         self.state.response.as_deref().or(self.state.sent.as_deref())
     }
 
-    fn pseudo(&self, map: HeaderMap, name: &str) -> Option<&[u8]> {
+    fn pseudo(&self, map: HeaderMap, name: &[u8]) -> Option<&[u8]> {
         match (map, name) {
-            (HeaderMap::Request, ":authority") => Some(authority(self.request)),
-            (HeaderMap::Request, ":path") => Some(self.request.raw_path()),
-            (HeaderMap::Request, ":method") => Some(self.request.method.as_str().as_bytes()),
-            (HeaderMap::Request, ":scheme") => Some(self.state.scheme().as_bytes()),
-            (HeaderMap::Response, ":status") => self.response().map(|response| response.status.as_str().as_bytes()),
+            (HeaderMap::Request, b":authority") => Some(authority(self.request)),
+            (HeaderMap::Request, b":path") => Some(self.request.raw_path()),
+            (HeaderMap::Request, b":method") => Some(self.request.method.as_str().as_bytes()),
+            (HeaderMap::Request, b":scheme") => Some(self.state.scheme().as_bytes()),
+            (HeaderMap::Response, b":status") => self.response().map(|response| response.status.as_str().as_bytes()),
             _ => None,
         }
     }
 
-    fn set_pseudo(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
+    fn set_pseudo(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
         if map == HeaderMap::Request && self.state.request_gone {
             return Err(ExchangeError::Unavailable);
         }
         match (map, name) {
-            (HeaderMap::Request, ":authority") => set_authority(self.request, value),
-            (HeaderMap::Request, ":path") if *value == *shown(self.encoding(), self.request.raw_path()) => Ok(()),
-            (HeaderMap::Request, ":path") => set_path(self.request, value),
-            (HeaderMap::Request, ":method") => {
+            (HeaderMap::Request, b":authority") => self.set_authority(value),
+            (HeaderMap::Request, b":path") if *value == *shown(self.encoding(), self.request.raw_path()) => Ok(()),
+            (HeaderMap::Request, b":path") => set_path(self.request, value),
+            (HeaderMap::Request, b":method") => {
                 self.request.set_method(Method::from_bytes(value).map_err(|_| ExchangeError::Invalid)?);
                 Ok(())
             }
             // The scheme is a fact of the connection; accepting the write and ignoring it is what filters written for other hosts expect.
-            (HeaderMap::Request, ":scheme") => Ok(()),
-            (HeaderMap::Response, ":status") => {
+            (HeaderMap::Request, b":scheme") => Ok(()),
+            (HeaderMap::Response, b":status") => {
                 let response = self.state.response.as_mut().ok_or(ExchangeError::Unavailable)?;
                 let status = http::StatusCode::from_bytes(value).map_err(|_| ExchangeError::Invalid)?;
                 if status.is_informational() {
@@ -344,15 +356,16 @@ impl View<'_> {
     }
 
     /// Makes one change, or stages it when it is meant for a response that has not come yet.
-    fn edit(&mut self, map: HeaderMap, edit: Edit) -> Result<(), ExchangeError> {
+    fn edit(&mut self, map: HeaderMap, name: &Name, edit: Edit) -> Result<(), ExchangeError> {
         let trailers = match map {
             HeaderMap::Request if self.state.request_gone => return Err(ExchangeError::Unavailable),
             HeaderMap::Request => {
+                self.state.new_authority |= *name.as_header() == http::header::HOST;
                 return match edit {
-                    Edit::Set(name, value) => self.request.insert_header(name, value),
-                    Edit::Add(name, value) => self.request.append_header(name, value).map(drop),
-                    Edit::Remove(name) => {
-                        self.request.remove_header(&name);
+                    Edit::Set(value) => self.request.insert_header(name.spelled(), value),
+                    Edit::Add(value) => self.request.append_header(name.spelled(), value).map(drop),
+                    Edit::Remove => {
+                        self.request.remove_header(name.as_header());
                         Ok(())
                     }
                 }
@@ -362,17 +375,9 @@ impl View<'_> {
                 let Some(response) = self.state.response.as_mut() else {
                     // One that has gone will not come again.
                     let over = self.state.response_gone || self.state.ended.is_some();
-                    return if over { Err(ExchangeError::Unavailable) } else { self.state.staged.keep(edit) };
+                    return if over { Err(ExchangeError::Unavailable) } else { self.state.staged.keep(name, edit) };
                 };
-                return match edit {
-                    Edit::Set(name, value) => response.insert_header(name, value),
-                    Edit::Add(name, value) => response.append_header(name, value).map(drop),
-                    Edit::Remove(name) => {
-                        response.remove_header(&name);
-                        Ok(())
-                    }
-                }
-                .map_err(|_| ExchangeError::Invalid);
+                return edit.apply(name, response).map_err(|_| ExchangeError::Invalid);
             }
             HeaderMap::ResponseTrailers if self.state.sent_trailers.is_some() || self.state.ended.is_some() => {
                 return Err(ExchangeError::Unavailable);
@@ -381,13 +386,18 @@ impl View<'_> {
             HeaderMap::RequestTrailers => self.state.request_trailers.as_mut().ok_or(ExchangeError::Unavailable)?,
         };
         match edit {
-            Edit::Set(name, value) => drop(trailers.insert(name, value)),
-            Edit::Add(name, value) => {
-                trailers.append(name, value);
+            Edit::Set(value) => drop(trailers.insert(name.as_header(), value)),
+            Edit::Add(value) => {
+                trailers.append(name.as_header(), value);
             }
-            Edit::Remove(name) => drop(trailers.remove(&name)),
+            Edit::Remove => drop(trailers.remove(name.as_header())),
         }
         Ok(())
+    }
+
+    fn set_authority(&mut self, value: &[u8]) -> Result<(), ExchangeError> {
+        self.state.new_authority = true;
+        set_authority(self.request, value)
     }
 
     fn clear(&mut self, map: HeaderMap) -> Result<(), ExchangeError> {
@@ -401,7 +411,7 @@ impl View<'_> {
             if map == HeaderMap::Request && name == http::header::HOST {
                 continue;
             }
-            self.edit(map, Edit::Remove(name))?;
+            self.edit(map, &Name::from(name), Edit::Remove)?;
         }
         Ok(())
     }
@@ -417,7 +427,7 @@ impl View<'_> {
     pub(super) fn each_value(&self, map: HeaderMap, name: &str, visit: &mut dyn FnMut(&[u8])) {
         let host = map == HeaderMap::Request && name.eq_ignore_ascii_case("host");
         if host || name.starts_with(':') {
-            let value = self.pseudo(map, if host { ":authority" } else { name });
+            let value = self.pseudo(map, if host { b":authority" } else { name.as_bytes() });
             if let Some(value) = value.filter(|value| !host || !value.is_empty()) {
                 visit(&self.shown(value));
             }
@@ -438,14 +448,14 @@ impl Exchange for View<'_> {
     fn visit(&self, map: HeaderMap, visit: &mut dyn FnMut(&[u8], &[u8])) -> bool {
         let Some(headers) = self.plain_headers(map) else { return false };
 
-        let pseudo: &[&str] = match map {
-            HeaderMap::Request => &[":authority", ":path", ":method", ":scheme"],
-            HeaderMap::Response => &[":status"],
+        let pseudo: &[&[u8]] = match map {
+            HeaderMap::Request => &[b":authority", b":path", b":method", b":scheme"],
+            HeaderMap::Response => &[b":status"],
             HeaderMap::RequestTrailers | HeaderMap::ResponseTrailers => &[],
         };
         for name in pseudo {
             if let Some(value) = self.pseudo(map, name) {
-                visit(name.as_bytes(), &self.shown(value));
+                visit(name, &self.shown(value));
             }
         }
         for (name, value) in headers {
@@ -468,73 +478,74 @@ impl Exchange for View<'_> {
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
-    fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
-        let value = if name.starts_with(':') {
+    fn header(&self, map: HeaderMap, name: &[u8]) -> Option<Cow<'_, [u8]>> {
+        let value = if name.first() == Some(&b':') {
             self.pseudo(map, name)
-        } else if map == HeaderMap::Request && name.eq_ignore_ascii_case("host") {
-            self.pseudo(map, ":authority").filter(|authority| !authority.is_empty())
+        } else if map == HeaderMap::Request && name.eq_ignore_ascii_case(b"host") {
+            self.pseudo(map, b":authority").filter(|authority| !authority.is_empty())
         } else {
-            self.plain_headers(map)?.get(name).map(HeaderValue::as_bytes)
+            let headers = self.plain_headers(map)?;
+            let first = names::with(name, |name| Ok(headers.get(name.as_header())));
+            first.ok()?.map(HeaderValue::as_bytes)
         };
         Some(self.shown(value?))
     }
 
-    fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        if name.starts_with(':') {
+    fn set_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
+        if name.first() == Some(&b':') {
             return self.set_pseudo(map, name, value);
         }
-        let name = header_name(name)?;
-        let value = self.value(map, &name, value)?;
-        self.edit(map, Edit::Set(name, value))
+        names::with(name, |name| {
+            let value = self.value(map, name.as_header(), value)?;
+            self.edit(map, name, Edit::Set(value))
+        })
     }
 
-    fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        if name.starts_with(':') {
+    fn add_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
+        if name.first() == Some(&b':') {
             return self.set_pseudo(map, name, value);
         }
-        let name = header_name(name)?;
-        let value = self.value(map, &name, value)?;
-        // A second Host or Content-Length would make the message ambiguous for the next hop (RFC 9112, 3.2 and 6.3).
-        let single = is_single_valued(&name);
-        self.edit(map, if single { Edit::Set(name, value) } else { Edit::Add(name, value) })
+        names::with(name, |name| {
+            let value = self.value(map, name.as_header(), value)?;
+            self.edit(map, name, if name.is_single_valued() { Edit::Set(value) } else { Edit::Add(value) })
+        })
     }
 
-    fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError> {
-        if name.starts_with(':') {
+    fn remove_header(&mut self, map: HeaderMap, name: &[u8]) -> Result<(), ExchangeError> {
+        if name.first() == Some(&b':') {
             return Ok(());
         }
-        let name = header_name(name)?;
-        if map == HeaderMap::Request && name == http::header::HOST {
-            return Ok(()); // It carries `:authority`, which a request cannot be without.
-        }
-        let trailers = matches!(map, HeaderMap::RequestTrailers | HeaderMap::ResponseTrailers);
-        if trailers && self.plain_headers(map).is_none() {
-            return Ok(());
-        }
-        self.edit(map, Edit::Remove(name))
+        names::with(name, |name| {
+            if map == HeaderMap::Request && *name.as_header() == http::header::HOST {
+                return Ok(()); // It carries `:authority`, which a request cannot be without.
+            }
+            let trailers = matches!(map, HeaderMap::RequestTrailers | HeaderMap::ResponseTrailers);
+            if trailers && self.plain_headers(map).is_none() {
+                return Ok(());
+            }
+            self.edit(map, name, Edit::Remove)
+        })
     }
 
     fn replace_headers(&mut self, map: HeaderMap, pairs: &[(&[u8], &[u8])]) -> Result<(), ExchangeError> {
         // Everything is checked, and looked up in what is there, before anything is changed.
         let mut checked = Vec::with_capacity(pairs.len());
         for (name, value) in pairs {
-            let name = std::str::from_utf8(name).map_err(|_| ExchangeError::Invalid)?;
-            let plain = if name.starts_with(':') {
+            let plain = if name.first() == Some(&b':') {
                 None
             } else {
-                let header = header_name(name)?;
-                let stored = self.value(map, &header, value)?;
-                Some((header, stored))
+                let read = |name: &Name| Ok((name.clone(), self.value(map, name.as_header(), value)?));
+                Some(names::with(name, read)?)
             };
-            checked.push((name, plain, *value));
+            checked.push((*name, plain, *value));
         }
 
         self.clear(map)?;
         for (name, plain, value) in checked {
             match plain {
                 None => self.set_pseudo(map, name, value)?,
-                Some((name, value)) if is_single_valued(&name) => self.edit(map, Edit::Set(name, value))?,
-                Some((name, value)) => self.edit(map, Edit::Add(name, value))?,
+                Some((name, value)) if name.is_single_valued() => self.edit(map, &name, Edit::Set(value))?,
+                Some((name, value)) => self.edit(map, &name, Edit::Add(value))?,
             }
         }
         Ok(())
@@ -630,8 +641,8 @@ impl View<'_> {
         match path {
             // The cache has been asked already, and what is stored the response's own fields say.
             ["cache", ..] if self.state.outer_half.is_some() => Err(ExchangeError::Unavailable),
-            ["request", "path"] => self.set_pseudo(HeaderMap::Request, ":path", value),
-            ["request", "host"] => set_authority(self.request, value),
+            ["request", "path"] => self.set_pseudo(HeaderMap::Request, b":path", value),
+            ["request", "host"] => self.set_authority(value),
             ["cache", "key_parts"] => {
                 let parts = &mut self.state.wishes.key_parts;
                 if value.len() > KEY_PART_BYTES_MAX {
@@ -738,14 +749,6 @@ fn set_path(request: &mut RequestHeader, value: &[u8]) -> Result<(), ExchangeErr
     parts.path_and_query = Some(path);
     request.set_uri(Uri::from_parts(parts).map_err(|_| ExchangeError::Invalid)?);
     Ok(())
-}
-
-fn header_name(name: &str) -> Result<HeaderName, ExchangeError> {
-    HeaderName::from_bytes(name.as_bytes()).map_err(|_| ExchangeError::Invalid)
-}
-
-fn is_single_valued(name: &HeaderName) -> bool {
-    *name == http::header::HOST || *name == http::header::CONTENT_LENGTH
 }
 
 #[cfg(test)]

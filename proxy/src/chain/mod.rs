@@ -40,7 +40,7 @@ use selvedge_wasm::LocalReply;
 use smallvec::{SmallVec, smallvec};
 
 pub(crate) use self::exchange::{Asked, ExchangeState};
-use self::stage::{Caught, Stage, Step, Taken};
+use self::stage::{Caught, More, Released, Stage, Step, Taken};
 use crate::plan::ChainFilter;
 
 /// Which way an event travels.
@@ -100,11 +100,18 @@ pub(crate) enum Passage {
 }
 
 /// How far an event has come at once.
-enum Advanced {
+pub(crate) enum Advanced {
     /// Through the whole chain.
     Through(Event),
-    /// To the stage of this position, which did something else than to let it go on.
-    Stopped(usize, Taken),
+    /// To a stage that did something else than to let it go on.
+    Stopped(Stopped),
+}
+
+/// Where an event has stopped.
+pub(crate) struct Stopped {
+    /// Of the stage, on the event's way.
+    position: usize,
+    taken: Taken,
 }
 
 /// Why an exchange cannot go on through its chain.
@@ -145,7 +152,7 @@ impl ChainError {
 /// The chain of one exchange: a stage per filter, and what they share.
 pub(crate) struct Chain {
     stages: Vec<Stage>,
-    pub(crate) state: ExchangeState,
+    pub(crate) state: Box<ExchangeState>,
     worker: usize,
     response_headers_seen: bool,
     /// A response header has passed the whole chain: it is with the client.
@@ -155,7 +162,7 @@ pub(crate) struct Chain {
 
 impl Chain {
     /// A chain over the route's filters; the filters' contexts are opened when the first event reaches them.
-    pub(crate) fn new(filters: &[Arc<ChainFilter>], state: ExchangeState, worker: usize) -> Self {
+    pub(crate) fn new(filters: &[Arc<ChainFilter>], state: Box<ExchangeState>, worker: usize) -> Self {
         let stages = filters.iter().map(|filter| Stage::new(Arc::clone(filter))).collect();
         Self { stages, state, worker, response_headers_seen: false, response_out: false, replied: false }
     }
@@ -167,20 +174,50 @@ impl Chain {
     /// # Errors
     /// See [`ChainError`].
     pub(crate) async fn request(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
-        self.pass(Direction::Request, io, event).await
+        match self.begin_request(io, event)? {
+            Advanced::Through(event) => Ok(Passage::Through(smallvec![event])),
+            Advanced::Stopped(stopped) => self.end_request(io, stopped).await,
+        }
     }
 
-    /// Sends a response event through the chain. A reply by a stage replaces the response for the stages that have not seen it.
+    /// Sends a request event into the chain, as far as it comes at once: nearly always through it.
     ///
     /// # Errors
     /// See [`ChainError`].
-    pub(crate) async fn response(&mut self, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
+    pub(crate) fn begin_request(&mut self, io: &mut HttpSession, event: Event) -> Result<Advanced, ChainError> {
+        self.advance(Direction::Request, io, 0, event)
+    }
+
+    /// Goes on where a request event has stopped. Not cancel safe, as [`request`](Self::request).
+    ///
+    /// # Errors
+    /// See [`ChainError`].
+    pub(crate) async fn end_request(&mut self, io: &mut HttpSession, stopped: Stopped) -> Result<Passage, ChainError> {
+        self.go_on(Direction::Request, io, stopped).await
+    }
+
+    /// Sends a response event into the chain, as far as it comes at once: nearly always through it.
+    ///
+    /// # Errors
+    /// See [`ChainError`].
+    pub(crate) fn begin_response(&mut self, io: &mut HttpSession, event: Event) -> Result<Advanced, ChainError> {
         self.response_headers_seen = true;
-        let passage = self.pass(Direction::Response, io, event).await;
-        if let Ok(Passage::Through(passed)) = &passage {
-            self.response_out |= passed.iter().any(|event| matches!(event, Event::Headers { .. }));
-        }
-        passage
+        let advanced = self.advance(Direction::Response, io, 0, event)?;
+        self.response_out |= matches!(advanced, Advanced::Through(Event::Headers { .. }));
+        Ok(advanced)
+    }
+
+    /// Goes on where a response event has stopped; the events that have passed the whole chain. A reply by a stage replaces the response
+    /// for the stages that have not seen it.
+    ///
+    /// # Errors
+    /// See [`ChainError`].
+    pub(crate) async fn end_response(&mut self, io: &mut HttpSession, stopped: Stopped) -> Result<Passed, ChainError> {
+        let Passage::Through(passed) = self.go_on(Direction::Response, io, stopped).await? else {
+            return Ok(Passed::new()); // Replies of the response half have become events.
+        };
+        self.response_out |= passed.iter().any(|event| matches!(event, Event::Headers { .. }));
+        Ok(passed)
     }
 
     /// True once a response header has entered the chain: an error answer made afterwards must not enter it again.
@@ -254,17 +291,17 @@ impl Chain {
         }
     }
 
-    /// Sends one event through the chain. Nearly all go from stage to stage alone, without anything to wait for or to remember; the rest
-    /// is on the heap, so that the futures around a usual event stay small: each is moved several times.
-    async fn pass(&mut self, direction: Direction, io: &mut HttpSession, event: Event) -> Result<Passage, ChainError> {
-        match self.advance(direction, io, 0, event)? {
-            Advanced::Through(event) => Ok(Passage::Through(smallvec![event])),
-            Advanced::Stopped(_, Taken::Step(Step::Emit(released))) if released.is_empty() => {
-                Ok(Passage::Through(Passed::new()))
-            }
-            Advanced::Stopped(position, taken) => {
-                Box::pin(self.run(direction, io, Queue::new(), Some((position, taken)))).await
-            }
+    /// Most events go from stage to stage alone, without anything to wait for or to remember; what the others need is on the heap, so that the
+    /// futures around an event stay small: each is moved several times.
+    async fn go_on(
+        &mut self,
+        direction: Direction,
+        io: &mut HttpSession,
+        stopped: Stopped,
+    ) -> Result<Passage, ChainError> {
+        match stopped {
+            Stopped { taken: Taken::Held, .. } => Ok(Passage::Through(Passed::new())),
+            stopped => Box::pin(self.run(direction, io, Queue::new(), Some(stopped))).await,
         }
     }
 
@@ -281,7 +318,7 @@ impl Chain {
             let stage = &mut self.stages[direction.stage(position, count)];
             match stage.take(direction, event, &mut self.state, io, self.worker)? {
                 Taken::Pass(same) => event = same,
-                taken => return Ok(Advanced::Stopped(position, taken)),
+                taken => return Ok(Advanced::Stopped(Stopped { position, taken })),
             }
         }
         if direction == Direction::Request && event.is_end() {
@@ -297,7 +334,7 @@ impl Chain {
         direction: Direction,
         io: &mut HttpSession,
         queue: Queue,
-        begun: Option<(usize, Taken)>,
+        begun: Option<Stopped>,
     ) -> Result<Passage, ChainError> {
         let count = self.stages.len();
         let mut passed = Passed::new();
@@ -305,12 +342,12 @@ impl Chain {
         let mut begun = begun;
 
         loop {
-            let (position, mut taken) = match begun.take() {
+            let Stopped { position, mut taken } = match begun.take() {
                 Some(begun) => begun,
                 None => {
                     let Some((position, event)) = next.pop() else { break };
                     match self.advance(direction, io, position, event)? {
-                        Advanced::Stopped(position, taken) => (position, taken),
+                        Advanced::Stopped(stopped) => stopped,
                         Advanced::Through(event) => {
                             passed.push(event);
                             continue;
@@ -326,12 +363,15 @@ impl Chain {
             }
             let step = match taken {
                 Taken::Pass(event) | Taken::Busy(event) => Step::Emit(smallvec![event]),
-                Taken::Step(step) => step,
-                Taken::Again { released, events } => {
-                    next.extend(events.into_iter().rev().map(|event| (position, event)));
-                    Step::Emit(released)
-                }
-                Taken::Called(called) => stage.settle(direction, called, &mut self.state, io).await?,
+                Taken::Held => Step::Emit(Released::new()),
+                Taken::More(more) => match *more {
+                    More::Step(step) => step,
+                    More::Again { released, events } => {
+                        next.extend(events.into_iter().rev().map(|event| (position, event)));
+                        Step::Emit(released)
+                    }
+                    More::Called(called) => stage.settle(direction, called, &mut self.state, io).await?,
+                },
             };
 
             match step {

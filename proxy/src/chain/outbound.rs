@@ -16,7 +16,7 @@ use pingora::{Error, ErrorSource, Result};
 
 use super::exchange::Asked;
 use super::session::{Slot, lost};
-use super::{Chain, ChainError, Event, Passage};
+use super::{Advanced, Chain, ChainError, Event, Stopped};
 use crate::compress::outlet::Outlet;
 use crate::plan::Route;
 use crate::request::{fail, step};
@@ -90,15 +90,18 @@ impl Outbound {
             return self.forward(real, tasks).await; // After a 101 there is no HTTP left to filter.
         }
         let Some(mut chain) = slot.lend() else { return Err(lost()) };
-        let out = self.filter(slot, real, &mut chain, tasks).await;
-        let out = match out {
-            Ok(out) => out,
-            Err(error) => {
-                let (node, asked) = (Arc::clone(&chain.state.node), chain.state.asked);
-                drop(chain);
-                return Box::pin(self.answer_failure(slot, real, error, &node, asked)).await;
-            }
+        let mut out = Vec::with_capacity(tasks.len() + 1);
+        let mut tasks = tasks.into_iter();
+        let filtered = match self.filter(slot, real, &mut chain, &mut tasks, &mut out) {
+            Ok(None) => Ok(()),
+            Ok(Some(stopped)) => Box::pin(self.filter_on(slot, real, &mut chain, stopped, &mut tasks, &mut out)).await,
+            Err(error) => Err(error),
         };
+        if let Err(error) = filtered {
+            let (node, asked) = (Arc::clone(&chain.state.node), chain.state.asked);
+            drop(chain);
+            return Box::pin(self.answer_failure(slot, real, error, &node, asked)).await;
+        }
         drop(chain);
         if out.is_empty() {
             return Ok(self.response == Response::Ended);
@@ -120,31 +123,33 @@ impl Outbound {
         real.finish_body().await
     }
 
-    /// Runs tasks through the chain; what comes out may be written.
-    async fn filter(
+    /// Runs tasks through the chain, until one stops in it; what comes out may be written.
+    fn filter(
         &mut self,
         slot: &Slot,
         real: &mut HttpSession,
         chain: &mut Chain,
-        tasks: Vec<HttpTask>,
-    ) -> Result<Vec<HttpTask>> {
-        let mut out = Vec::with_capacity(tasks.len() + 1);
+        tasks: &mut std::vec::IntoIter<HttpTask>,
+        out: &mut Vec<HttpTask>,
+    ) -> Result<Option<Stopped>> {
         for task in tasks {
             if self.response == Response::Ended {
                 break;
             }
-            match task {
+            let event = match task {
                 HttpTask::Header(header, end) if is_interim(&header) => {
                     // `store` says so to sessions that are not filtered.
                     real.set_close_on_response_before_downstream_finish(false);
                     if !std::mem::take(&mut self.early_informational) {
                         out.push(HttpTask::Header(header, end));
                     }
+                    continue;
                 }
                 HttpTask::Header(header, end) if chain.response_started() => {
                     // An error answer, made after the chain has seen a response that is not out yet: it takes that one's place, unfiltered.
                     self.unfiltered = true;
-                    self.write_header(slot, real, &mut out, header, end)?;
+                    self.write_header(slot, real, out, header, end)?;
+                    continue;
                 }
                 HttpTask::Header(header, end) => {
                     // A 101 has no body: what follows is another protocol. Of others without one (RFC 9110, 6.4.1) Pingora does not
@@ -154,78 +159,103 @@ impl Outbound {
                         || is_bodiless(&header, real.req_header());
                     step!(chain.state, "filter", direction = "response");
                     chain.state.response_comes(header);
-                    self.pass(slot, real, chain, Event::Headers { end }, &mut out).await?;
+                    Event::Headers { end }
                 }
                 HttpTask::Body(data, end) if self.unfiltered => {
                     self.ended(end);
                     out.push(HttpTask::Body(data, end));
+                    continue;
                 }
-                HttpTask::Body(data, end) => {
-                    self.pass(slot, real, chain, Event::Body { data: data.unwrap_or_default(), end }, &mut out).await?;
-                }
+                HttpTask::Body(data, end) => Event::Body { data: data.unwrap_or_default(), end },
                 HttpTask::Trailer(Some(trailers)) => {
                     chain.state.response_trailers = Some(trailers);
-                    self.pass(slot, real, chain, Event::Trailers, &mut out).await?;
+                    Event::Trailers
                 }
                 // No end was flagged on the last chunk: the filters still have to see it.
                 HttpTask::Trailer(None) | HttpTask::Done if self.unfiltered => {
                     self.response = Response::Ended;
                     out.push(HttpTask::Done);
+                    continue;
                 }
-                HttpTask::Trailer(None) | HttpTask::Done => {
-                    self.pass(slot, real, chain, Event::Body { data: Bytes::new(), end: true }, &mut out).await?;
-                }
+                HttpTask::Trailer(None) | HttpTask::Done => Event::Body { data: Bytes::new(), end: true },
                 HttpTask::Failed(error) => {
                     if !is_committed(real) {
                         return Err(error); // Nothing was sent, whatever this batch holds: the proxy can still answer.
                     }
                     self.broken = true;
                     out.push(HttpTask::Failed(error));
+                    continue;
                 }
-                task @ HttpTask::UpgradedBody(..) => out.push(task),
+                task @ HttpTask::UpgradedBody(..) => {
+                    out.push(task);
+                    continue;
+                }
+            };
+            match chain.begin_response(real, event) {
+                Ok(Advanced::Through(event)) => self.passed(slot, real, chain, event, None, out)?,
+                Ok(Advanced::Stopped(stopped)) => return Ok(Some(stopped)),
+                Err(error) => return Err(self.chain_error(real, error)),
             }
         }
-        Ok(out)
+        Ok(None)
     }
 
-    async fn pass(
+    /// Goes on with a task that has stopped in the chain, and those behind it.
+    async fn filter_on(
+        &mut self,
+        slot: &Slot,
+        real: &mut HttpSession,
+        chain: &mut Chain,
+        stopped: Stopped,
+        tasks: &mut std::vec::IntoIter<HttpTask>,
+        out: &mut Vec<HttpTask>,
+    ) -> Result<()> {
+        let mut next = Some(stopped);
+        while let Some(stopped) = next {
+            let passed = match chain.end_response(real, stopped).await {
+                Ok(passed) => passed,
+                Err(error) => return Err(self.chain_error(real, error)),
+            };
+            let mut events = passed.into_iter().peekable();
+            while let Some(event) = events.next() {
+                self.passed(slot, real, chain, event, events.peek(), out)?;
+            }
+            // Answered here: what the client is still uploading is of no interest, and the proxy must not wait for it.
+            self.abandon_body |= chain.replied();
+            next = self.filter(slot, real, chain, tasks, out)?;
+        }
+        Ok(())
+    }
+
+    /// An event has passed the whole chain, with another one behind it or none so far.
+    fn passed(
         &mut self,
         slot: &Slot,
         real: &mut HttpSession,
         chain: &mut Chain,
         event: Event,
+        next: Option<&Event>,
         out: &mut Vec<HttpTask>,
     ) -> Result<()> {
-        let passed = match chain.response(real, event).await {
-            Ok(Passage::Through(passed)) => passed,
-            Ok(Passage::Reply(_)) => return Ok(()), // Replies of the response half have become events.
-            Err(error) => return Err(self.chain_error(real, error)),
-        };
-
-        let mut events = passed.into_iter().peekable();
-        while let Some(event) = events.next() {
-            match event {
-                Event::Headers { end } => {
-                    let Some(mut header) = chain.state.response_goes() else { continue };
-                    if let (false, Some(Event::Body { data, end: true })) = (end, events.peek()) {
-                        fix_length(&mut header, data.len(), real.req_header());
-                    }
-                    self.write_header(slot, real, out, header, end)?;
+        match event {
+            Event::Headers { end } => {
+                let Some(mut header) = chain.state.response_goes() else { return Ok(()) };
+                if let (false, Some(Event::Body { data, end: true })) = (end, next) {
+                    fix_length(&mut header, data.len(), real.req_header());
                 }
-                Event::Body { data, end } => {
-                    self.ended(end);
-                    if end || !data.is_empty() {
-                        out.push(HttpTask::Body((!data.is_empty()).then_some(data), end));
-                    }
-                }
-                Event::Trailers => {
-                    self.response = Response::Ended;
-                    out.push(HttpTask::Trailer(chain.state.trailers_go()));
+                self.write_header(slot, real, out, header, end)?;
+            }
+            Event::Body { data, end } => {
+                self.ended(end);
+                if end || !data.is_empty() {
+                    out.push(HttpTask::Body((!data.is_empty()).then_some(data), end));
                 }
             }
+            Event::Trailers => {
+                self.response = Response::Ended;
+                out.push(HttpTask::Trailer(chain.state.trailers_go()));
+            }
         }
-        // Answered here: what the client is still uploading is of no interest, and the proxy must not wait for it.
-        self.abandon_body |= chain.replied();
         Ok(())
     }
 
@@ -278,7 +308,9 @@ impl Outbound {
         if !ours {
             return Err(error);
         }
-        *slot.failure.lock() = fail::token(&error);
+        if let Some(token) = fail::token(&error) {
+            slot.failure.get_or_init(|| token);
+        }
         if let Some(outer_half) = &slot.outer_half {
             outer_half.broke(&error); // It answers.
             self.cut(slot, real).await;

@@ -71,7 +71,7 @@ pub(super) fn lookup(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
         ["response", rest @ ..] => response(view, rest),
         ["source", "geo", rest @ ..] => geo(view, rest),
         ["source", rest @ ..] => address(state.client, rest),
-        ["destination", rest @ ..] => address(state.server, rest),
+        ["destination", rest @ ..] => address(state.known.as_ref()?.server, rest),
         ["connection", rest @ ..] => connection(view, rest),
         ["upstream", rest @ ..] => upstream(view, rest),
         ["cache", rest @ ..] => cache(view, rest),
@@ -123,11 +123,12 @@ fn response(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
         ["code_details"] => state.details.as_ref().map(|details| text(details)),
         ["flags"] => {
             let failed = state.failure.map_or(0, flag);
-            let cached = if state.cached.as_ref().is_some_and(|cached| cached.hit) { FROM_CACHE } else { 0 };
+            let cached = state.known.as_ref().and_then(|known| known.cached.as_ref());
+            let cached = if cached.is_some_and(|cached| cached.hit) { FROM_CACHE } else { 0 };
             let gone = state.ended.as_ref().is_some_and(|ended| ended.termination.is_some());
             Some(int(failed | cached | if gone { DOWNSTREAM_CONNECTION_TERMINATION } else { 0 }))
         }
-        ["backend_latency"] => nanos(state.contact.latency?),
+        ["backend_latency"] => nanos(state.known.as_ref()?.contact.latency?),
         ["trailers"] => serialized(view, HeaderMap::ResponseTrailers),
         ["trailers", name] => joined(view, HeaderMap::ResponseTrailers, name),
         _ => {
@@ -159,7 +160,7 @@ fn response(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
 }
 
 fn connection(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
-    let connection = &view.state.connection;
+    let connection = &view.state.known.as_ref()?.connection;
     let tls = connection.tls.as_deref();
     match path {
         // The kernel's number of the socket, which no other one gets.
@@ -182,7 +183,7 @@ pub(crate) fn handshake(handshake: Option<&Handshake>, name: &str) -> Option<Vec
 }
 
 fn upstream(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
-    let contact = &view.state.contact;
+    let contact = &view.state.known.as_ref()?.contact;
     match path {
         ["name"] => {
             let name = view.state.upstream.as_deref().or_else(|| view.state.route.upstream_name())?;
@@ -208,7 +209,7 @@ fn local(contact: &super::exchange::facts::Contact) -> Option<SocketAddr> {
 /// Before the lookup: what filters have asked for. After it: what came of it.
 fn cache(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
     let wishes = &view.state.wishes;
-    let cached = view.state.cached.as_ref();
+    let cached = view.state.known.as_ref().and_then(|known| known.cached.as_ref());
     match (path, cached) {
         (["key_parts"], _) => Some(encode_visited(|visit| wishes.key_parts.iter().for_each(|part| visit(part, &[])))),
         (["tags"], _) => Some(encode_visited(|visit| wishes.tags.iter().for_each(|tag| visit(tag.as_bytes(), &[])))),

@@ -2,13 +2,14 @@
 //! chain in every write.
 //!
 //! It is swapped in by `request_filter` and swapped out by `logging`, which runs before `finish` on every path, so that Pingora keeps
-//! connection reuse to itself. Where Pingora does not write to the client, on the short way, it is taken off meanwhile. Pingora calls `finish` on it twice, so that is idempotent; it hands the real session back in `Drop`.
+//! connection reuse to itself. Where Pingora does not write to the client, on the short way, it is not needed: there it is taken off, or
+//! never put on as long as nobody else has to answer. Pingora calls `finish` on it twice, so that is idempotent; it hands the real session back in `Drop`.
 //! Keep-alive setters do not reach it, so an error answer carries the decision to close in [`Slot::close`]. The proxy-task API stays
 //! off: writes run filters, and filters are not cancel safe.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,13 +37,13 @@ pub(crate) struct Slot {
     /// The client's session, handed back when the filtered one is dropped.
     real: Mutex<Option<Box<HttpSession>>>,
     /// The chain, while neither side is using it.
-    chain: Mutex<Option<Box<Chain>>>,
+    chain: Mutex<Option<Chain>>,
     /// The response half, handed back likewise.
     out: Mutex<Option<Box<Outbound>>>,
     /// A reply a filter made when the exchange was already on its way upstream; written by the error path.
     reply: Mutex<Option<LocalReply>>,
     /// Set when the session answered an error of the chain itself: the RFC 9209 error token, for the access log.
-    pub(super) failure: Mutex<Option<&'static str>>,
+    pub(super) failure: OnceLock<&'static str>,
     /// The stored body that answers, on routes that compress.
     pub(crate) stored: Mutex<Option<StoredBody>>,
     /// An error answer was made: the connection must not be kept alive.
@@ -62,6 +63,10 @@ impl Slot {
         Some(Lent { slot: self, chain: Some(chain) })
     }
 
+    fn take_out(&self) -> Option<Box<Outbound>> {
+        self.out.lock().take()
+    }
+
     /// Keeps a filter's reply for the error path.
     pub(crate) fn park_reply(&self, reply: LocalReply) {
         *self.reply.lock() = Some(reply);
@@ -74,7 +79,7 @@ impl Slot {
 
     /// The error token of the answer that the session made itself.
     pub(crate) fn failure(&self) -> Option<&'static str> {
-        *self.failure.lock()
+        self.failure.get().copied()
     }
 }
 
@@ -82,20 +87,20 @@ impl Slot {
 /// back even then, because the error answer and the end of the exchange still need it.
 pub(crate) struct Lent<'s> {
     slot: &'s Slot,
-    chain: Option<Box<Chain>>,
+    chain: Option<Chain>,
 }
 
 impl Deref for Lent<'_> {
     type Target = Chain;
 
     fn deref(&self) -> &Chain {
-        self.chain.as_deref().expect("held until drop")
+        self.chain.as_ref().expect("held until drop")
     }
 }
 
 impl DerefMut for Lent<'_> {
     fn deref_mut(&mut self) -> &mut Chain {
-        self.chain.as_deref_mut().expect("held until drop")
+        self.chain.as_mut().expect("held until drop")
     }
 }
 
@@ -128,12 +133,32 @@ pub(crate) struct FilteredSession {
 
 impl FilteredSession {
     /// Puts a filtered session in the place of the client's, and returns the slot that leads back.
-    pub(crate) fn interpose(session: &mut Box<HttpSession>, chain: Box<Chain>, body: RequestBody) -> Arc<Slot> {
-        let slot = Arc::new(Slot { outer_half: chain.state.outer_half.clone(), ..Slot::default() });
-        let out = Box::new(Outbound::of(&chain));
-        *slot.chain.lock() = Some(chain);
-        Self::put_on(session, &slot, out, body);
+    pub(crate) fn interpose(session: &mut Box<HttpSession>, chain: Chain, body: RequestBody) -> Arc<Slot> {
+        let slot = Self::prepare(chain);
+        if let Some(out) = slot.take_out() {
+            Self::put_on(session, &slot, out, body);
+        }
         slot
+    }
+
+    /// Everything but that: the client's session stays where it is, for the short way, which needs no other in its place. Whoever else
+    /// is to write to it [stands in](Self::stand_in) first.
+    pub(crate) fn prepare(chain: Chain) -> Arc<Slot> {
+        Arc::new(Slot {
+            outer_half: chain.state.outer_half.clone(),
+            out: Mutex::new(Some(Box::new(Outbound::of(&chain)))),
+            chain: Mutex::new(Some(chain)),
+            ..Slot::default()
+        })
+    }
+
+    /// Puts a filtered session in the place of the client's, if that was only [prepared](Self::prepare).
+    pub(crate) fn stand_in(session: &mut Box<HttpSession>, slot: &Arc<Slot>) {
+        if !slot.interposed.load(Ordering::Relaxed)
+            && let Some(out) = slot.take_out()
+        {
+            Self::put_on(session, slot, out, RequestBody::Untouched);
+        }
     }
 
     /// Puts it in the place of the client's session again, after [`take_off`](Self::take_off).
@@ -147,14 +172,15 @@ impl FilteredSession {
     /// Takes it off again, and gives the response half, for somebody else to run.
     pub(crate) fn take_off(session: &mut Box<HttpSession>, slot: &Slot) -> Option<Box<Outbound>> {
         Self::restore(session, slot);
-        slot.out.lock().take()
+        slot.take_out()
     }
 
     /// Puts the client's session back, if it is not there already.
     pub(crate) fn restore(session: &mut Box<HttpSession>, slot: &Slot) {
-        if !slot.interposed.swap(false, Ordering::Relaxed) {
+        if !slot.interposed.load(Ordering::Relaxed) {
             return;
         }
+        slot.interposed.store(false, Ordering::Relaxed);
         // The filtered session is dropped by this, and fills the slot.
         **session = HttpSession::new_custom(Box::new(()));
         if let Some(real) = slot.real.lock().take() {

@@ -31,18 +31,34 @@ pub(super) enum Step {
     Reply(Box<LocalReply>),
 }
 
-/// What became of an event right away.
+/// What became of an event right away. Small, because every stage returns one for every event.
 pub(super) enum Taken {
     /// It goes on to the next stage, alone: what nearly every event does.
     Pass(Event),
-    /// More than that, or less.
-    Step(Step),
-    /// First what was held goes on to the next stage, then these come to this one.
-    Again { released: Released, events: SmallVec<[Event; 2]> },
-    /// The guest was called, and wants something or has failed: see [`Stage::settle`].
-    Called(Called),
+    /// Nothing goes on: the stage holds it.
+    Held,
     /// The guest could not be called now: its VM is busy. To be taken again after a [`Stage::rest`].
     Busy(Event),
+    /// More than that.
+    More(Box<More>),
+}
+
+/// What becomes of few events.
+pub(super) enum More {
+    Step(Step),
+    /// First what was held goes on to the next stage, then these come to this one.
+    Again {
+        released: Released,
+        events: SmallVec<[Event; 2]>,
+    },
+    /// The guest was called, and wants something or has failed: see [`Stage::settle`].
+    Called(Called),
+}
+
+impl From<More> for Taken {
+    fn from(more: More) -> Self {
+        Self::More(Box::new(more))
+    }
 }
 
 /// What came of what had arrived for a stage.
@@ -148,7 +164,7 @@ impl Stage {
         match self.context {
             // It failed while it was looking the other way.
             Context::Gone if self.side(direction).is_holding() => {
-                return Ok(Taken::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] });
+                return Ok(More::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] }.into());
             }
             Context::Gone => return Ok(Taken::Pass(event)),
             // A filter that never saw the request takes no part in the response.
@@ -156,7 +172,7 @@ impl Stage {
             Context::Unopened => match self.filter.plugin.open_stream(worker) {
                 Ok(stream) => self.context = Context::Open(stream),
                 Err(CallError::Busy) => return Ok(Taken::Busy(event)),
-                Err(error) => return self.failed(&error, direction, event, state).map(Taken::Step),
+                Err(error) => return self.failed(&error, direction, event, state).map(|step| More::Step(step).into()),
             },
             Context::Open(ref stream) if stream.is_busy() => return Ok(Taken::Busy(event)),
             Context::Open(_) => {}
@@ -165,13 +181,15 @@ impl Stage {
         if self.may_have_news() {
             match self.receive(state, io) {
                 Ok(None) => {}
-                Ok(Some(reply)) => return Ok(Taken::Step(Step::Reply(reply))),
+                Ok(Some(reply)) => return Ok(More::Step(Step::Reply(reply)).into()),
                 Err(Failure::Chain(error)) => return Err(error),
-                Err(Failure::Call(error)) => return self.failed(&error, direction, event, state).map(Taken::Step),
+                Err(Failure::Call(error)) => {
+                    return self.failed(&error, direction, event, state).map(|step| More::Step(step).into());
+                }
             }
         }
         if self.side(direction).is_resumed() {
-            return Ok(Taken::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] });
+            return Ok(More::Again { released: self.side_mut(direction).let_go(), events: smallvec![event] }.into());
         }
         match event {
             Event::Headers { end } => Ok(self.take_headers(direction, end, state, io)),
@@ -188,7 +206,7 @@ impl Stage {
         io: &mut HttpSession,
     ) -> Taken {
         if let Some(refusal) = refusal(&self.filter, direction, io.req_header(), state) {
-            return Taken::Step(Step::Reply(Box::new(refusal)));
+            return More::Step(Step::Reply(Box::new(refusal))).into();
         }
         self.side_mut(direction).begun = true;
         let event = Event::Headers { end };
@@ -203,7 +221,7 @@ impl Stage {
                 let asked = outcome.as_ref().is_ok_and(|outcome| outcome.effects.hold == Hold::All);
                 let stops_all = asked || self.filter.on_pause == OnPause::StopAll;
                 let last = end || stops_all || self.side(direction).showing == Showing::Nothing;
-                Taken::Called(Called { outcome, event, last })
+                More::Called(Called { outcome, event, last }).into()
             }
         }
     }
@@ -213,7 +231,7 @@ impl Stage {
         let side = self.side_mut(direction);
         if !end && side.collects() {
             side.headers = true;
-            return Taken::Step(Step::Emit(Released::new()));
+            return Taken::Held;
         }
         Taken::Pass(Event::Headers { end })
     }
@@ -243,16 +261,17 @@ impl Stage {
         let side = self.side_mut(direction);
         let mut last = end || closing;
         match side.showing {
-            Showing::Whole if !last => return Ok(Taken::Step(Step::Emit(Released::new()))),
+            Showing::Whole if !last => return Ok(Taken::Held),
             Showing::Begin(size) if !last && side.body.len() < size => {
-                return Ok(Taken::Step(Step::Emit(Released::new())));
+                return Ok(Taken::Held);
             }
             Showing::Begin(_) => last &= side.rest.is_empty(),
             Showing::Chunks | Showing::Whole | Showing::Nothing => {}
         }
         if side.showing == Showing::Nothing {
             let outcome = Ok(Outcome { action: Action::Pause, effects: Effects::default() });
-            return Ok(Taken::Called(Called { outcome, event: Event::Body { data: Bytes::new(), end }, last: true }));
+            let event = Event::Body { data: Bytes::new(), end };
+            return Ok(More::Called(Called { outcome, event, last: true }).into());
         }
 
         let simple = side.showing == Showing::Chunks && !side.headers;
@@ -280,7 +299,8 @@ impl Stage {
                 // Trailers may still come, and are shown to a filter that knows them; otherwise only a resume is left.
                 let trailers = closing && self.wants_trailers(direction);
                 let last = end || (self.side(direction).showing == Showing::Nothing && !trailers);
-                Ok(Taken::Called(Called { outcome, event: Event::Body { data: Bytes::new(), end }, last }))
+                let event = Event::Body { data: Bytes::new(), end };
+                Ok(More::Called(Called { outcome, event, last }).into())
             }
         }
     }
@@ -295,7 +315,7 @@ impl Stage {
         if side.collects() || (!wanted && side.showing == Showing::Chunks) {
             side.closing = true;
             let end_of_body = Event::Body { data: Bytes::new(), end: false };
-            return Taken::Again { released: Released::new(), events: smallvec![end_of_body, Event::Trailers] };
+            return More::Again { released: Released::new(), events: smallvec![end_of_body, Event::Trailers] }.into();
         }
         let outcome = match wanted {
             true => self.call(state, io, |stream, view| trailers(stream, view, direction)),
@@ -305,7 +325,7 @@ impl Stage {
             Ok(outcome) if simply_continues(outcome) && !self.side(direction).is_holding() => {
                 Taken::Pass(Event::Trailers)
             }
-            _ => Taken::Called(Called { outcome, event: Event::Trailers, last: true }),
+            _ => More::Called(Called { outcome, event: Event::Trailers, last: true }).into(),
         }
     }
 

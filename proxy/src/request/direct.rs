@@ -23,6 +23,7 @@ use super::{Edge, RequestCtx, forward};
 use crate::chain::exchange::authority;
 use crate::chain::outbound::Outbound;
 use crate::chain::session::{FilteredSession, RequestBody, Slot};
+use crate::plan::Target;
 use crate::upstream::http1::Exchange;
 
 /// How many pieces of a body are written at once, if so many are there.
@@ -41,6 +42,16 @@ pub(crate) fn serves(session: &mut Session, ctx: &mut RequestCtx) -> bool {
         && session.is_body_empty()
         && ctx.route.as_ref().is_some_and(|route| route.origin_filters.is_empty())
         && forward::to_http1(session, ctx)
+}
+
+/// Whether it is certain already, when the filters have seen the request, that it will go this way: nothing but an upstream can answer it.
+pub(crate) fn is_certain(session: &mut Session, ctx: &mut RequestCtx) -> bool {
+    let to_upstream = ctx
+        .route
+        .as_ref()
+        .is_some_and(|route| route.cache.is_none() && matches!(route.target, Target::Upstream(_) | Target::Split(_)));
+    ctx.is_short = to_upstream && ctx.web.is_none() && !ctx.sliced && serves(session, ctx);
+    ctx.is_short
 }
 
 /// Whether there is nothing in the request's header that Pingora has to look at: a target with a host in it, another protocol to change to,

@@ -78,6 +78,7 @@ pub(super) fn carried(error: &Error) -> Box<Error> {
 pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
     debug!(%error, "request failed");
     leader::restore(session, ctx).await;
+    ctx.answers_here(session);
     let verdict = judge(error);
     ctx.failure = verdict.token;
     ctx.note(|state| {

@@ -13,9 +13,9 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use selvedge_wasm::LocalReply;
 
-use super::{Edge, RequestCtx, fail, respond};
+use super::{Edge, RequestCtx, direct, fail, respond};
 use crate::chain::session::{FilteredSession, RequestBody, lost, reply_message};
-use crate::chain::{Chain, Direction, Event, ExchangeState, Passage};
+use crate::chain::{Advanced, Chain, Direction, Event, ExchangeState, Passage};
 use crate::limits::Limit;
 use crate::listener::connection;
 use crate::telemetry::counters::Counters;
@@ -38,7 +38,7 @@ pub(crate) enum BodyFlow {
     Replayed,
 }
 
-/// Runs the chain over the request, and interposes the filtered session for the response half.
+/// Runs the chain over the request, and interposes the filtered session for the response half, unless the request goes the short way.
 ///
 /// # Errors
 /// A filter failed closed, a limit was exceeded, or the client went away.
@@ -52,7 +52,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
             &route.origin_filters
         }
     };
-    let mut chain = Box::new(Chain::new(filters, state, edge.worker));
+    let mut chain = Chain::new(filters, state, edge.worker);
 
     let asked = chain.state.asked;
     let downstream = &mut session.downstream_session;
@@ -92,8 +92,15 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
             if chain.state.upstream.is_some() || !ctx.is_inner() {
                 ctx.upstream.clone_from(&chain.state.upstream);
             }
-            ctx.cache.wish(chain.state.wishes.clone());
-            ctx.slot = Some(FilteredSession::interpose(downstream, chain, body));
+            if !chain.state.wishes.is_empty() {
+                ctx.cache.wish(chain.state.wishes.clone());
+            }
+            ctx.has_new_authority = chain.state.has_new_authority();
+            ctx.slot = Some(if matches!(body, RequestBody::Untouched) && direct::is_certain(session, ctx) {
+                FilteredSession::prepare(chain)
+            } else {
+                FilteredSession::interpose(&mut session.downstream_session, chain, body)
+            });
             Ok(Answered::No)
         }
     }
@@ -175,9 +182,11 @@ enum Verdict {
 }
 
 async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader<'_>, upgrade: bool) -> Result<Verdict> {
-    match chain.request(io, Event::Headers { end: body.ended }).await.map_err(fail::from_chain)? {
-        Passage::Reply(reply) => return Ok(Verdict::Reply(reply)),
-        Passage::Through(_) => {}
+    let header = Event::Headers { end: body.ended };
+    if let Advanced::Stopped(stopped) = chain.begin_request(io, header).map_err(fail::from_chain)?
+        && let Passage::Reply(reply) = chain.end_request(io, stopped).await.map_err(fail::from_chain)?
+    {
+        return Ok(Verdict::Reply(reply));
     }
 
     if !chain.holds_request() {

@@ -357,6 +357,9 @@ pub(crate) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
 /// # Errors
 /// Filters have left one that no server may be sent.
 pub(crate) fn reconcile(session: &Session, request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
+    if ctx.is_short && !ctx.has_new_authority {
+        return Ok(()); // It is the one that came, and has been looked at.
+    }
     if ctx.slot.is_some() || session.downstream_session.is_custom() {
         if !request.headers.contains_key(header::HOST) && request.uri.authority().is_some() {
             let host = authority(request).to_vec();
@@ -420,8 +423,8 @@ pub(crate) fn connected(
         let deadline = deadline.or_err(ErrorType::InternalError, "watching an upstream's time")?;
         ctx.sent.get_or_insert_default().deadline = Some(deadline);
     }
-    ctx.tell(|state| {
-        state.contact = Contact {
+    ctx.tell(|known| {
+        known.contact = Contact {
             attempts: ctx.attempts,
             address: peer._address.as_inet().copied(),
             socket: digest.and_then(|digest| digest.socket_digest.clone()),

@@ -195,7 +195,9 @@ pub(crate) async fn before_upstream(session: &mut Session, ctx: &mut RequestCtx)
         }
         Onward::Answer(status) => {
             let cached = facts(session, ctx);
-            ctx.note(|state| (state.cached, state.details) = (cached, Some("not_in_cache".into())));
+            ctx.tell(|known| known.cached = cached);
+            ctx.note(|state| state.details = Some("not_in_cache".into()));
+            ctx.answers_here(session);
             respond::text(session, status.as_u16(), "not in the cache\n").await?;
             Ok(false)
         }

@@ -105,7 +105,8 @@ use self::downstream::Downstream;
 use self::origin_side::{Half, Side};
 use self::witness::Witness;
 use crate::chain::ExchangeState;
-use crate::chain::session::Slot;
+use crate::chain::exchange::facts::Known;
+use crate::chain::session::{FilteredSession, Slot};
 use crate::cluster::{self, Travel};
 use crate::listener::ListenerFacts;
 use crate::node::Current;
@@ -156,6 +157,10 @@ pub(crate) struct RequestCtx {
     pub(crate) route: Option<Arc<Route>>,
     /// Leads to the chain and the client's session, on routes with filters.
     pub(crate) slot: Option<Arc<Slot>>,
+    /// Set by `filter`: it goes the short way, and no session of the filters stands in the client's place.
+    pub(crate) is_short: bool,
+    /// Set by `filter`: a filter has written the authority of the request.
+    pub(crate) has_new_authority: bool,
     /// Leads to the client's session while it fills the cache, where that cannot put writes aside by itself.
     pub(crate) leader: Option<Arc<leader::Place>>,
     /// Leads to the client's session, where it speaks gRPC-Web.
@@ -202,9 +207,16 @@ impl RequestCtx {
     }
 
     /// Tells the filters a fact about the exchange, on routes where one of them may ask for it.
-    pub(crate) fn tell(&self, fact: impl FnOnce(&mut ExchangeState)) {
+    pub(crate) fn tell(&self, fact: impl FnOnce(&mut Known)) {
         if self.is_asked_for_facts() {
-            self.note(fact);
+            self.note(|state| state.known.as_deref_mut().map_or((), fact));
+        }
+    }
+
+    /// Before an answer that is not the upstream's: it passes the filters, on routes that have some.
+    pub(crate) fn answers_here(&self, session: &mut Session) {
+        if let Some(slot) = &self.slot {
+            FilteredSession::stand_in(&mut session.downstream_session, slot);
         }
     }
 
@@ -242,6 +254,8 @@ impl ProxyHttp for Edge {
             downstream: Downstream::default(),
             route: None,
             slot: None,
+            is_short: false,
+            has_new_authority: false,
             leader: None,
             web: None,
             upstream: None,
@@ -371,7 +385,7 @@ impl ProxyHttp for Edge {
             return Ok(true);
         }
         let goes = lookup::before_upstream(session, ctx).await?;
-        if goes && direct::serves(session, ctx) {
+        if goes && (ctx.is_short || direct::serves(session, ctx)) {
             return direct::forward(self, session, ctx).await.map(|()| false);
         }
         Ok(goes)

@@ -349,7 +349,7 @@ pub(super) fn request(session: &Session, request: &mut RequestHeader, ctx: &Requ
 pub(super) fn leave(ctx: &RequestCtx) {
     let Some(hop) = ctx.outer_half() else { return };
     let mut contact = Contact::default();
-    ctx.note(|state| contact = state.contact.clone());
+    ctx.tell(|known| contact = known.contact.clone());
     let mut left = hop.left.lock();
     (left.attempts, left.contact) = (ctx.attempts, contact);
     left.endpoint = ctx.lease.as_ref().map(Lease::shared);
@@ -359,7 +359,7 @@ pub(super) fn leave(ctx: &RequestCtx) {
 pub(super) fn answered(ctx: &RequestCtx) {
     let Some(hop) = ctx.inner_half() else { return };
     let contact = hop.left.lock().contact.clone();
-    ctx.note(|state| state.contact = contact);
+    ctx.tell(|known| known.contact = contact);
 }
 
 /// The exchange with the inner half broke off: because of its error, if it has left one. It has tried again what may be tried again.

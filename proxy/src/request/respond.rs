@@ -40,7 +40,9 @@ pub(crate) fn tell(session: &Session, ctx: &RequestCtx) {
     ctx.note(|state| {
         let from_cache = cached.as_ref().is_some_and(|cached| cached.hit);
         state.details = Some(if from_cache { "via_cache" } else { "via_upstream" }.into());
-        state.cached = cached;
+        if let Some(known) = &mut state.known {
+            known.cached = cached;
+        }
     });
 }
 

@@ -25,10 +25,10 @@ pub(crate) const ATTEMPTS_MAX: usize = 20;
 pub(crate) fn unconnected(session: &Session, ctx: &RequestCtx, mut error: Box<Error>) -> Box<Error> {
     let Some(lease) = &ctx.lease else { return error };
     lease.failed(Failure::of(&error));
-    ctx.note(|state| {
-        state.contact.attempts = ctx.attempts;
-        state.contact.address = lease.endpoint().address().as_inet();
-        state.contact.failure = Some(error.to_string());
+    ctx.tell(|known| {
+        known.contact.attempts = ctx.attempts;
+        known.contact.address = lease.endpoint().address().as_inet();
+        known.contact.failure = Some(error.to_string());
     });
     origin_side::leave(ctx);
     let rules = &lease.endpoint().rules().retries;

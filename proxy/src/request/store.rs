@@ -31,9 +31,12 @@ pub(crate) async fn receive(session: &mut Session, response: &mut ResponseHeader
         }
         return Ok(());
     }
-    ctx.tell(|state| state.contact.latency = state.contact.since.map(|since| since.elapsed()));
+    ctx.tell(|known| known.contact.latency = known.contact.since.map(|since| since.elapsed()));
 
-    if let Some(slot) = ctx.slot.as_ref().filter(|_| response.status != http::StatusCode::NOT_MODIFIED) {
+    if let Some(slot) = &ctx.slot
+        && ctx.route.as_ref().is_some_and(|route| route.compress.is_some())
+        && response.status != http::StatusCode::NOT_MODIFIED
+    {
         *slot.stored.lock() = None; // It is not what answers.
     }
     match response.status {

@@ -212,19 +212,19 @@ impl Exchange for View<'_> {
         false
     }
 
-    fn header(&self, _map: HeaderMap, _name: &str) -> Option<Cow<'_, [u8]>> {
+    fn header(&self, _map: HeaderMap, _name: &[u8]) -> Option<Cow<'_, [u8]>> {
         None
     }
 
-    fn set_header(&mut self, _map: HeaderMap, _name: &str, _value: &[u8]) -> Result<(), ExchangeError> {
+    fn set_header(&mut self, _map: HeaderMap, _name: &[u8], _value: &[u8]) -> Result<(), ExchangeError> {
         Err(ExchangeError::Unavailable)
     }
 
-    fn add_header(&mut self, _map: HeaderMap, _name: &str, _value: &[u8]) -> Result<(), ExchangeError> {
+    fn add_header(&mut self, _map: HeaderMap, _name: &[u8], _value: &[u8]) -> Result<(), ExchangeError> {
         Err(ExchangeError::Unavailable)
     }
 
-    fn remove_header(&mut self, _map: HeaderMap, _name: &str) -> Result<(), ExchangeError> {
+    fn remove_header(&mut self, _map: HeaderMap, _name: &[u8]) -> Result<(), ExchangeError> {
         Err(ExchangeError::Unavailable)
     }
 

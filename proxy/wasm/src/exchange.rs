@@ -55,25 +55,25 @@ pub trait Exchange: Send {
     }
 
     /// The first value of `name`, compared without regard to case. Answers pseudo headers, and `host` with the value of `:authority`.
-    fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>>;
+    fn header(&self, map: HeaderMap, name: &[u8]) -> Option<Cow<'_, [u8]>>;
 
     /// Replaces all values of `name` with one, or creates it.
     ///
     /// # Errors
     /// [`ExchangeError::Unavailable`] when the map cannot be written (any more), [`ExchangeError::Invalid`] for a bad name or value.
-    fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError>;
+    fn set_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError>;
 
     /// Adds one more value to `name`.
     ///
     /// # Errors
     /// As [`Exchange::set_header`].
-    fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError>;
+    fn add_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError>;
 
     /// Removes all values of `name`. Removing what is not there is fine.
     ///
     /// # Errors
     /// As [`Exchange::set_header`].
-    fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError>;
+    fn remove_header(&mut self, map: HeaderMap, name: &[u8]) -> Result<(), ExchangeError>;
 
     /// Replaces the whole map, pseudo headers included where given.
     ///

@@ -251,7 +251,7 @@ impl std::fmt::Debug for Module {
     }
 }
 
-/// A set of the callbacks of a stream.
+/// A set of the callbacks of a stream, and whether it needs a context for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Phases(u16);
 
@@ -282,33 +282,37 @@ impl Phases {
     pub const UPSTREAM_DATA: Self = Self(1 << 10);
     /// `upstream_close`
     pub const UPSTREAM_CLOSE: Self = Self(1 << 11);
-    /// All of them.
+    /// `stateless`: no callback but a promise. The filter keeps nothing for a stream, so its streams need no contexts: neither
+    /// `proxy_on_context_create` nor `proxy_on_done` and `proxy_on_delete` are called for them.
+    pub const STATELESS: Self = Self(1 << 12);
+    /// All callbacks.
     pub const ALL: Self = Self(0xfff);
     /// Those of TCP connections, without `log`, which they share with HTTP.
     pub const TCP: Self = Self(0xf80);
 
-    const NAMES: [(&'static str, &'static str, Self); 12] = [
-        ("request_headers", "proxy_on_request_headers", Self::REQUEST_HEADERS),
-        ("request_body", "proxy_on_request_body", Self::REQUEST_BODY),
-        ("request_trailers", "proxy_on_request_trailers", Self::REQUEST_TRAILERS),
-        ("response_headers", "proxy_on_response_headers", Self::RESPONSE_HEADERS),
-        ("response_body", "proxy_on_response_body", Self::RESPONSE_BODY),
-        ("response_trailers", "proxy_on_response_trailers", Self::RESPONSE_TRAILERS),
-        ("log", "proxy_on_log", Self::LOG),
-        ("new_connection", "proxy_on_new_connection", Self::NEW_CONNECTION),
-        ("downstream_data", "proxy_on_downstream_data", Self::DOWNSTREAM_DATA),
-        ("downstream_close", "proxy_on_downstream_connection_close", Self::DOWNSTREAM_CLOSE),
-        ("upstream_data", "proxy_on_upstream_data", Self::UPSTREAM_DATA),
-        ("upstream_close", "proxy_on_upstream_connection_close", Self::UPSTREAM_CLOSE),
+    const NAMES: [(&'static str, Option<&'static str>, Self); 13] = [
+        ("request_headers", Some("proxy_on_request_headers"), Self::REQUEST_HEADERS),
+        ("request_body", Some("proxy_on_request_body"), Self::REQUEST_BODY),
+        ("request_trailers", Some("proxy_on_request_trailers"), Self::REQUEST_TRAILERS),
+        ("response_headers", Some("proxy_on_response_headers"), Self::RESPONSE_HEADERS),
+        ("response_body", Some("proxy_on_response_body"), Self::RESPONSE_BODY),
+        ("response_trailers", Some("proxy_on_response_trailers"), Self::RESPONSE_TRAILERS),
+        ("log", Some("proxy_on_log"), Self::LOG),
+        ("new_connection", Some("proxy_on_new_connection"), Self::NEW_CONNECTION),
+        ("downstream_data", Some("proxy_on_downstream_data"), Self::DOWNSTREAM_DATA),
+        ("downstream_close", Some("proxy_on_downstream_connection_close"), Self::DOWNSTREAM_CLOSE),
+        ("upstream_data", Some("proxy_on_upstream_data"), Self::UPSTREAM_DATA),
+        ("upstream_close", Some("proxy_on_upstream_connection_close"), Self::UPSTREAM_CLOSE),
+        ("stateless", None, Self::STATELESS),
     ];
 
     /// Those of a module that exports these callbacks.
     pub(crate) fn of_exports(exports: impl Fn(&str) -> bool) -> Self {
-        let exported = Self::NAMES.into_iter().filter(|(_, export, _)| exports(export));
+        let exported = Self::NAMES.into_iter().filter(|(_, export, _)| export.is_some_and(&exports));
         exported.fold(Self::NONE, |phases, (.., phase)| phases | phase)
     }
 
-    /// Their names, in the order of an exchange.
+    /// Their names, in the order of an exchange; `stateless` last.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter().filter(move |(.., phase)| self.contains(*phase)).map(|(name, ..)| name)
     }
@@ -343,7 +347,7 @@ impl BitOrAssign for Phases {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no phase; phases are request_headers, request_body, request_trailers, response_headers, response_body, response_trailers, log, \
-     new_connection, downstream_data, downstream_close, upstream_data and upstream_close"
+     new_connection, downstream_data, downstream_close, upstream_data, upstream_close, and stateless"
 )]
 pub struct UnknownPhase(pub String);
 

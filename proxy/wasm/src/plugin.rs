@@ -18,14 +18,14 @@ use crate::compat::Compat;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::limits::{Limits, START_FACTOR};
-use crate::module::Module;
+use crate::module::{Module, Phases};
 use crate::quota::Quota;
 use crate::root_loop::{self, Ticks};
 use crate::snapshot;
 use crate::stats::PluginStats;
 use crate::stream::Stream;
 use crate::turn::thread_cpu;
-use crate::vm::{CallError, Role, State, Vm, VmCell};
+use crate::vm::{ANY_STREAM, CallError, Role, State, Vm, VmCell};
 use crate::vms::{Choice, Worker};
 
 /// How a [`Plugin`] is configured: all that its guests and their VMs depend on, besides the module and the host.
@@ -318,7 +318,8 @@ impl Plugin {
                 vm?
             }
         };
-        let context = cell.lock()?.open_stream()?;
+        let phases = self.module.phases();
+        let context = if phases.contains(Phases::STATELESS) { ANY_STREAM } else { cell.lock()?.open_stream(phases)? };
         Ok(Stream::new(cell, context, &self.module, None))
     }
 
@@ -334,7 +335,7 @@ impl Plugin {
             Vm::start(instance, self.facts.clone(), Arc::default(), Role::Alone).map_err(StartError::into_call)
         };
         let mut vm = vm?;
-        let context = vm.open_stream()?;
+        let context = vm.open_stream(self.module.phases())?;
         Ok(Stream::new(Arc::new(VmCell::new(vm)), context, &self.module, Some(worker.ticks.clone())))
     }
 

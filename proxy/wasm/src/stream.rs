@@ -127,6 +127,9 @@ impl Stream {
     /// who look after other mail. Costs one load while the streams of the VM send each other nothing.
     #[must_use]
     pub fn has_mail(&mut self) -> bool {
+        if self.phases.contains(Phases::STATELESS) {
+            return false;
+        }
         let posted = self.vm.posted();
         if posted == self.posted {
             return false;
@@ -249,10 +252,15 @@ impl Stream {
         if self.finished {
             return Ok(());
         }
+        if self.phases.contains(Phases::STATELESS) && !self.phases.contains(Phases::LOG) && self.heir.is_none() {
+            self.finished = true;
+            self.vm.live().fetch_sub(1, Ordering::Relaxed);
+            return Ok(()); // It was never told of the stream.
+        }
         let mut vm = self.vm.lock()?;
         self.finished = true;
         self.vm.live().fetch_sub(1, Ordering::Relaxed);
-        vm.close_stream(self.context, x, self.phases.contains(Phases::LOG));
+        vm.close_stream(self.context, x, self.phases);
         if let Some(heir) = &self.heir {
             let outgoing = vm.take_root_outgoing();
             if !outgoing.is_empty() {
@@ -267,7 +275,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.close(None).is_err() {
             self.vm.live().fetch_sub(1, Ordering::Relaxed);
-            self.vm.close_when_free(self.context, self.phases.contains(Phases::LOG));
+            self.vm.close_when_free(self.context, self.phases);
         }
     }
 }

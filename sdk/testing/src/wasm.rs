@@ -311,6 +311,11 @@ impl Lent {
     }
 }
 
+/// A name as text: others are none.
+fn text(name: &[u8]) -> Result<&str, ExchangeError> {
+    std::str::from_utf8(name).map_err(|_| ExchangeError::Invalid)
+}
+
 impl selvedge_wasm::Exchange for Lent {
     fn visit(&self, map: HeaderMap, visit: &mut dyn FnMut(&[u8], &[u8])) -> bool {
         let Some(fields) = self.fields(map) else { return false };
@@ -320,7 +325,8 @@ impl selvedge_wasm::Exchange for Lent {
         true
     }
 
-    fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
+    fn header(&self, map: HeaderMap, name: &[u8]) -> Option<Cow<'_, [u8]>> {
+        let name = text(name).ok()?;
         match side(map) {
             Some(side) => self.exchange.half(side).header(name).map(Cow::Borrowed),
             None => {
@@ -330,8 +336,8 @@ impl selvedge_wasm::Exchange for Lent {
         }
     }
 
-    fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        let name = exchange::canonical(name);
+    fn set_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
+        let name = exchange::canonical(text(name)?);
         match (side(map), self.trailers_mut(map, &name, value)) {
             (_, Some(trailers)) => {
                 exchange::set(trailers?, &name, value);
@@ -342,8 +348,8 @@ impl selvedge_wasm::Exchange for Lent {
         }
     }
 
-    fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        let name = exchange::canonical(name);
+    fn add_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
+        let name = exchange::canonical(text(name)?);
         match (side(map), self.trailers_mut(map, &name, value)) {
             (_, Some(trailers)) => {
                 trailers?.push((name, value.to_vec()));
@@ -354,8 +360,8 @@ impl selvedge_wasm::Exchange for Lent {
         }
     }
 
-    fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError> {
-        let name = exchange::canonical(name);
+    fn remove_header(&mut self, map: HeaderMap, name: &[u8]) -> Result<(), ExchangeError> {
+        let name = exchange::canonical(text(name)?);
         match (side(map), self.trailers_mut(map, &name, b"")) {
             (_, Some(trailers)) => {
                 trailers?.retain(|(other, _)| *other != name);

@@ -1,12 +1,14 @@
 //! What became of an exchange outside of the chain, told to the filters as it happens.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{Digest, SocketDigest};
+use selvedge_geoip::{Geo, Location};
 
 use crate::tls::Handshake;
 use crate::transport::Told;
@@ -29,6 +31,18 @@ impl Connection {
             handshake: Told::client(digest).cloned(),
         }
     }
+}
+
+/// What is known about an exchange beside its messages; kept where some filter may ask.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// The address the client connected to.
+    pub(crate) server: Option<SocketAddr>,
+    pub(crate) connection: Connection,
+    pub(crate) geo: Option<Arc<Geo>>,
+    pub(super) location: OnceCell<Option<Location>>,
+    pub(crate) contact: Contact,
+    pub(crate) cached: Option<Cached>,
 }
 
 /// The upstream that was asked.

@@ -1,8 +1,11 @@
 //! Changes to the response header that filters make before there is a response.
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderValue, header};
+use pingora::Result;
 use pingora::http::ResponseHeader;
 use selvedge_wasm::ExchangeError;
+
+use super::names::Name;
 
 /// Changes one exchange keeps, so that a guest cannot grow the host's memory.
 const EDITS_MAX: usize = 64;
@@ -13,15 +16,32 @@ const BYTES_MAX: usize = 32 * 1024;
 /// error.
 #[derive(Default)]
 pub(super) struct Staged {
-    edits: Vec<Edit>,
+    edits: Vec<(Name, Edit)>,
     bytes: usize,
 }
 
-/// One change.
+/// A change to the fields of one name.
 pub(super) enum Edit {
-    Set(HeaderName, HeaderValue),
-    Add(HeaderName, HeaderValue),
-    Remove(HeaderName),
+    Set(HeaderValue),
+    Add(HeaderValue),
+    Remove,
+}
+
+impl Edit {
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// The header has too many fields.
+    pub(super) fn apply(self, name: &Name, response: &mut ResponseHeader) -> Result<()> {
+        match self {
+            Self::Set(value) => response.insert_header(name.spelled(), value),
+            Self::Add(value) => response.append_header(name.spelled(), value).map(drop),
+            Self::Remove => {
+                response.remove_header(name.as_header());
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Staged {
@@ -30,42 +50,38 @@ impl Staged {
     /// # Errors
     /// [`ExchangeError::Invalid`] for fields that frame the message: nobody knows yet how long the body will be.
     /// [`ExchangeError::Unavailable`] when too much is kept already.
-    pub(super) fn keep(&mut self, edit: Edit) -> Result<(), ExchangeError> {
+    pub(super) fn keep(&mut self, name: &Name, edit: Edit) -> Result<(), ExchangeError> {
+        let header = name.as_header();
         let bytes = match &edit {
-            Edit::Set(name, value) | Edit::Add(name, value) => {
-                if *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING {
-                    return Err(ExchangeError::Invalid);
-                }
-                name.as_str().len() + value.len()
+            Edit::Set(_) | Edit::Add(_)
+                if *header == header::CONTENT_LENGTH || *header == header::TRANSFER_ENCODING =>
+            {
+                return Err(ExchangeError::Invalid);
             }
-            Edit::Remove(name) => name.as_str().len(),
+            Edit::Set(value) | Edit::Add(value) => header.as_str().len() + value.len(),
+            Edit::Remove => header.as_str().len(),
         };
         if self.edits.len() >= EDITS_MAX || self.bytes + bytes > BYTES_MAX {
             return Err(ExchangeError::Unavailable);
         }
         self.bytes += bytes;
-        self.edits.push(edit);
+        self.edits.push((name.clone(), edit));
         Ok(())
     }
 
     /// Applies what is kept, and forgets it.
     pub(super) fn apply(&mut self, response: &mut ResponseHeader) {
-        for edit in std::mem::take(&mut self.edits) {
+        for (name, edit) in std::mem::take(&mut self.edits) {
             // Refused only when a header has more than 4096 fields: then the client can do without this one.
-            let _refused = match edit {
-                Edit::Set(name, value) => response.insert_header(name, value).map(drop),
-                Edit::Add(name, value) => response.append_header(name, value).map(drop),
-                Edit::Remove(name) => {
-                    response.remove_header(&name);
-                    Ok(())
-                }
-            };
+            let _refused = edit.apply(&name, response);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn text(value: &'static str) -> HeaderValue {
@@ -74,12 +90,12 @@ mod tests {
 
     #[test]
     fn changes_are_applied_in_order_and_once() {
-        let name = |name: &'static str| HeaderName::from_static(name);
+        let name = |name: &'static str| Name::from(HeaderName::from_static(name));
         let mut staged = Staged::default();
-        staged.keep(Edit::Add(name("a"), text("2"))).unwrap();
-        staged.keep(Edit::Remove(name("b"))).unwrap();
-        staged.keep(Edit::Set(name("c"), text("3"))).unwrap();
-        staged.keep(Edit::Add(name("c"), text("4"))).unwrap();
+        staged.keep(&name("a"), Edit::Add(text("2"))).unwrap();
+        staged.keep(&name("b"), Edit::Remove).unwrap();
+        staged.keep(&name("c"), Edit::Set(text("3"))).unwrap();
+        staged.keep(&name("c"), Edit::Add(text("4"))).unwrap();
         let mut response = ResponseHeader::build(200, None).unwrap();
         for (name, value) in [("a", "1"), ("b", "1"), ("c", "1")] {
             response.append_header(name, value).unwrap();
@@ -97,13 +113,14 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded() {
         let mut staged = Staged::default();
-        let name = || HeaderName::from_static("x");
-        assert_eq!(staged.keep(Edit::Set(header::CONTENT_LENGTH, text("1"))), Err(ExchangeError::Invalid));
+        let name = Name::from(HeaderName::from_static("x"));
+        let length = Name::from(header::CONTENT_LENGTH);
+        assert_eq!(staged.keep(&length, Edit::Set(text("1"))), Err(ExchangeError::Invalid));
         let long = HeaderValue::from_bytes(&vec![b'v'; BYTES_MAX]).unwrap();
-        assert_eq!(staged.keep(Edit::Set(name(), long)), Err(ExchangeError::Unavailable));
+        assert_eq!(staged.keep(&name, Edit::Set(long)), Err(ExchangeError::Unavailable));
         for _ in 0..EDITS_MAX {
-            staged.keep(Edit::Add(name(), text("v"))).unwrap();
+            staged.keep(&name, Edit::Add(text("v"))).unwrap();
         }
-        assert_eq!(staged.keep(Edit::Add(name(), text("v"))), Err(ExchangeError::Unavailable));
+        assert_eq!(staged.keep(&name, Edit::Add(text("v"))), Err(ExchangeError::Unavailable));
     }
 }

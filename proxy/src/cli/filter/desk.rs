@@ -148,31 +148,34 @@ impl Exchange for Talk {
         self.half(map).map_or(0, |half| u32::try_from(self.fields[half].len()).unwrap_or(u32::MAX))
     }
 
-    fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
+    fn header(&self, map: HeaderMap, name: &[u8]) -> Option<Cow<'_, [u8]>> {
         let fields = &self.fields[self.half(map)?];
-        let name = if name.eq_ignore_ascii_case("host") { ":authority" } else { name };
-        fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| Cow::Borrowed(&value[..]))
+        let name = if name.eq_ignore_ascii_case(b"host") { &b":authority"[..] } else { name };
+        fields
+            .iter()
+            .find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name))
+            .map(|(_, value)| Cow::Borrowed(&value[..]))
     }
 
-    fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
+    fn set_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
         let fields = self.writable(map)?;
-        match fields.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+        match fields.iter_mut().find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name)) {
             Some((_, old)) => {
                 old.clear();
                 old.extend_from_slice(value);
             }
-            None => fields.push((Cow::Owned(name.to_owned()), value.to_vec())),
+            None => fields.push((Cow::Owned(String::from_utf8_lossy(name).into_owned()), value.to_vec())),
         }
         Ok(())
     }
 
-    fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        self.writable(map)?.push((Cow::Owned(name.to_owned()), value.to_vec()));
+    fn add_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
+        self.writable(map)?.push((Cow::Owned(String::from_utf8_lossy(name).into_owned()), value.to_vec()));
         Ok(())
     }
 
-    fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError> {
-        self.writable(map)?.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+    fn remove_header(&mut self, map: HeaderMap, name: &[u8]) -> Result<(), ExchangeError> {
+        self.writable(map)?.retain(|(known, _)| !known.as_bytes().eq_ignore_ascii_case(name));
         Ok(())
     }
 
@@ -193,8 +196,8 @@ impl Exchange for Talk {
     fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
         match path {
             ["source", "address"] => Some(b"192.0.2.1:40000".to_vec()),
-            ["request", "path"] => Some(self.header(HeaderMap::Request, ":path")?.into_owned()),
-            ["request", "method"] => Some(self.header(HeaderMap::Request, ":method")?.into_owned()),
+            ["request", "path"] => Some(self.header(HeaderMap::Request, b":path")?.into_owned()),
+            ["request", "method"] => Some(self.header(HeaderMap::Request, b":method")?.into_owned()),
             _ => None,
         }
     }

@@ -35,9 +35,7 @@ pub(crate) fn read<'g>(guest: &'g mut Guest<'_>, ptr: u32, len: u32) -> Called<&
     if len == 0 {
         return Ok(&[]);
     }
-    let memory = memory(guest)?;
-    let range = range(ptr, usize::try_from(len).map_err(|_| outside())?)?;
-    memory.data(guest).get(range).ok_or_else(outside)
+    piece(memory(guest)?.data(guest), ptr, len)
 }
 
 /// Fills `len` bytes at `ptr`.
@@ -68,16 +66,38 @@ pub(crate) fn give(
 ) -> Called {
     let size = u32::try_from(len).map_err(|_| Fail::Because(Status::InternalFailure, "result larger than 4 GiB"))?;
     // Also a check of both places before anything is allocated.
-    write_u32(guest, out_ptr, 0)?;
-    write_u32(guest, out_len, 0)?;
+    let (ptr_at, len_at) = (range(out_ptr, 4)?, range(out_len, 4)?);
+    let all = memory(guest)?.data_mut(&mut *guest);
+    all.get_mut(ptr_at.clone()).ok_or_else(outside)?.fill(0);
+    all.get_mut(len_at.clone()).ok_or_else(outside)?.fill(0);
     if size == 0 {
         return Ok(());
     }
 
     let place = allocate(guest, size)?;
-    fill(guest, place, len, bytes)?;
-    write_u32(guest, out_ptr, place)?;
-    write_u32(guest, out_len, size)
+    let all = memory(guest)?.data_mut(guest);
+    bytes(all.get_mut(range(place, len)?).ok_or_else(outside)?);
+    all.get_mut(ptr_at).ok_or_else(outside)?.copy_from_slice(&place.to_le_bytes());
+    all.get_mut(len_at).ok_or_else(outside)?.copy_from_slice(&size.to_le_bytes());
+    Ok(())
+}
+
+/// Two pieces of memory at once, as [`read`] gives one.
+pub(crate) fn read_two<'g>(
+    guest: &'g mut Guest<'_>,
+    (first, first_len): (u32, u32),
+    (second, second_len): (u32, u32),
+) -> Called<(&'g [u8], &'g [u8])> {
+    let all = memory(guest)?.data(guest);
+    Ok((piece(all, first, first_len)?, piece(all, second, second_len)?))
+}
+
+/// `len` bytes at `ptr` of all the memory; nothing at all may be anywhere.
+fn piece(all: &[u8], ptr: u32, len: u32) -> Called<&[u8]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    all.get(range(ptr, usize::try_from(len).map_err(|_| outside())?)?).ok_or_else(outside)
 }
 
 /// [`give`] for bytes that are at hand.

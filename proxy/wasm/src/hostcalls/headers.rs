@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::with_exchange;
-use crate::abi::memory::{Guest, give, give_bytes, read, write_u32};
+use crate::abi::memory::{Guest, give, give_bytes, read, read_two, write_u32};
 use crate::abi::serialize::{MapSize, MapWriter, decode_pairs};
 use crate::abi::status::{Called, Fail, Status, bad};
 use crate::exchange::{Exchange, ExchangeError, HeaderMap};
@@ -67,8 +67,7 @@ fn find(guest: &mut Guest<'_>, map: u32, name: u32, name_len: u32, out_ptr: u32,
         }
     };
     let given = with_exchange(guest, |guest, exchange| {
-        let name = std::str::from_utf8(read(guest, name, name_len)?).map_err(|_| Status::NotFound)?;
-        let value = exchange.header(map, name).ok_or(Status::NotFound)?;
+        let value = exchange.header(map, read(guest, name, name_len)?).ok_or(Status::NotFound)?;
         give_bytes(guest, &value, out_ptr, out_len)
     });
     given?.ok_or_else(|| Status::NotFound.into())
@@ -138,23 +137,12 @@ fn write(
     map: u32,
     name: (u32, u32),
     value: (u32, u32),
-    write: impl FnOnce(&mut dyn Exchange, HeaderMap, &str, &[u8]) -> Result<(), ExchangeError>,
+    write: impl FnOnce(&mut dyn Exchange, HeaderMap, &[u8], &[u8]) -> Result<(), ExchangeError>,
 ) -> Called {
     change(guest, map, |guest, exchange, map| {
-        read(guest, name.0, name.1)?;
-        read(guest, value.0, value.1)?;
-        // Both were checked; one borrow of the memory serves both.
-        let memory = guest.data().memory.ok_or_else(|| bad("no memory yet"))?;
-        let memory = memory.data(&*guest);
-        let name = std::str::from_utf8(part(memory, name)).map_err(|_| bad("header name is not UTF-8"))?;
-        write(exchange, map, name, part(memory, value)).map_err(refused)
+        let (name, value) = read_two(guest, name, value)?;
+        write(exchange, map, name, value).map_err(refused)
     })
-}
-
-/// A checked part of guest memory.
-fn part(memory: &[u8], (ptr, len): (u32, u32)) -> &[u8] {
-    let range = usize::try_from(ptr).ok().zip(usize::try_from(len).ok()).map(|(ptr, len)| ptr..ptr.saturating_add(len));
-    range.and_then(|range| memory.get(range)).unwrap_or_default()
 }
 
 fn change(

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{CallError, Vm};
+use crate::module::Phases;
 
 /// Longer than nearly every call, shorter than anybody notices.
 const A_MOMENT: Duration = Duration::from_millis(2);
@@ -22,7 +23,7 @@ pub(crate) struct VmCell {
     /// Streams that are open in it.
     live: AtomicUsize,
     /// Streams that ended while the VM was busy: whoever has the lock next closes them.
-    ended: Mutex<Vec<(u32, bool)>>,
+    ended: Mutex<Vec<(u32, Phases)>>,
     any_ended: AtomicBool,
     /// Counts the calls that left mail for other streams. Outside of the lock, so that streams need it only when there may be some.
     posted: AtomicUsize,
@@ -52,8 +53,8 @@ impl VmCell {
         let mut vm = vm.ok_or(CallError::Busy)?;
         if self.any_ended.load(Ordering::Relaxed) {
             self.any_ended.store(false, Ordering::Relaxed);
-            for (context, log) in std::mem::take(&mut *self.ended.lock()) {
-                vm.close_stream(context, None, log);
+            for (context, phases) in std::mem::take(&mut *self.ended.lock()) {
+                vm.close_stream(context, None, phases);
             }
         }
         Ok(Locked { vm, cell: self })
@@ -73,8 +74,8 @@ impl VmCell {
     }
 
     /// Closes a stream as soon as the VM is free, without an exchange.
-    pub(crate) fn close_when_free(&self, context: u32, log: bool) {
-        self.ended.lock().push((context, log));
+    pub(crate) fn close_when_free(&self, context: u32, phases: Phases) {
+        self.ended.lock().push((context, phases));
         self.any_ended.store(true, Ordering::Relaxed);
     }
 }

@@ -10,6 +10,7 @@ mod error;
 mod grpc;
 mod state;
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
@@ -25,11 +26,15 @@ pub(crate) use self::state::{Audience, State};
 use crate::effects::{Arrival, CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
 use crate::exchange::Exchange;
 use crate::host::Host;
+use crate::module::Phases;
 use crate::plugin::{Facts, StartError};
 use crate::root_loop::Ticks;
 
 /// The id of the root context, in every VM.
 pub(crate) const ROOT: u32 = 1;
+
+/// The id of the streams of a guest that keeps nothing for streams, all of them: nothing is kept for them here either.
+pub(crate) const ANY_STREAM: u32 = ROOT + 1;
 
 /// What a VM is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,39 +246,54 @@ impl Vm {
         self.core.poisoned
     }
 
-    /// A new stream context.
-    pub(crate) fn open_stream(&mut self) -> Result<u32, CallError> {
+    /// A new stream context. The guest is told of it, unless it keeps nothing for streams.
+    pub(crate) fn open_stream(&mut self, phases: Phases) -> Result<u32, CallError> {
         let Self { core, callbacks, next_context, .. } = self;
-        let state = core.store.data_mut();
-        while *next_context <= ROOT || state.streams.contains_key(next_context) {
-            *next_context = next_context.wrapping_add(1);
+        if core.poisoned {
+            return Err(CallError::Poisoned);
         }
-        let id = *next_context;
-        *next_context = id.wrapping_add(1);
-        state.streams.insert(id, Mailbox::default());
-        state.begin(id);
-        core.call(&mut callbacks.context_create, (id, ROOT))?;
+        let state = core.store.data_mut();
+        let id = loop {
+            let id = *next_context;
+            *next_context = id.wrapping_add(1);
+            if id > ROOT
+                && let Entry::Vacant(free) = state.streams.entry(id)
+            {
+                free.insert(Mailbox::default());
+                break id;
+            }
+        };
+        if !phases.contains(Phases::STATELESS) {
+            state.begin(id);
+            core.call(&mut callbacks.context_create, (id, ROOT))?;
+        }
         Ok(id)
     }
 
-    /// Ends a stream: done, log, delete, in this order (the ABI's; Envoy logs first). A failure is logged: the exchange is over anyway.
-    pub(crate) fn close_stream(&mut self, id: u32, exchange: Option<&mut dyn Exchange>, log: bool) {
+    /// Ends a stream: done, log, delete, in this order (the ABI's; Envoy logs first), as far as the guest wants to know. A failure is
+    /// logged: the exchange is over anyway.
+    pub(crate) fn close_stream(&mut self, id: u32, exchange: Option<&mut dyn Exchange>, phases: Phases) {
         let Self { core, callbacks, .. } = self;
-        let ended = core.lend(id, exchange, |core| {
-            core.end_of(id);
-            let done = core.call(&mut callbacks.done, id)?;
-            if log {
+        let (stateless, log) = (phases.contains(Phases::STATELESS), phases.contains(Phases::LOG));
+        let ended = if stateless && !log {
+            Ok(None)
+        } else {
+            core.lend(id, exchange, |core| {
                 core.end_of(id);
-                core.call(&mut callbacks.log, id)?;
-            }
-            if done == Some(0) && core.store.data_mut().linger(id) {
-                return Ok(None); // deleted when it calls `proxy_done`
-            }
-            core.end_of(id);
-            core.call(&mut callbacks.delete, id)
-        });
+                let done = if stateless { None } else { core.call(&mut callbacks.done, id)? };
+                if log {
+                    core.end_of(id);
+                    core.call(&mut callbacks.log, id)?;
+                }
+                if stateless || (done == Some(0) && core.store.data_mut().linger(id)) {
+                    return Ok(None); // deleted when it calls `proxy_done`, or never made
+                }
+                core.end_of(id);
+                core.call(&mut callbacks.delete, id)
+            })
+        };
         let state = core.store.data_mut();
-        let orphans = if state.lingering.contains(&id) {
+        let orphans = if !state.lingering.is_empty() && state.lingering.contains(&id) {
             state.streams.get(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)
         } else {
             state.streams.remove(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)

@@ -253,7 +253,7 @@ impl State {
 
     /// Whether `context` can be made the effective one.
     pub(crate) fn is_live(&self, context: u32) -> bool {
-        context == ROOT || self.streams.contains_key(&context)
+        context == ROOT || context == self.owner || self.streams.contains_key(&context)
     }
 
     /// Where effects of the current hostcall go.
@@ -326,9 +326,11 @@ impl State {
         }
     }
 
-    /// A stream that is ending cannot wait for an answer: its calls are sent all the same, for the root context.
+    /// A stream that is ending cannot wait for an answer, nor one that nothing is kept for: its calls are sent all the same, for the root
+    /// context.
     fn callout_owner(&self) -> u32 {
-        if self.ending && self.effective == self.owner { ROOT } else { self.effective }
+        let cannot_wait = (self.ending && self.effective == self.owner) || !self.streams.contains_key(&self.effective);
+        if cannot_wait { ROOT } else { self.effective }
     }
 
     /// False when there is no such callout in flight.

@@ -60,7 +60,7 @@ fn the_status_tells_why_a_callout_failed() {
     ] {
         let rig = guest("grpc", "");
         let (mut stream, mut x) = (rig.stream(), FakeExchange::get("/"));
-        x.add_header(HeaderMap::Request, "x-script", b"http auth").unwrap();
+        x.add_header(HeaderMap::Request, b"x-script", b"http auth").unwrap();
         let [callout] = http_calls(stream.on_request_headers(&mut x, true).unwrap().effects).try_into().unwrap();
         let outcome = stream.on_arrival(&mut x, Arrival::Http(callout.id, answer)).unwrap();
         assert_eq!(outcome.effects.reply.unwrap().body, seen);

@@ -72,30 +72,33 @@ impl Exchange for FakeExchange {
         pairs.is_some()
     }
 
-    fn header(&self, map: HeaderMap, name: &str) -> Option<Cow<'_, [u8]>> {
-        let name = if name.eq_ignore_ascii_case("host") { ":authority" } else { name };
+    fn header(&self, map: HeaderMap, name: &[u8]) -> Option<Cow<'_, [u8]>> {
+        let name = if name.eq_ignore_ascii_case(b"host") { &b":authority"[..] } else { name };
         let pairs = self.maps[map as usize].as_ref()?;
-        pairs.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| Cow::Borrowed(&v[..]))
+        pairs.iter().find(|(n, _)| n.as_bytes().eq_ignore_ascii_case(name)).map(|(_, v)| Cow::Borrowed(&v[..]))
     }
 
-    fn set_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
+    fn set_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
         self.remove_header(map, name)?;
         self.add_header(map, name, value)
     }
 
-    fn add_header(&mut self, map: HeaderMap, name: &str, value: &[u8]) -> Result<(), ExchangeError> {
-        if value.contains(&b'\n') {
+    fn add_header(&mut self, map: HeaderMap, name: &[u8], value: &[u8]) -> Result<(), ExchangeError> {
+        if value.contains(&b'\n') || !name.is_ascii() {
             return Err(ExchangeError::Invalid);
         }
-        self.maps[map as usize].as_mut().ok_or(ExchangeError::Unavailable)?.push((name.to_lowercase(), value.to_vec()));
-        Ok(())
-    }
-
-    fn remove_header(&mut self, map: HeaderMap, name: &str) -> Result<(), ExchangeError> {
         self.maps[map as usize]
             .as_mut()
             .ok_or(ExchangeError::Unavailable)?
-            .retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+            .push((String::from_utf8_lossy(name).to_lowercase(), value.to_vec()));
+        Ok(())
+    }
+
+    fn remove_header(&mut self, map: HeaderMap, name: &[u8]) -> Result<(), ExchangeError> {
+        self.maps[map as usize]
+            .as_mut()
+            .ok_or(ExchangeError::Unavailable)?
+            .retain(|(n, _)| !n.as_bytes().eq_ignore_ascii_case(name));
         Ok(())
     }
 

@@ -28,7 +28,7 @@ impl Talk {
     fn on(rig: Rig, scripts: &[(&str, &str)]) -> Self {
         let (stream, mut x) = (rig.stream(), FakeExchange::get("/"));
         for (name, script) in scripts {
-            x.add_header(HeaderMap::Request, name, script.as_bytes()).unwrap();
+            x.add_header(HeaderMap::Request, name.as_bytes(), script.as_bytes()).unwrap();
         }
         let mut talk = Self { rig, stream: Some(stream), x, calls: Calls::new(), reply: None, resumed: false };
         let outcome = talk.stream.as_mut().unwrap().on_request_headers(&mut talk.x, true).unwrap();
@@ -232,7 +232,7 @@ async fn a_vm_that_dies_resets_all_its_exchanges() {
     let mut talk = Talk::start(&[("x-script", "open auth s m")]);
     let server = talk.server().await;
     let (mut other, mut x) = (talk.rig.stream(), FakeExchange::get("/"));
-    x.add_header(HeaderMap::Request, "x-script", b"fail").unwrap();
+    x.add_header(HeaderMap::Request, b"x-script", b"fail").unwrap();
     assert!(other.on_request_headers(&mut x, true).is_err());
     eventually("the reset", || server.is_reset()).await;
     let arrival = Arrival::Grpc(GrpcId(6), GrpcEvent::Message(Bytes::new()));
@@ -483,7 +483,7 @@ fn ids_tell_their_kind() {
     let _inside = runtime.enter();
     let rig = guest("grpc", "");
     let (mut stream, mut x) = (rig.stream(), FakeExchange::get("/"));
-    x.add_header(HeaderMap::Request, "x-script", b"http auth; call auth s m 9 x; open auth s m; http auth").unwrap();
+    x.add_header(HeaderMap::Request, b"x-script", b"http auth; call auth s m 9 x; open auth s m; http auth").unwrap();
     let outgoing = stream.on_request_headers(&mut x, true).unwrap().effects.outgoing;
     let ids: Vec<u32> = outgoing
         .iter()
@@ -578,7 +578,7 @@ async fn a_host_without_grpc_says_so() {
     }
     let talk = Talk::start(&[]);
     let (mut stream, mut x) = (talk.rig.stream(), FakeExchange::get("/"));
-    x.add_header(HeaderMap::Request, "x-script", b"call auth pkg.S M 9000 x").unwrap();
+    x.add_header(HeaderMap::Request, b"x-script", b"call auth pkg.S M 9000 x").unwrap();
     let effects = stream.on_request_headers(&mut x, true).unwrap().effects;
     let bare: Arc<dyn Host> = Arc::new(Bare(SharedData::new(), Metrics::new(), SharedQueues::new()));
     let mut calls = Calls::new();

@@ -53,6 +53,43 @@ fn phases_come_from_the_custom_section_or_else_the_exports() {
     assert_eq!(Module::load(&engine(), "noop", &guest_wasm("noop")).unwrap().phases(), Phases::ALL);
 }
 
+/// A guest that dies when it is told of a stream.
+fn deaf(phases: &str) -> String {
+    let telling = ["done", "log", "delete"].map(|callback| {
+        let result = if callback == "done" { "(result i32)" } else { "" };
+        format!(r#"(func (export "proxy_on_{callback}") (param i32) {result} unreachable)"#)
+    });
+    format!(
+        r#"(module {ABI} (@custom "selvedge.phases" "{phases}") {}
+            (func (export "proxy_on_context_create") (param i32 i32) (if (local.get 1) (then unreachable)))
+            (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0)))"#,
+        telling.concat()
+    )
+}
+
+#[test]
+fn who_keeps_nothing_for_streams_is_not_told_of_them() {
+    for isolation in [Isolation::Worker, Isolation::Request] {
+        let start = |phases: &str| {
+            let options = PluginOptions { isolation, ..options("") };
+            Plugin::start(load(&deaf(phases)).unwrap(), options, std::sync::Arc::new(FakeHost::default())).unwrap()
+        };
+        let plugin = start("request_headers stateless");
+        let mut x = FakeExchange::get("/");
+        for _ in 0..3 {
+            let (mut one, mut other) = (plugin.open_stream(0).unwrap(), plugin.open_stream(0).unwrap());
+            assert_eq!(one.on_request_headers(&mut x, true).unwrap().action, Action::Continue);
+            assert_eq!(other.on_request_headers(&mut x, true).unwrap().action, Action::Continue);
+            assert!(!one.has_mail());
+            one.finish(&mut x).unwrap();
+        }
+        let calls = plugin.stats().snapshot().callbacks;
+        let of_streams = ["proxy_on_done", "proxy_on_log", "proxy_on_delete"];
+        assert!(calls.iter().all(|call| !of_streams.contains(&call.callback)), "{calls:?}");
+        assert!(matches!(start("request_headers").open_stream(0), Err(CallError::Trap { .. })));
+    }
+}
+
 #[test]
 fn a_module_with_every_import_of_the_abi_and_of_wasi_loads() {
     load(&format!(

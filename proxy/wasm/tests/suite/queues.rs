@@ -18,7 +18,7 @@ fn roomy() -> Limits {
 /// Sends a request that enqueues, and returns what came of each item.
 fn enqueue(plugin: &Arc<Plugin>, items: &str) -> String {
     let (mut stream, mut x) = (plugin.open_stream(0).unwrap(), FakeExchange::get("/"));
-    x.add_header(HeaderMap::Request, "x-enqueue", items.as_bytes()).unwrap();
+    x.add_header(HeaderMap::Request, b"x-enqueue", items.as_bytes()).unwrap();
     stream.on_request_headers(&mut x, true).unwrap();
     x.respond();
     stream.on_response_headers(&mut x, true).unwrap();
