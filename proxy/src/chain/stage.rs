@@ -585,7 +585,7 @@ impl Stage {
 
     /// Whether something may have come for the guest besides the event at hand.
     fn may_have_news(&mut self) -> bool {
-        if self.inbox.is_none() {
+        if self.inbox.is_none() && !self.calls.is_idle() {
             self.inbox = self.calls.try_next().map(|arrival| Box::new(Awaited::Arrival(arrival)));
         }
         // Who is paused is also to learn that its VM has died.

@@ -54,6 +54,13 @@ impl Calls {
         Self::default()
     }
 
+    /// Whether nothing was ever sent out, so that nothing can arrive.
+    #[must_use]
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.open.is_none()
+    }
+
     /// Whether the answer of an HTTP or gRPC call is still to come, or a gRPC stream is open, which may bring a message at any time.
     #[must_use]
     pub fn pending(&self) -> bool {
