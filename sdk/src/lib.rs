@@ -156,6 +156,9 @@ mod allocator;
 
 mod body;
 
+#[cfg(any(test, target_arch = "wasm32"))]
+mod contexts;
+
 mod cookie;
 
 pub mod cache;

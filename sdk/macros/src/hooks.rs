@@ -2,7 +2,7 @@
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens as _;
-use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, Pat};
+use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, Pat, Type};
 
 /// The methods of a request or response that need its body callbacks.
 const BODY_METHODS: [&str; 12] = [
@@ -84,6 +84,18 @@ pub(crate) fn method<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a ImplItemF
     })
 }
 
+pub(crate) fn associated_type<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a Type> {
+    item.items.iter().find_map(|item| match item {
+        ImplItem::Type(alias) if alias.ident == name => Some(&alias.ty),
+        _ => None,
+    })
+}
+
+/// `()`
+pub(crate) fn is_nothing(kind: &Type) -> bool {
+    matches!(kind, Type::Tuple(tuple) if tuple.elems.is_empty())
+}
+
 /// Whether the hook may touch the body of its message. A message that is handed on (`self.check(req)`) may be read by whoever
 /// gets it, so that counts: a body callback too many costs a little, one too few would leave the filter waiting for ever.
 fn needs_body(function: &ImplItemFn) -> bool {
@@ -98,7 +110,8 @@ fn needs_body(function: &ImplItemFn) -> bool {
     }
 }
 
-/// Whether the hook may be pending: it awaits something, or calls a macro that might (`futures::join!`).
+/// Whether the hook may be pending: it awaits something, or calls a macro that might (`futures::join!`), or does not show what it does
+/// because it gives a future of others, or is rewritten by an attribute.
 fn may_wait(function: &ImplItemFn) -> bool {
     fn awaits(tokens: TokenStream) -> bool {
         /// Macros that wait for nothing; what is in their parentheses is looked at.
@@ -130,7 +143,10 @@ fn may_wait(function: &ImplItemFn) -> bool {
             _ => false,
         })
     }
-    awaits(function.block.to_token_stream())
+    /// Attributes that leave the code as it is.
+    const PLAIN: [&str; 8] = ["allow", "cfg", "deny", "doc", "expect", "inline", "must_use", "warn"];
+    let rewritten = function.attrs.iter().any(|attribute| !PLAIN.iter().any(|name| attribute.path().is_ident(name)));
+    function.sig.asyncness.is_none() || rewritten || awaits(function.block.to_token_stream())
 }
 
 fn touches_body(tokens: TokenStream, message: &str) -> bool {
