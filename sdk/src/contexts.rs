@@ -4,14 +4,16 @@
 //! something behind that a later one must find. A host need not even tell of the streams of a filter from which nothing ever remains
 //! ([`Stream::MAY_REMAIN`]): no more is known of them than the id in the callback.
 
+mod table;
+
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::rc::Rc;
+
+use self::table::Table;
 
 use crate::filter::Filter;
 use crate::runtime::{self, Action, Root, Stream};
-use crate::upstream::{self, IdHasher};
+use crate::upstream;
 
 /// Without a filter there is no verdict, and letting traffic pass unchecked is the one thing that must not happen.
 const UNCONFIGURED: &str = "a stream is opened after the plugin is configured";
@@ -23,16 +25,12 @@ pub(crate) struct Contexts<F: Filter> {
     /// The root of the streams that are not remembered: made when there was no other, and the first of `roots`. 0: there is none.
     first: Cell<u32>,
     /// The streams of which something is left, and all of other roots.
-    streams: RefCell<HashMap<u32, Stream<F>, BuildHasherDefault<IdHasher>>>,
+    streams: RefCell<Table<Stream<F>>>,
 }
 
 impl<F: Filter> Contexts<F> {
     pub(crate) const fn new() -> Self {
-        Self {
-            roots: RefCell::new(Vec::new()),
-            first: Cell::new(0),
-            streams: RefCell::new(HashMap::with_hasher(BuildHasherDefault::new())),
-        }
+        Self { roots: RefCell::new(Vec::new()), first: Cell::new(0), streams: RefCell::new(Table::new()) }
     }
 
     /// A plugin context (no parent) or a stream context.
@@ -96,7 +94,7 @@ impl<F: Filter> Contexts<F> {
         upstream::enter(id);
         let mut streams = self.streams.borrow_mut();
         let mut fresh = None;
-        let stream = match if streams.is_empty() { None } else { streams.get_mut(&id) } {
+        let stream = match if streams.is_empty() { None } else { streams.get_mut(id) } {
             Some(stream) => stream,
             None => fresh.insert(Stream::new(self.filter().expect(UNCONFIGURED))),
         };
@@ -111,7 +109,7 @@ impl<F: Filter> Contexts<F> {
     /// it is gone.
     pub(crate) fn call_response(&self, token: u32, headers: usize, body: usize, enter: impl FnOnce(u32) -> bool) {
         let Some(sender) = upstream::sender(token) else { return };
-        if let Some(stream) = self.streams.borrow_mut().get_mut(&sender) {
+        if let Some(stream) = self.streams.borrow_mut().get_mut(sender) {
             if enter(sender) {
                 upstream::enter(sender);
                 stream.on_call_response(token, headers, body);
@@ -135,7 +133,7 @@ impl<F: Filter> Contexts<F> {
     /// A context is over. A plugin's is logged too when the VM ends; it has nothing to say.
     pub(crate) fn log(&self, id: u32) {
         upstream::enter(id);
-        if let Some(stream) = self.streams.borrow_mut().get_mut(&id) {
+        if let Some(stream) = self.streams.borrow_mut().get_mut(id) {
             stream.on_log();
             return;
         }
@@ -181,7 +179,7 @@ impl<F: Filter> Contexts<F> {
     #[cold]
     #[inline(never)]
     fn elsewhere(&self, id: u32) -> Option<Rc<F>> {
-        self.streams.borrow().get(&id).map(|stream| stream.filter().clone())
+        self.streams.borrow().get(id).map(|stream| stream.filter().clone())
     }
 
     /// Opens a stream of another root than the first one.
@@ -202,7 +200,7 @@ impl<F: Filter> Contexts<F> {
 
     #[inline(never)]
     fn remove(&self, id: u32) {
-        let stream = self.streams.borrow_mut().remove(&id);
+        let stream = self.streams.borrow_mut().remove(id);
         // Not borrowed meanwhile: what the filter kept of it may call the host.
         drop(stream);
     }
