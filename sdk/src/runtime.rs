@@ -10,6 +10,9 @@
 //!                                        -> callout answered -> poll -> Ready(Next) resumes the message
 //!                    for a chunk   Continue: what is there goes on, and the hook with what comes
 //! ```
+//!
+//! One in which nothing is awaited ([`Hooks::request_waits`](crate::Hooks::request_waits)) is ready at its first poll. It is run where it is
+//! called, and nothing is allocated for it.
 
 use std::cell::RefCell;
 use std::fmt::{self, Debug, Formatter};
