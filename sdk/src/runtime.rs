@@ -148,7 +148,8 @@ impl<F: Filter> Stream<F> {
     /// Whether there is anything to what the filter keeps of a stream.
     const HAS_STATE: bool = size_of::<F::Stream>() != 0 || needs_drop::<F::Stream>();
 
-    /// Whether a callback may leave something behind that a later one must find.
+    /// Whether a callback may leave something behind that a later one must find. Where it cannot, `#[filter]` says so to the host
+    /// (`stateless`), which then never tells that a stream is over.
     #[cfg(any(test, target_arch = "wasm32"))]
     pub(crate) const MAY_REMAIN: bool = Self::HAS_STATE
         || F::HOOKS.request_body

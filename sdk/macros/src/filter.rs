@@ -249,7 +249,7 @@ fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
         }
     }
 
-    let Hooks { request, response, done, start, tick, bodies, waits } = hooks;
+    let Hooks { request, response, done, start, tick, bodies, waits, keeps: _ } = hooks;
     let Bodies { request: request_body, response: response_body } = bodies;
     let Bodies { request: request_waits, response: response_waits } = waits;
     item.items.push(parse_quote! {
