@@ -123,11 +123,8 @@ impl<F: Filter> Contexts<F> {
             }
             return;
         }
-        // Of a stream whose hooks are done. The filter has kept the call for later.
-        if enter(sender) {
-            upstream::enter(sender);
-            upstream::answered(token, headers, body);
-        }
+        // Of a stream whose hooks are done. The filter has kept the call for later, and nothing is polled now that would be about the stream.
+        upstream::answered(token, headers, body);
     }
 
     /// A context is over. A plugin's is logged too when the VM ends; it has nothing to say.
