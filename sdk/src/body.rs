@@ -142,14 +142,14 @@ enum Content {
 }
 
 impl Body {
-    /// `callbacks`: the host makes body callbacks for this filter.
-    pub(crate) fn new(direction: Direction, callbacks: bool) -> Self {
+    /// `callbacks`: the host makes body callbacks for this filter. `end`: the headers are all there is.
+    pub(crate) fn new(direction: Direction, callbacks: bool, end: bool) -> Self {
         Self {
             direction,
             callbacks,
             held: Cell::new(0),
             placed: Cell::new(0),
-            end: Cell::new(false),
+            end: Cell::new(end),
             content: RefCell::new(Content::Original),
             waker: RefCell::default(),
             flow: Flow::default(),
@@ -158,6 +158,20 @@ impl Body {
 
     pub(crate) fn direction(&self) -> Direction {
         self.direction
+    }
+
+    pub(crate) fn has_callbacks(&self) -> bool {
+        self.callbacks
+    }
+
+    /// All of it is known to be here.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.get()
+    }
+
+    /// There is a new one, which later callbacks have to put in its place or keep there.
+    pub(crate) fn is_replaced(&self) -> bool {
+        !matches!(&*self.content.borrow(), Content::Original)
     }
 
     /// The host holds this much now.

@@ -86,10 +86,14 @@ pub struct Hooks {
     pub request: bool,
     /// … and may read or replace the body.
     pub request_body: bool,
+    /// … and may wait.
+    pub request_waits: bool,
     /// [`Filter::response`] is overridden.
     pub response: bool,
     /// … and may read or replace the body.
     pub response_body: bool,
+    /// … and may wait.
+    pub response_waits: bool,
     /// [`Filter::done`] is overridden.
     pub done: bool,
     /// [`Filter::start`] is overridden.
@@ -103,8 +107,10 @@ impl Hooks {
     pub const ALL: Self = Self {
         request: true,
         request_body: true,
+        request_waits: true,
         response: true,
         response_body: true,
+        response_waits: true,
         done: true,
         start: true,
         tick: true,

@@ -6,17 +6,14 @@
 
 #![allow(unsafe_code, reason = "a guest is entered through exported symbols")]
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::panic;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+use crate::contexts::Contexts;
 use crate::filter::Filter;
 use crate::host::{self, Guest as Host};
-use crate::runtime::{Action, Root, Stream};
-use crate::upstream::{self, IdHasher};
+use crate::runtime::{Action, Stream};
 
 /// Marks the ABI of this guest; a host looks for it and never calls it.
 #[unsafe(no_mangle)]
@@ -38,121 +35,91 @@ pub fn initialize() {
     crate::spans::forward();
 }
 
-/// The contexts of one VM.
+/// The contexts of one VM, and what the host says to them.
 pub struct Guest<F: Filter> {
-    /// By id. There is one per plugin that shares the VM, mostly one.
-    roots: RefCell<Vec<(u32, Root<F>)>>,
-    streams: RefCell<HashMap<u32, Stream<F>, BuildHasherDefault<IdHasher>>>,
+    contexts: Contexts<F>,
 }
 
 impl<F: Filter> Default for Guest<F> {
     fn default() -> Self {
-        Self { roots: RefCell::default(), streams: RefCell::default() }
+        Self::new()
     }
 }
 
 impl<F: Filter> Guest<F> {
+    /// One without any contexts.
+    pub const fn new() -> Self {
+        Self { contexts: Contexts::new() }
+    }
+
     /// `proxy_on_context_create`: a plugin context (no parent) or a stream context.
     pub fn on_context_create(&self, id: u32, parent: u32) {
-        if parent == 0 {
-            self.roots.borrow_mut().push((id, Root::default()));
-            return;
-        }
-
-        let stream = self.roots.borrow().iter().find(|(root, _)| *root == parent).and_then(|(_, root)| root.open());
-        // Without a filter there is no verdict, and letting traffic pass unchecked is the one thing that must not happen.
-        let stream = stream.expect("a stream is opened after the plugin is configured");
-        self.streams.borrow_mut().insert(id, stream);
+        self.contexts.create(id, parent);
     }
 
     /// `proxy_on_configure`: 0 refuses the configuration.
     pub fn on_configure(&self, id: u32) -> u32 {
         host::forget_level();
-        upstream::enter(id);
-        let mut roots = self.roots.borrow_mut();
-        let root = roots.iter_mut().find(|(root, _)| *root == id);
-        u32::from(root.is_some_and(|(_, root)| root.configure(&Host.configuration())))
+        u32::from(self.contexts.configure(id, &Host.configuration()))
     }
 
     /// `proxy_on_tick`.
     pub fn on_tick(&self, id: u32) {
-        upstream::enter(id);
-        if let Some((_, root)) = self.roots.borrow().iter().find(|(root, _)| *root == id) {
-            root.tick();
-        }
+        self.contexts.tick(id);
     }
 
     /// `proxy_on_request_headers`.
     pub fn on_request_headers(&self, id: u32, end: u32) -> u32 {
-        self.act(id, |stream| stream.on_request_headers(end != 0))
+        code(self.contexts.request_headers(id, end != 0))
     }
 
     /// `proxy_on_request_body`.
     pub fn on_request_body(&self, id: u32, held: usize, end: u32) -> u32 {
-        self.act(id, |stream| stream.on_request_body(held, end != 0))
+        code(self.contexts.act(id, |stream| stream.on_request_body(held, end != 0)))
     }
 
     /// `proxy_on_request_trailers`.
     pub fn on_request_trailers(&self, id: u32) -> u32 {
-        self.act(id, Stream::on_request_trailers)
+        code(self.contexts.act(id, Stream::on_request_trailers))
     }
 
     /// `proxy_on_response_headers`.
     pub fn on_response_headers(&self, id: u32, end: u32) -> u32 {
-        self.act(id, |stream| stream.on_response_headers(end != 0))
+        code(self.contexts.response_headers(id, end != 0))
     }
 
     /// `proxy_on_response_body`.
     pub fn on_response_body(&self, id: u32, held: usize, end: u32) -> u32 {
-        self.act(id, |stream| stream.on_response_body(held, end != 0))
+        code(self.contexts.act(id, |stream| stream.on_response_body(held, end != 0)))
     }
 
     /// `proxy_on_response_trailers`.
     pub fn on_response_trailers(&self, id: u32) -> u32 {
-        self.act(id, Stream::on_response_trailers)
+        code(self.contexts.act(id, Stream::on_response_trailers))
     }
 
-    /// `proxy_on_http_call_response`, and `proxy_on_grpc_receive` and `proxy_on_grpc_close` with numbers of theirs: the context it names is the plugin's, so the sender is looked up.
+    /// `proxy_on_http_call_response`, and `proxy_on_grpc_receive` and `proxy_on_grpc_close` with numbers of theirs: the context it names
+    /// is the plugin's, so the sender is looked up.
     pub fn on_http_call_response(&self, token: u32, headers: usize, body: usize) {
-        let Some(sender) = upstream::sender(token) else { return };
-        if let Some(stream) = self.streams.borrow_mut().get_mut(&sender) {
-            if Host.enter(sender) {
-                upstream::enter(sender);
-                stream.on_call_response(token, headers, body);
-            }
-            return;
-        }
-        if F::HOOKS.start || F::HOOKS.tick {
-            upstream::enter(sender);
-            if let Some((_, root)) = self.roots.borrow().iter().find(|(root, _)| *root == sender) {
-                root.on_call_response(token, headers, body);
-            }
-        }
+        self.contexts.call_response(token, headers, body, |stream| Host.enter(stream));
     }
 
     /// `proxy_on_log`.
     pub fn on_log(&self, id: u32) {
-        // A plugin context is logged too when the VM ends; it has nothing to say.
-        if let Some(stream) = self.streams.borrow_mut().get_mut(&id) {
-            upstream::enter(id);
-            stream.on_log();
-        }
+        self.contexts.log(id);
     }
 
     /// `proxy_on_delete`.
     pub fn on_delete(&self, id: u32) {
-        if self.streams.borrow_mut().remove(&id).is_none() {
-            self.roots.borrow_mut().retain(|(root, _)| *root != id);
-        }
+        self.contexts.delete(id);
     }
+}
 
-    fn act(&self, id: u32, callback: impl FnOnce(&mut Stream<F>) -> Action) -> u32 {
-        upstream::enter(id);
-        let mut streams = self.streams.borrow_mut();
-        match callback(streams.get_mut(&id).expect("the host names a stream it has created")) {
-            Action::Continue => 0,
-            Action::Pause => 1,
-        }
+/// What the host is told of it.
+fn code(action: Action) -> u32 {
+    match action {
+        Action::Continue => 0,
+        Action::Pause => 1,
     }
 }
 

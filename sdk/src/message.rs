@@ -1,5 +1,6 @@
 //! What requests and responses have in common: headers and a body.
 
+use std::cell::OnceCell;
 use std::fmt::{self, Debug, Formatter};
 use std::ops::Deref;
 use std::rc::Rc;
@@ -7,8 +8,8 @@ use std::rc::Rc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::body::{Body, Limit};
-use crate::host;
+use crate::body::{Body, Direction, Limit};
+use crate::host::{self, Status};
 use crate::{BodyError, BodyTooLarge, BodyUnavailable, Prefix, Trailers};
 
 /// A header value: bytes, mostly but not always UTF-8 (RFC 9110, 5.5). It holds whatever a host may give, and converts from and to the one
@@ -93,17 +94,38 @@ impl Debug for HeaderValue {
 /// and otherwise without effect.
 #[derive(Debug)]
 pub struct Message {
-    body: Rc<Body>,
+    direction: Direction,
+    /// The host makes body callbacks for this filter.
+    callbacks: bool,
+    /// The headers are all there is.
+    end: bool,
+    /// Made when it is first asked for, unless somebody shares it.
+    body: OnceCell<Rc<Body>>,
 }
 
 impl Message {
-    pub(crate) fn new(body: Rc<Body>) -> Self {
-        Self { body }
+    /// One whose body nobody has touched yet.
+    pub(crate) fn new(direction: Direction, callbacks: bool, end: bool) -> Self {
+        Self { direction, callbacks, end, body: OnceCell::new() }
+    }
+
+    /// One whose body is known to others already.
+    pub(crate) fn over(body: Rc<Body>) -> Self {
+        Self { direction: body.direction(), callbacks: body.has_callbacks(), end: body.has_ended(), body: body.into() }
+    }
+
+    /// Its body, when it was asked for.
+    pub(crate) fn into_body(self) -> Option<Rc<Body>> {
+        self.body.into_inner()
+    }
+
+    fn content(&self) -> &Body {
+        self.body.get_or_init(|| Rc::new(Body::new(self.direction, self.callbacks, self.end)))
     }
 
     /// The first value of a header; pseudo headers (`:path`) included.
     pub fn header(&self, name: impl AsRef<str>) -> Option<HeaderValue> {
-        host::current().header(self.body.direction().map(), name.as_ref()).map(HeaderValue)
+        host::current().header(self.direction.map(), name.as_ref()).map(HeaderValue)
     }
 
     /// The first value of a header as text; `None` also when it is not UTF-8.
@@ -122,31 +144,31 @@ impl Message {
 
     /// All headers in order, pseudo headers first, names in lower case on most hosts. Copies the whole map.
     pub fn headers(&self) -> impl Iterator<Item = (String, Vec<u8>)> + use<> {
-        host::current().headers(self.body.direction().map()).into_iter()
+        host::current().headers(self.direction.map()).into_iter()
     }
 
     /// Sets a header, in place of all values it had.
     pub fn set_header(&mut self, name: impl AsRef<str>, value: impl AsRef<[u8]>) {
         let name = name.as_ref();
         host::current()
-            .set_header(self.body.direction().map(), name, value.as_ref())
-            .unwrap_or_else(|status| log::warn!("header {name} could not be set: {status}"));
+            .set_header(self.direction.map(), name, value.as_ref())
+            .unwrap_or_else(|status| refused(name, "set", status));
     }
 
     /// Adds a value to a header, behind those it has.
     pub fn add_header(&mut self, name: impl AsRef<str>, value: impl AsRef<[u8]>) {
         let name = name.as_ref();
         host::current()
-            .add_header(self.body.direction().map(), name, value.as_ref())
-            .unwrap_or_else(|status| log::warn!("header {name} could not be added: {status}"));
+            .add_header(self.direction.map(), name, value.as_ref())
+            .unwrap_or_else(|status| refused(name, "added", status));
     }
 
     /// Removes all values of a header; nothing happens when there are none.
     pub fn remove_header(&mut self, name: impl AsRef<str>) {
         let name = name.as_ref();
         host::current()
-            .remove_header(self.body.direction().map(), name)
-            .unwrap_or_else(|status| log::warn!("header {name} could not be removed: {status}"));
+            .remove_header(self.direction.map(), name)
+            .unwrap_or_else(|status| refused(name, "removed", status));
     }
 
     /// Waits for the whole body and copies it into the guest. Nothing reaches the other side meanwhile, not even the headers.
@@ -157,7 +179,7 @@ impl Message {
     /// # Errors
     /// [`BodyTooLarge`] as soon as more than `limit` bytes are known to come. The message is intact and can be let pass.
     pub async fn body(&mut self, limit: impl Limit) -> Result<Vec<u8>, BodyTooLarge> {
-        self.body.whole(limit.bytes()).await
+        self.content().whole(limit.bytes()).await
     }
 
     /// The same as [`body`](Message::body).
@@ -174,7 +196,7 @@ impl Message {
     /// It is too large, or not UTF-8.
     pub async fn text(&mut self, limit: impl Limit) -> Result<String, BodyError> {
         let bytes = self.body(limit).await?;
-        String::from_utf8(bytes).map_err(|_| BodyError::NotText { direction: self.body.direction() })
+        String::from_utf8(bytes).map_err(|_| BodyError::NotText { direction: self.direction })
     }
 
     /// The whole [`body`](Message::body), read as JSON.
@@ -184,7 +206,7 @@ impl Message {
     pub async fn json<T: DeserializeOwned>(&mut self, limit: impl Limit) -> Result<T, BodyError> {
         let bytes = self.body(limit).await?;
         serde_json::from_slice(&bytes)
-            .map_err(|error| BodyError::NotJson { direction: self.body.direction(), reason: error.to_string() })
+            .map_err(|error| BodyError::NotJson { direction: self.direction, reason: error.to_string() })
     }
 
     /// Waits for the next piece of the body; `None` at its end. The headers go on with the first wait, and every piece with the wait for
@@ -197,7 +219,7 @@ impl Message {
     /// # Errors
     /// [`BodyUnavailable`] when the host does not give the bytes that it has announced.
     pub async fn chunk(&mut self) -> Result<Option<Vec<u8>>, BodyUnavailable> {
-        self.body.chunk().await
+        self.content().chunk().await
     }
 
     /// Replaces the last piece that [`chunk`](Message::chunk) gave. Called again, or when `chunk` has given `None`, it adds behind it.
@@ -205,7 +227,7 @@ impl Message {
     /// A piece of another length than the old one needs a message that does not say how long its body is: remove `content-length` before
     /// the first `chunk`. Where that was forgotten the piece goes on unchanged and the log says so.
     pub fn set_chunk(&mut self, bytes: impl AsRef<[u8]>) {
-        self.body.set_chunk(bytes.as_ref());
+        self.content().set_chunk(bytes.as_ref());
     }
 
     /// Passes the body through a function as it streams, piece by piece, in bounded memory. At the end the function is called once more,
@@ -235,8 +257,8 @@ impl Message {
     ///
     /// Request trailers reach an HTTP/1 origin from no host, and in Selvedge from none at all; responses' pass on HTTP/2 (gRPC).
     pub async fn trailers(&mut self) -> Trailers {
-        self.body.passed().await;
-        Trailers::new(self.body.direction().trailers())
+        self.content().passed().await;
+        Trailers::new(self.direction.trailers())
     }
 
     /// Waits for the first `limit` bytes of the body, or for its end when that comes first, and copies at most that much into the
@@ -259,14 +281,14 @@ impl Message {
     /// [`BodyUnavailable`] when the host does not give the bytes that it has announced. The message is intact and can be let pass, but
     /// nobody has looked at it.
     pub async fn body_prefix(&mut self, limit: impl Limit) -> Result<Prefix, BodyUnavailable> {
-        self.body.prefix(limit.bytes()).await
+        self.content().prefix(limit.bytes()).await
     }
 
     /// Makes `bytes` the body, and sets `content-length` to match. When the old body has not been read it is thrown away as it
     /// comes. A message that has no body at all (its headers were the end) gets one only from hosts that can add it; where they
     /// cannot, a warning is logged.
     pub fn set_body(&mut self, bytes: impl Into<Vec<u8>>) {
-        self.body.replace(bytes.into());
+        self.content().replace(bytes.into());
     }
 
     /// Makes this text the body, with its length and its type (`text/plain`, unless another `text/..` is set).
@@ -283,7 +305,7 @@ impl Message {
     /// The value cannot be written as JSON. The message is as it was.
     pub fn set_json(&mut self, value: &impl Serialize) -> Result<(), BodyError> {
         let json = serde_json::to_vec(value)
-            .map_err(|error| BodyError::NotJson { direction: self.body.direction(), reason: error.to_string() })?;
+            .map_err(|error| BodyError::NotJson { direction: self.direction, reason: error.to_string() })?;
         if !self.is_json() {
             self.set_header("content-type", "application/json");
         }
@@ -297,4 +319,11 @@ impl Message {
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         kind == "application/json" || kind.ends_with("+json")
     }
+}
+
+/// Not inline, so that filters do not carry it once for each header they set.
+#[cold]
+#[inline(never)]
+fn refused(name: &str, change: &str, status: Status) {
+    log::warn!("header {name} could not be {change}: {status}");
 }

@@ -129,6 +129,7 @@ impl Reply {
         &self.body
     }
 
+    #[inline(never)]
     pub(crate) fn send(self) {
         let headers: Vec<(&str, &[u8])> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
         let current = host::current();

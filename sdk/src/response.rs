@@ -16,8 +16,12 @@ pub struct Response {
 }
 
 impl Response {
-    pub(crate) fn new(body: Rc<Body>) -> Self {
-        Self { message: Message::new(body) }
+    pub(crate) fn new(message: Message) -> Self {
+        Self { message }
+    }
+
+    pub(crate) fn into_body(self) -> Option<Rc<Body>> {
+        self.message.into_body()
     }
 
     /// The status; 0 when the host does not say.

@@ -239,7 +239,7 @@ impl Slot {
 struct Outstanding {
     /// The context that has sent it.
     #[cfg_attr(
-        not(target_arch = "wasm32"),
+        not(any(test, target_arch = "wasm32")),
         expect(dead_code, reason = "outside of wasm a tester knows whose callout it is")
     )]
     sender: u32,
@@ -258,13 +258,13 @@ thread_local! {
 }
 
 /// Callouts from now on are sent by this context.
-#[cfg(target_arch = "wasm32")]
+#[cfg(any(test, target_arch = "wasm32"))]
 pub(crate) fn enter(context: u32) {
     RUNNING.set(context);
 }
 
 /// The context that has sent a callout; `None` when nobody waits for it any more.
-#[cfg(target_arch = "wasm32")]
+#[cfg(any(test, target_arch = "wasm32"))]
 pub(crate) fn sender(token: u32) -> Option<u32> {
     OUTSTANDING.with_borrow(|calls| calls.get(&token).map(|call| call.sender))
 }

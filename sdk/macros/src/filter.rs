@@ -129,7 +129,7 @@ fn exports(filter: &Type, hooks: Hooks) -> TokenStream {
         #[allow(unsafe_code, reason = "a guest is entered through exported symbols")]
         const _: () = {
             ::std::thread_local! {
-                static GUEST: ::selvedge_sdk::guest::Guest<#filter> = ::std::default::Default::default();
+                static GUEST: ::selvedge_sdk::guest::Guest<#filter> = const { ::selvedge_sdk::guest::Guest::new() };
             }
 
             #[used]
@@ -220,12 +220,12 @@ fn exports(filter: &Type, hooks: Hooks) -> TokenStream {
 }
 
 fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
-    if associated_type(item, "Stream").is_none() {
+    if hooks::associated_type(item, "Stream").is_none() {
         item.items.push(parse_quote! { type Stream = (); });
     }
-    let config = associated_type(item, "Config");
+    let config = hooks::associated_type(item, "Config");
     let without = config.is_none();
-    let nothing = matches!(config, Some(Type::Tuple(tuple)) if tuple.elems.is_empty());
+    let nothing = config.is_some_and(hooks::is_nothing);
     if without {
         item.items.push(parse_quote! { type Config = (); });
     }
@@ -249,14 +249,17 @@ fn add_associated_items(item: &mut ItemImpl, hooks: Hooks) {
         }
     }
 
-    let Hooks { request, response, done, start, tick, bodies, waits: _ } = hooks;
+    let Hooks { request, response, done, start, tick, bodies, waits, keeps: _ } = hooks;
     let Bodies { request: request_body, response: response_body } = bodies;
+    let Bodies { request: request_waits, response: response_waits } = waits;
     item.items.push(parse_quote! {
         const HOOKS: ::selvedge_sdk::Hooks = ::selvedge_sdk::Hooks {
             request: #request,
             request_body: #request_body,
+            request_waits: #request_waits,
             response: #response,
             response_body: #response_body,
+            response_waits: #response_waits,
             done: #done,
             start: #start,
             tick: #tick,
@@ -291,11 +294,4 @@ fn is_exchange(argument: &FnArg) -> bool {
     let FnArg::Typed(argument) = argument else { return false };
     let Type::Reference(reference) = &*argument.ty else { return false };
     matches!(&*reference.elem, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "Exchange"))
-}
-
-fn associated_type<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a Type> {
-    item.items.iter().find_map(|item| match item {
-        ImplItem::Type(alias) if alias.ident == name => Some(&alias.ty),
-        _ => None,
-    })
 }

@@ -2,7 +2,7 @@
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens as _;
-use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, Pat};
+use syn::{FnArg, ImplItem, ImplItemFn, ItemImpl, Pat, Type};
 
 /// The methods of a request or response that need its body callbacks.
 const BODY_METHODS: [&str; 12] = [
@@ -39,6 +39,8 @@ pub(crate) struct Hooks {
     /// Which hooks may wait. Hosts that show the body while the headers are held (Envoy, as the SDK asks it to) take a body callback that
     /// is not there for a yes, and let headers and body go: so a hook that waits needs one, to say no.
     pub(crate) waits: Bodies,
+    /// The filter keeps something of a stream from one hook to the next.
+    pub(crate) keeps: bool,
 }
 
 /// Looks at the methods of the impl. `declared` is what the attribute says about bodies; without it the token streams decide.
@@ -55,6 +57,7 @@ pub(crate) fn of(item: &ItemImpl, declared: Option<Bodies>) -> Hooks {
         tick: method(item, "tick").is_some(),
         bodies: declared.unwrap_or(found),
         waits: Bodies { request: request.is_some_and(may_wait), response: response.is_some_and(may_wait) },
+        keeps: associated_type(item, "Stream").is_some_and(|kept| !is_nothing(kept)),
     }
 }
 
@@ -63,6 +66,9 @@ impl Hooks {
     ///
     /// A body that is followed by trailers ends with the trailers callback (the last body callback says "more to come"), so
     /// whoever waits for a whole body needs that callback as well.
+    ///
+    /// `stateless` is no callback. It says that the guest has no use for the beginning and the end of streams, nor for an id that lasts
+    /// longer than a callback. Other hosts create and delete streams as ever.
     pub(crate) fn phases(self) -> String {
         let phases = [
             ("request_headers", self.request),
@@ -72,8 +78,16 @@ impl Hooks {
             ("response_body", self.response && self.bodies.response),
             ("response_trailers", self.response && self.bodies.response),
             ("log", self.done),
+            ("stateless", self.is_stateless()),
         ];
         phases.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Whether nothing remains of a stream between two hooks. The runtime decides the same from `Filter::HOOKS` and the size of
+    /// `Filter::Stream` (`MAY_REMAIN`), and keeps nothing where this is true.
+    fn is_stateless(self) -> bool {
+        let none = Bodies::default();
+        (self.request || self.response) && !self.done && !self.keeps && self.bodies == none && self.waits == none
     }
 }
 
@@ -82,6 +96,18 @@ pub(crate) fn method<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a ImplItemF
         ImplItem::Fn(function) if function.sig.ident == name => Some(function),
         _ => None,
     })
+}
+
+pub(crate) fn associated_type<'a>(item: &'a ItemImpl, name: &str) -> Option<&'a Type> {
+    item.items.iter().find_map(|item| match item {
+        ImplItem::Type(alias) if alias.ident == name => Some(&alias.ty),
+        _ => None,
+    })
+}
+
+/// `()`
+pub(crate) fn is_nothing(kind: &Type) -> bool {
+    matches!(kind, Type::Tuple(tuple) if tuple.elems.is_empty())
 }
 
 /// Whether the hook may touch the body of its message. A message that is handed on (`self.check(req)`) may be read by whoever
@@ -98,7 +124,8 @@ fn needs_body(function: &ImplItemFn) -> bool {
     }
 }
 
-/// Whether the hook may be pending: it awaits something, or calls a macro that might (`futures::join!`).
+/// Whether the hook may be pending: it awaits something, or calls a macro that might (`futures::join!`), or does not show what it does
+/// because it gives a future of others, or is rewritten by an attribute.
 fn may_wait(function: &ImplItemFn) -> bool {
     fn awaits(tokens: TokenStream) -> bool {
         /// Macros that wait for nothing; what is in their parentheses is looked at.
@@ -130,7 +157,10 @@ fn may_wait(function: &ImplItemFn) -> bool {
             _ => false,
         })
     }
-    awaits(function.block.to_token_stream())
+    /// Attributes that leave the code as it is.
+    const PLAIN: [&str; 8] = ["allow", "cfg", "deny", "doc", "expect", "inline", "must_use", "warn"];
+    let rewritten = function.attrs.iter().any(|attribute| !PLAIN.iter().any(|name| attribute.path().is_ident(name)));
+    function.sig.asyncness.is_none() || rewritten || awaits(function.block.to_token_stream())
 }
 
 fn touches_body(tokens: TokenStream, message: &str) -> bool {
@@ -171,7 +201,43 @@ mod tests {
                 async fn response(&self, res: &mut Response, _: &mut ()) -> Flow { res.set_header("x", "y"); Ok(Next) }
             }
         };
-        assert_eq!(of(&item, None).phases(), "response_headers");
+        assert_eq!(of(&item, None).phases(), "response_headers\nstateless");
+    }
+
+    #[test]
+    fn a_filter_is_stateless_whose_streams_have_nothing_of_their_own() {
+        let request =
+            "async fn request(&self, request: &mut Request) -> Flow { request.set_header(\"x\", \"y\"); Ok(Next) }";
+        let response = "async fn response(&self, response: &mut Response) -> Flow { Ok(Next) }";
+        let table = [
+            (format!("{request} {response}"), true),
+            (response.to_owned(), true),
+            (format!("type Stream = (); {request}"), true),
+            (format!("{request} async fn start(&self) {{ fetch().await; }} fn tick(&self) {{}}"), true),
+            (format!("type Stream = u32; {request}"), false),
+            (format!("{request} fn done(&self) {{}}"), false),
+            (
+                format!(
+                    "{response} async fn request(&self, request: &mut Request) -> Flow {{ ask().await?; Ok(Next) }}"
+                ),
+                false,
+            ),
+            ("async fn request(&self, request: &mut Request) -> Flow { self.ask(request) }".to_owned(), false),
+            (
+                "async fn request(&self, request: &mut Request) -> Flow { request.set_body(\"x\"); Ok(Next) }"
+                    .to_owned(),
+                false,
+            ),
+            ("fn request(&self, request: &mut Request) -> impl Future<Output = Flow> { ask() }".to_owned(), false),
+            ("#[rewritten] async fn request(&self, request: &mut Request) -> Flow { Ok(Next) }".to_owned(), false),
+            // There are no callbacks that could do without streams.
+            ("fn tick(&self) {}".to_owned(), false),
+        ];
+        for (items, stateless) in table {
+            let item = syn::parse_str(&format!("impl Filter for X {{ {items} }}")).unwrap();
+            let phases = of(&item, None).phases();
+            assert_eq!(phases.lines().any(|name| name == "stateless"), stateless, "{items}: {phases}");
+        }
     }
 
     #[test]
@@ -261,7 +327,7 @@ mod tests {
         let item = parse_quote! {
             impl Filter for X { async fn request(&self, req: &mut Request, _: &mut ()) -> Flow { self.check(req) } }
         };
-        assert_eq!(of(&item, Some(Bodies::default())).phases(), "request_headers");
+        assert_eq!(of(&item, Some(Bodies::default())).phases(), "request_headers\nstateless");
     }
 
     #[test]

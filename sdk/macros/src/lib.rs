@@ -16,7 +16,9 @@ use proc_macro::TokenStream;
 ///
 /// **Hooks.** Only the callbacks of the hooks that the impl overrides are exported, and a custom section `selvedge.phases` lists
 /// them, one name per line, so that a host does not enter the guest for nothing: `request_headers`, `request_body`,
-/// `request_trailers`, `response_headers`, `response_body`, `response_trailers`, `log`.
+/// `request_trailers`, `response_headers`, `response_body`, `response_trailers`, `log`. A last word, `stateless`, stands there when streams
+/// have nothing of their own: no `type Stream`, no hook that awaits something, none that touches a body, no `done`. A host that knows it calls
+/// the hooks for the headers and nothing else.
 ///
 /// **Bodies.** Body callbacks are asked for where the hook may read or replace the body: where `.body(`, `.text(`, `.json(`, `.chunk(`,
 /// `.transform(`, `.trailers(`, `.set_body(` and the like are called on its first parameter, or where that parameter is handed on (`self.check(request)`; not `self.check(&*request)`), since whoever gets

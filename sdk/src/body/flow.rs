@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 
-use super::{Body, BodyUnavailable, Content};
+use super::{Body, BodyUnavailable};
 use crate::host;
 
 /// How far the hook has come.
@@ -80,7 +80,7 @@ impl Body {
 
     fn poll_chunk(&self, context: &Context<'_>) -> Poll<Result<Option<Vec<u8>>, BodyUnavailable>> {
         let (held, seen) = (self.held.get(), self.flow.seen.get());
-        let replaced = !matches!(&*self.content.borrow(), Content::Original);
+        let replaced = self.is_replaced();
         if held > seen && !replaced {
             let length = held - seen;
             let bytes = host::current().buffer(self.direction.buffer(), seen, length);

@@ -422,13 +422,18 @@ fn returned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8
     Ok(unsafe { Vec::from_raw_parts(data, size, size) })
 }
 
+#[inline(always)]
 fn done(code: u32) -> Result<(), Status> {
+    if code == 0 { Ok(()) } else { Err(failure(code)) }
+}
+
+#[cold]
+fn failure(code: u32) -> Status {
     match code {
-        0 => Ok(()),
-        1 => Err(Status::NotFound),
-        2 => Err(Status::BadArgument),
-        8 => Err(Status::CasMismatch),
-        code => Err(Status::Failed(code)),
+        1 => Status::NotFound,
+        2 => Status::BadArgument,
+        8 => Status::CasMismatch,
+        code => Status::Failed(code),
     }
 }
 
