@@ -25,7 +25,7 @@ use crate::snapshot;
 use crate::stats::PluginStats;
 use crate::stream::Stream;
 use crate::turn::thread_cpu;
-use crate::vm::{ANY_STREAM, CallError, Role, State, Vm, VmCell};
+use crate::vm::{CallError, ROOT, Role, State, Vm, VmCell};
 use crate::vms::{Choice, Worker};
 
 /// How a [`Plugin`] is configured: all that its guests and their VMs depend on, besides the module and the host.
@@ -304,8 +304,8 @@ impl Plugin {
             None => self.open_shared(worker),
             Some((instance, configured)) => self.open_alone(worker, instance, *configured),
         }?;
-        self.facts.streams[index].0.fetch_add(1, Ordering::Relaxed);
-        Ok(stream)
+        let number = self.facts.streams[index].0.fetch_add(1, Ordering::Relaxed);
+        Ok(stream.numbered(number))
     }
 
     fn open_shared(&self, worker: &Worker) -> Result<Stream, CallError> {
@@ -319,7 +319,7 @@ impl Plugin {
             }
         };
         let phases = self.module.phases();
-        let context = if phases.contains(Phases::STATELESS) { ANY_STREAM } else { cell.lock()?.open_stream(phases)? };
+        let context = if phases.contains(Phases::STATELESS) { ROOT } else { cell.lock()?.open_stream(phases)? };
         Ok(Stream::new(cell, context, &self.module, None))
     }
 

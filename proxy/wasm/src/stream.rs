@@ -10,7 +10,7 @@ use crate::effects::{Action, Arrival, Effects, Hold, Outcome};
 use crate::exchange::{Exchange, HeaderMap};
 use crate::module::{Module, Phases};
 use crate::root_loop::Ticks;
-use crate::vm::{CallError, Callback, Callbacks, HeadersCallback, VmCell};
+use crate::vm::{CallError, ROOT, Callback, Callbacks, HeadersCallback, VmCell};
 
 /// How long to leave a busy VM alone.
 const BUSY: Duration = Duration::from_millis(1);
@@ -29,6 +29,8 @@ pub struct Stream {
     phases: Phases,
     tells_end_with_headers: bool,
     finished: bool,
+    /// It has sent something out.
+    calls: bool,
     /// What [`VmCell::posted`] was when there was no mail.
     posted: usize,
     /// The worker's root loop, when the VM is this stream's own: it sends what the guest still wants sent when it ends.
@@ -39,7 +41,16 @@ impl Stream {
     pub(crate) fn new(vm: Arc<VmCell>, context: u32, module: &Module, heir: Option<Arc<Ticks>>) -> Self {
         let tells_end_with_headers = module.abi().tells_end_with_headers();
         vm.live().fetch_add(1, Ordering::Relaxed);
-        Self { vm, context, phases: module.phases(), tells_end_with_headers, finished: false, posted: 0, heir }
+        Self { vm, context, phases: module.phases(), tells_end_with_headers, finished: false, calls: false, posted: 0, heir }
+    }
+
+    /// Gives a stream its id that has none yet, because neither the guest nor its VM keeps anything for it.
+    pub(crate) fn numbered(mut self, number: u64) -> Self {
+        if self.context == ROOT {
+            let beyond_root = number % u64::from(u32::MAX - ROOT);
+            self.context = ROOT + 1 + u32::try_from(beyond_root).unwrap_or_default();
+        }
+        self
     }
 
     /// Whether a callback would end in [`CallError::Busy`] now, or wait for a moment.
@@ -111,6 +122,7 @@ impl Stream {
     /// As [`Stream::on_request_headers`].
     pub fn on_arrival(&mut self, x: &mut dyn Exchange, arrival: Arrival) -> Result<Outcome, CallError> {
         let effects = self.vm.lock()?.deliver(self.context, Some(x), arrival)?;
+        self.calls |= !effects.outgoing.is_empty();
         Ok(Outcome { action: Action::Pause, effects })
     }
 
@@ -234,9 +246,11 @@ impl Stream {
         let mut vm = self.vm.lock()?;
         let vm = &mut *vm;
         let callback = callback(&mut vm.callbacks);
+        let calls = &mut self.calls;
         vm.core.lend(self.context, Some(x), |core| {
             let returned = core.call(callback, arguments)?;
             let mut effects = core.take_effects();
+            *calls |= !effects.outgoing.is_empty();
             let action = match returned {
                 None | Some(0) => Action::Continue,
                 Some(code) => {
@@ -252,7 +266,8 @@ impl Stream {
         if self.finished {
             return Ok(());
         }
-        if self.phases.contains(Phases::STATELESS) && !self.phases.contains(Phases::LOG) && self.heir.is_none() {
+        let stateless = self.phases.contains(Phases::STATELESS);
+        if stateless && !self.phases.contains(Phases::LOG) && !self.calls && self.heir.is_none() {
             self.finished = true;
             self.vm.live().fetch_sub(1, Ordering::Relaxed);
             return Ok(()); // It was never told of the stream.

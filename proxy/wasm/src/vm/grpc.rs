@@ -43,6 +43,11 @@ struct Entry {
 }
 
 impl Exchanges {
+    /// Whether none is open.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Ends all of them: the VM is dead.
     pub(super) fn hang_up(&mut self) {
         self.open.clear();

@@ -33,9 +33,6 @@ use crate::root_loop::Ticks;
 /// The id of the root context, in every VM.
 pub(crate) const ROOT: u32 = 1;
 
-/// The id of the streams of a guest that keeps nothing for streams, all of them: nothing is kept for them here either.
-pub(crate) const ANY_STREAM: u32 = ROOT + 1;
-
 /// What a VM is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -293,7 +290,10 @@ impl Vm {
             })
         };
         let state = core.store.data_mut();
-        let orphans = if !state.lingering.is_empty() && state.lingering.contains(&id) {
+        let orphans = if stateless {
+            // Nothing is kept for it here either: its calls are found by their owner, when there are calls at all.
+            usize::from(!state.callouts_in_flight.is_empty() || !state.grpc.is_empty())
+        } else if !state.lingering.is_empty() && state.lingering.contains(&id) {
             state.streams.get(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)
         } else {
             state.streams.remove(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)

@@ -273,9 +273,11 @@ impl State {
     /// Room for one more call, of HTTP or gRPC, of the effective context, unless it has too many. Returns the context it counts for.
     pub(super) fn claim_call(&mut self) -> Option<u32> {
         let owner = self.callout_owner();
+        let mut uncounted = 0; // Of a stateless stream only the guest call's own count, and the plugin's.
         let in_flight = match self.streams.get_mut(&owner) {
             Some(mailbox) => &mut mailbox.callouts_in_flight,
-            None => &mut self.root_callouts_in_flight,
+            None if owner == ROOT => &mut self.root_callouts_in_flight,
+            None => &mut uncounted,
         };
         if *in_flight >= MAX_CALLOUTS || self.callouts_made >= MAX_CALLOUTS {
             return None;
@@ -326,11 +328,9 @@ impl State {
         }
     }
 
-    /// A stream that is ending cannot wait for an answer, nor one that nothing is kept for: its calls are sent all the same, for the root
-    /// context.
+    /// A stream that is ending cannot wait for an answer: its calls are sent all the same, for the root context.
     fn callout_owner(&self) -> u32 {
-        let cannot_wait = (self.ending && self.effective == self.owner) || !self.streams.contains_key(&self.effective);
-        if cannot_wait { ROOT } else { self.effective }
+        if self.ending && self.effective == self.owner { ROOT } else { self.effective }
     }
 
     /// False when there is no such callout in flight.

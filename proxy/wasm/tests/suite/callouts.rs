@@ -137,6 +137,34 @@ fn callouts_are_bounded_per_plugin_and_their_end_makes_room() {
     assert_eq!(http_calls(again().effects).len(), 1);
 }
 
+#[test]
+fn calls_of_streams_that_nothing_is_kept_for_are_forgotten_with_them() {
+    let wasm = wat(
+        HTTP_CALL,
+        "i32.const 0",
+        &format!(
+            r#"{PSEUDO} (@custom "selvedge.phases" "request_headers stateless")
+            (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) {CALL})"#
+        ),
+    );
+    let called = |rig: &Rig| {
+        let mut stream = rig.stream();
+        let outcome = stream.on_request_headers(&mut FakeExchange::get("/"), true).unwrap();
+        (stream, http_calls(outcome.effects).len())
+    };
+    let limits = Limits { callouts: 40, ..options("").limits };
+    let rig = try_start(&wasm, PluginOptions { limits, ..options("") }).unwrap();
+    let open: Vec<_> = (0..41).map(|_| called(&rig)).collect();
+    let calls: Vec<usize> = open.iter().map(|(_, calls)| *calls).collect();
+    assert_eq!(calls, [&[1; 40][..], &[0]].concat(), "each stream has its own, and the plugin's limit is theirs");
+    drop(open);
+    for _ in 0..50 {
+        let (mut stream, calls) = called(&rig);
+        assert_eq!(calls, 1);
+        stream.finish(&mut FakeExchange::get("/")).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_call_made_while_ending_is_still_sent() {
     let wasm = wat(
