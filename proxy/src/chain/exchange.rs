@@ -79,7 +79,7 @@ pub(crate) struct ExchangeState {
     /// The way to the outer half, where these are filters between the cache and the origin.
     pub(crate) outer_half: Option<Arc<Hop>>,
     /// What filters want of the cache.
-    pub(crate) wishes: Wishes,
+    pub(crate) wishes: Option<Box<Wishes>>,
     /// Properties that filters of this exchange have set for later ones.
     set_by_filters: Vec<SetProperty>,
     /// Request trailers while they pass the chain.
@@ -168,7 +168,7 @@ impl ExchangeState {
             request_body_gone: false,
             upstream: None,
             outer_half: None,
-            wishes: Wishes::default(),
+            wishes: None,
             set_by_filters: Vec::new(),
             request_trailers: None,
             response: None,
@@ -644,7 +644,7 @@ impl View<'_> {
             ["request", "path"] => self.set_pseudo(HeaderMap::Request, b":path", value),
             ["request", "host"] => self.set_authority(value),
             ["cache", "key_parts"] => {
-                let parts = &mut self.state.wishes.key_parts;
+                let parts = &mut self.state.wishes.get_or_insert_default().key_parts;
                 if value.len() > KEY_PART_BYTES_MAX {
                     return Err(ExchangeError::Invalid);
                 }
@@ -659,7 +659,7 @@ impl View<'_> {
                 if tag.is_empty() || tag.len() > TAG_MAX {
                     return Err(ExchangeError::Invalid);
                 }
-                let tags = &mut self.state.wishes.tags;
+                let tags = &mut self.state.wishes.get_or_insert_default().tags;
                 if tags.len() >= TAGS_MAX {
                     return Err(ExchangeError::Unavailable);
                 }
@@ -667,11 +667,12 @@ impl View<'_> {
                 Ok(())
             }
             ["cache", "ttl"] => {
-                self.state.wishes.lifetime = Some(lifetime(value).ok_or(ExchangeError::Invalid)?);
+                let lifetime = lifetime(value).ok_or(ExchangeError::Invalid)?;
+                self.state.wishes.get_or_insert_default().lifetime = Some(lifetime);
                 Ok(())
             }
             ["cache", "bypass"] => {
-                self.state.wishes.bypass = match value {
+                self.state.wishes.get_or_insert_default().bypass = match value {
                     [0] | b"0" | b"false" => false,
                     [1] | b"1" | b"true" => true,
                     _ => return Err(ExchangeError::Invalid),

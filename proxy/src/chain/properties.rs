@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap as Headers, Version, header};
+use selvedge_cache::Wishes;
 use selvedge_wasm::abi::serialize::encode_visited;
 use selvedge_wasm::{Exchange, HeaderMap, PropertyKind};
 
@@ -208,7 +209,8 @@ fn local(contact: &super::exchange::facts::Contact) -> Option<SocketAddr> {
 
 /// Before the lookup: what filters have asked for. After it: what came of it.
 fn cache(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
-    let wishes = &view.state.wishes;
+    let nothing = Wishes::default();
+    let wishes = view.state.wishes.as_deref().unwrap_or(&nothing);
     let cached = view.state.known.as_ref().and_then(|known| known.cached.as_ref());
     match (path, cached) {
         (["key_parts"], _) => Some(encode_visited(|visit| wishes.key_parts.iter().for_each(|part| visit(part, &[])))),

@@ -39,9 +39,9 @@ pub(crate) struct Slot {
     /// The chain, while neither side is using it.
     chain: Mutex<Option<Chain>>,
     /// The response half, handed back likewise.
-    out: Mutex<Option<Box<Outbound>>>,
+    out: Mutex<Option<Outbound>>,
     /// A reply a filter made when the exchange was already on its way upstream; written by the error path.
-    reply: Mutex<Option<LocalReply>>,
+    reply: Mutex<Option<Box<LocalReply>>>,
     /// Set when the session answered an error of the chain itself: the RFC 9209 error token, for the access log.
     pub(super) failure: OnceLock<&'static str>,
     /// The stored body that answers, on routes that compress.
@@ -63,18 +63,18 @@ impl Slot {
         Some(Lent { slot: self, chain: Some(chain) })
     }
 
-    fn take_out(&self) -> Option<Box<Outbound>> {
+    fn take_out(&self) -> Option<Outbound> {
         self.out.lock().take()
     }
 
     /// Keeps a filter's reply for the error path.
     pub(crate) fn park_reply(&self, reply: LocalReply) {
-        *self.reply.lock() = Some(reply);
+        *self.reply.lock() = Some(Box::new(reply));
     }
 
     /// The reply kept, once.
     pub(crate) fn parked_reply(&self) -> Option<LocalReply> {
-        self.reply.lock().take()
+        self.reply.lock().take().map(|reply| *reply)
     }
 
     /// The error token of the answer that the session made itself.
@@ -124,7 +124,7 @@ pub(crate) enum RequestBody {
 /// The downstream session of a request that has filters.
 pub(crate) struct FilteredSession {
     real: Option<Box<HttpSession>>,
-    out: Option<Box<Outbound>>,
+    out: Option<Outbound>,
     slot: Arc<Slot>,
     body: RequestBody,
     /// The client has sent all of its body. Of one with trailers, the HTTP/2 session never says that it is done.
@@ -146,7 +146,7 @@ impl FilteredSession {
     pub(crate) fn prepare(chain: Chain) -> Arc<Slot> {
         Arc::new(Slot {
             outer_half: chain.state.outer_half.clone(),
-            out: Mutex::new(Some(Box::new(Outbound::of(&chain)))),
+            out: Mutex::new(Some(Outbound::of(&chain))),
             chain: Mutex::new(Some(chain)),
             ..Slot::default()
         })
@@ -162,7 +162,7 @@ impl FilteredSession {
     }
 
     /// Puts it in the place of the client's session again, after [`take_off`](Self::take_off).
-    pub(crate) fn put_on(session: &mut Box<HttpSession>, slot: &Arc<Slot>, out: Box<Outbound>, body: RequestBody) {
+    pub(crate) fn put_on(session: &mut Box<HttpSession>, slot: &Arc<Slot>, out: Outbound, body: RequestBody) {
         let real = std::mem::replace(session, Box::new(HttpSession::new_custom(Box::new(()))));
         let filtered = Self { real: Some(real), out: Some(out), slot: Arc::clone(slot), body, body_ended: false };
         **session = HttpSession::new_custom(Box::new(filtered));
@@ -170,7 +170,7 @@ impl FilteredSession {
     }
 
     /// Takes it off again, and gives the response half, for somebody else to run.
-    pub(crate) fn take_off(session: &mut Box<HttpSession>, slot: &Slot) -> Option<Box<Outbound>> {
+    pub(crate) fn take_off(session: &mut Box<HttpSession>, slot: &Slot) -> Option<Outbound> {
         Self::restore(session, slot);
         slot.take_out()
     }
@@ -209,11 +209,11 @@ impl FilteredSession {
 
     fn parts(&mut self) -> (&Slot, &mut HttpSession, &mut Outbound) {
         let real = self.real.as_deref_mut().expect("held until drop");
-        (&self.slot, real, self.out.as_deref_mut().expect("held until drop"))
+        (&self.slot, real, self.out.as_mut().expect("held until drop"))
     }
 
     fn out(&mut self) -> &mut Outbound {
-        self.out.as_deref_mut().expect("held until drop")
+        self.out.as_mut().expect("held until drop")
     }
 }
 

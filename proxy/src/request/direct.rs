@@ -96,7 +96,7 @@ async fn attempts(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx, clie
 /// How the client is written to. Filters need no session of their own in its place where we write to it ourselves.
 enum Client {
     Plain,
-    Filtered(Arc<Slot>, Box<Outbound>),
+    Filtered(Arc<Slot>, Outbound),
 }
 
 impl Client {

@@ -11,6 +11,7 @@ use http::header;
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
+use selvedge_cache::Wishes;
 use selvedge_wasm::LocalReply;
 
 use super::{Edge, RequestCtx, direct, fail, respond};
@@ -43,8 +44,8 @@ pub(crate) enum BodyFlow {
 /// # Errors
 /// A filter failed closed, a limit was exceeded, or the client went away.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Answered> {
-    let route = Arc::clone(ctx.route()?);
-    let mut state = ExchangeState::new(session, ctx, Arc::clone(&route), &edge.listener);
+    let route = ctx.route()?;
+    let mut state = ExchangeState::new(session, ctx, Arc::clone(route), &edge.listener);
     let filters = match ctx.outer_half() {
         None => &route.filters,
         Some(hop) => {
@@ -57,12 +58,12 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let asked = chain.state.asked;
     let downstream = &mut session.downstream_session;
     let upgrade = downstream.is_upgrade_req();
-    let counters = Arc::clone(&ctx.plan.counters);
-    let limit = ctx.body_limit;
-    let mut body = BodyReader { counters: &counters, limit, received: 0, ended: downstream.is_body_empty() };
+    let (counters, limit) = (&ctx.plan.counters, ctx.body_limit);
+    let mut body = BodyReader { counters, limit, received: 0, ended: downstream.is_body_empty() };
     let ran = run(&mut chain, downstream, &mut body, upgrade).await;
-    ctx.body_received = body.received;
-    if body.ended {
+    let (received, ended) = (body.received, body.ended);
+    ctx.body_received = received;
+    if ended {
         ctx.upload_ends();
     }
     chain.state.request_goes();
@@ -92,8 +93,8 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
             if chain.state.upstream.is_some() || !ctx.is_inner() {
                 ctx.upstream.clone_from(&chain.state.upstream);
             }
-            if !chain.state.wishes.is_empty() {
-                ctx.cache.wish(chain.state.wishes.clone());
+            if let Some(wishes) = &chain.state.wishes {
+                ctx.cache.wish(Wishes::clone(wishes));
             }
             ctx.has_new_authority = chain.state.has_new_authority();
             ctx.slot = Some(if matches!(body, RequestBody::Untouched) && direct::is_certain(session, ctx) {

@@ -10,7 +10,7 @@ use crate::effects::{Action, Arrival, Effects, Hold, Outcome};
 use crate::exchange::{Exchange, HeaderMap};
 use crate::module::{Module, Phases};
 use crate::root_loop::Ticks;
-use crate::vm::{CallError, ROOT, Callback, Callbacks, HeadersCallback, VmCell};
+use crate::vm::{CallError, Callback, Callbacks, HeadersCallback, ROOT, VmCell};
 
 /// How long to leave a busy VM alone.
 const BUSY: Duration = Duration::from_millis(1);
@@ -41,7 +41,16 @@ impl Stream {
     pub(crate) fn new(vm: Arc<VmCell>, context: u32, module: &Module, heir: Option<Arc<Ticks>>) -> Self {
         let tells_end_with_headers = module.abi().tells_end_with_headers();
         vm.live().fetch_add(1, Ordering::Relaxed);
-        Self { vm, context, phases: module.phases(), tells_end_with_headers, finished: false, calls: false, posted: 0, heir }
+        Self {
+            vm,
+            context,
+            phases: module.phases(),
+            tells_end_with_headers,
+            finished: false,
+            calls: false,
+            posted: 0,
+            heir,
+        }
     }
 
     /// Gives a stream its id that has none yet, because neither the guest nor its VM keeps anything for it.
