@@ -50,8 +50,7 @@ pub(crate) fn is_certain(session: &mut Session, ctx: &mut RequestCtx) -> bool {
         .route
         .as_ref()
         .is_some_and(|route| route.cache.is_none() && matches!(route.target, Target::Upstream(_) | Target::Split(_)));
-    ctx.is_short = to_upstream && ctx.web.is_none() && !ctx.sliced && serves(session, ctx);
-    ctx.is_short
+    to_upstream && ctx.web.is_none() && !ctx.sliced && serves(session, ctx)
 }
 
 /// Whether there is nothing in the request's header that Pingora has to look at: a target with a host in it, another protocol to change to,

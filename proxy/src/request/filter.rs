@@ -61,7 +61,7 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let (counters, limit) = (&ctx.plan.counters, ctx.body_limit);
     let mut body = BodyReader { counters, limit, received: 0, ended: downstream.is_body_empty() };
     let ran = run(&mut chain, downstream, &mut body, upgrade).await;
-    let (received, ended) = (body.received, body.ended);
+    let BodyReader { received, ended, .. } = body;
     ctx.body_received = received;
     if ended {
         ctx.upload_ends();
@@ -97,7 +97,8 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
                 ctx.cache.wish(Wishes::clone(wishes));
             }
             ctx.has_new_authority = chain.state.has_new_authority();
-            ctx.slot = Some(if matches!(body, RequestBody::Untouched) && direct::is_certain(session, ctx) {
+            ctx.is_short = matches!(body, RequestBody::Untouched) && direct::is_certain(session, ctx);
+            ctx.slot = Some(if ctx.is_short {
                 FilteredSession::prepare(chain)
             } else {
                 FilteredSession::interpose(&mut session.downstream_session, chain, body)

@@ -18,6 +18,9 @@ use serde_json::json;
 #[path = "../../examples/hello.rs"]
 mod hello;
 
+#[path = "../../examples/mark.rs"]
+mod mark;
+
 #[path = "../../examples/upper.rs"]
 mod upper;
 
@@ -33,6 +36,7 @@ mod flow;
 use api_key::ApiKey;
 use flow::Flowing;
 use hello::Hello;
+use mark::Mark;
 use tour::Tour;
 use upper::Upper;
 
@@ -100,6 +104,7 @@ macro_rules! claims {
 
 claims!(
     hello_greets,
+    each_request_is_marked_by_its_own_path,
     a_filter_without_settings_refuses_some,
     upper_transforms_text_however_it_is_cut,
     upper_lets_other_types_and_long_bodies_pass,
@@ -135,6 +140,15 @@ claims!(
 fn hello_greets<H: Host>(host: impl Fn() -> H) {
     let outcome = host().tester::<Hello>("hello").get("/").send();
     assert_eq!((outcome.status(), outcome.header("x-hello")), (200, Some("from a filter")));
+}
+
+fn each_request_is_marked_by_its_own_path<H: Host>(host: impl Fn() -> H) {
+    let tester = host().tester::<Mark>("mark");
+    for (path, length) in [("/a", "short"), ("/a?query=long", "short"), ("/long/path", "long"), ("/a", "short")] {
+        let outcome = tester.get(path).send();
+        outcome.expect_forwarded_header("x-path-length", length);
+        assert_eq!(outcome.header("x-marked"), Some("yes"), "{path}");
+    }
 }
 
 fn a_filter_without_settings_refuses_some<H: Host>(host: impl Fn() -> H) {

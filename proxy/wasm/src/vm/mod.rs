@@ -290,15 +290,15 @@ impl Vm {
             })
         };
         let state = core.store.data_mut();
-        let orphans = if stateless {
+        let has_calls = if stateless {
             // Nothing is kept for it here either: its calls are found by their owner, when there are calls at all.
-            usize::from(!state.callouts_in_flight.is_empty() || !state.grpc.is_empty())
+            !state.callouts_in_flight.is_empty() || !state.grpc.is_empty()
         } else if !state.lingering.is_empty() && state.lingering.contains(&id) {
-            state.streams.get(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)
+            state.streams.get(&id).is_some_and(|mailbox| mailbox.callouts_in_flight > 0)
         } else {
-            state.streams.remove(&id).map_or(0, |mailbox| mailbox.callouts_in_flight)
+            state.streams.remove(&id).is_some_and(|mailbox| mailbox.callouts_in_flight > 0)
         };
-        let ended = ended.and_then(|_| if orphans > 0 { self.fail_callouts_of(id) } else { Ok(()) });
+        let ended = ended.and_then(|_| if has_calls { self.fail_callouts_of(id) } else { Ok(()) });
         match ended {
             Ok(()) | Err(CallError::Poisoned) => {}
             Err(error) => self.core.log_failure(&error),
