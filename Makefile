@@ -15,7 +15,7 @@ TUNED_BUILD = cargo build --release --locked -p selvedge --target $(HOST) --targ
 TUNED_BINARY = $(TUNED)/target/$(HOST)/release/selvedge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full run build tuned test faults lint conformance-envoy cache-suite bench bench-guest bench-micro filters clean
+.PHONY: help setup setup-full run build tuned test faults lint conformance-envoy cache-suite bench bench-added bench-guest bench-micro filters clean
 
 help: ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,11 +64,15 @@ conformance-envoy: setup ## Runs the conformance cases and all filters on Envoy,
 cache-suite: setup ## Runs the public HTTP cache tests of a checkout: SUITE=path, of github.com/http-tests/cache-tests with `undici` installed.
 	HTTP_CACHE_TESTS=$(abspath $(SUITE)) cargo test --workspace --locked --features $(TEST_FEATURES) --test suite -- --ignored --nocapture cache_suite::
 
-bench-guest: setup ## Builds the trivial filter of the benches: ours and, the very same file, Envoy's.
+bench-guest: setup ## Builds the small filters of the benches: ours and, the very same files, Envoy's.
 	$(GUEST_BUILD) -p selvedge-test-guests --example noop --example touch --example dear
+	$(GUEST_BUILD) -p selvedge-sdk --example hello
 
 bench: build bench-guest ## Load runs against nginx, Envoy, HAProxy and Varnish. ROUNDS=5, ARGS="--json --only cache".
 	python3 benches/load/run.py --selvedge $(TARGET)/release/selvedge --guest $(BENCH_GUEST) $(ARGS)
+
+bench-added: build bench-guest ## What one filter and five add to a request, beside Envoy. ARGS="--rounds 300".
+	python3 benches/load/added.py --selvedge $(TARGET)/release/selvedge $(ARGS)
 
 bench-micro: bench-guest ## Criterion benches of the hot parts.
 	SELVEDGE_BENCH_GUESTS=$(abspath $(dir $(BENCH_GUEST))) cargo bench -p selvedge-benches --locked

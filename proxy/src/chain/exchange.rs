@@ -12,10 +12,9 @@ mod names;
 mod staged;
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap as Headers, HeaderName, HeaderValue, Method, Uri, Version};
@@ -24,7 +23,6 @@ use pingora::proxy::Session;
 use selvedge_cache::Wishes;
 use selvedge_cache::purge::TAG_MAX;
 use selvedge_config::{Encoding, HeaderEncoding};
-use selvedge_geoip::Location;
 use selvedge_wasm::{
     Body, Buffer, Caller, Exchange, ExchangeError, ForeignError, HeaderMap, Phases, PropertyKind, Trace,
 };
@@ -47,14 +45,8 @@ pub(crate) struct ExchangeState {
     pub(crate) number: u64,
     /// Where what its filters do is recorded, if it is.
     trace: Option<Arc<Trace>>,
-    /// Our name as an item of a structured field, for `Proxy-Status`.
-    pub(crate) node: Arc<str>,
     /// The route that was selected; fixed for the life of the exchange.
     pub(crate) route: Arc<Route>,
-    /// Where it arrived.
-    pub(crate) listener: Arc<ListenerFacts>,
-    /// Who is asking.
-    pub(crate) client: Option<SocketAddr>,
     /// Whether the client speaks TLS, to us or to a trusted proxy in front.
     tls: bool,
     /// What else is known about it; `None` where no filter may ask.
@@ -63,10 +55,6 @@ pub(crate) struct ExchangeState {
     pub(crate) asked: Asked,
     /// How the client would like responses compressed, on routes that do that.
     pub(crate) encoding: Option<Encoding>,
-    /// When the request header had been read.
-    started: Instant,
-    /// The same by the clock on the wall, once somebody has asked.
-    start: OnceCell<SystemTime>,
 
     /// The request has been sent, or answered: its header is history, and so are wishes about its target and the cache.
     request_gone: bool,
@@ -99,9 +87,8 @@ pub(crate) struct ExchangeState {
     pub(crate) details: Option<Details>,
     /// The error token (RFC 9209) of an exchange that failed.
     pub(crate) failure: Option<&'static str>,
-    pub(crate) ended: Option<Ended>,
-    /// How long it took, once somebody has asked.
-    took: OnceCell<Duration>,
+    /// The filters are being told that it has ended.
+    has_ended: bool,
 }
 
 /// What kind of answer a client expects, as its request said before any filter changed it.
@@ -145,24 +132,14 @@ impl ExchangeState {
         route: Arc<Route>,
         listener: &Arc<ListenerFacts>,
     ) -> Box<Self> {
-        let known = route.is_asked_for_facts.then(|| Known {
-            server: session.server_addr().and_then(|address| address.as_inet()).copied(),
-            connection: Connection::of(session.digest()),
-            geo: ctx.plan.geo.clone(),
-            ..Known::default()
-        });
+        let known = route.is_asked_for_facts.then(|| Box::new(Known::of(session, ctx, listener)));
         Box::new(Self {
             number: ctx.number,
             trace: ctx.trace.clone(),
-            node: Arc::clone(&ctx.plan.node.structured),
-            listener: Arc::clone(listener),
-            client: ctx.downstream.client,
             tls: ctx.downstream.tls,
-            known: known.map(Box::new),
+            known,
             asked: Asked::by(session.req_header()),
             encoding: route.compress.as_ref().and_then(|compress| compress.wanted(session.req_header())),
-            started: ctx.started,
-            start: OnceCell::new(),
             request_gone: false,
             new_authority: false,
             request_body_gone: false,
@@ -180,8 +157,7 @@ impl ExchangeState {
             sent_trailers: None,
             details: None,
             failure: None,
-            ended: None,
-            took: OnceCell::new(),
+            has_ended: false,
             route,
         })
     }
@@ -256,23 +232,12 @@ impl ExchangeState {
         Some(trailers)
     }
 
-    /// Where the client is, when a geo database is configured and knows. Looked up when it is first asked for.
-    pub(crate) fn location(&self) -> Option<&Location> {
-        let known = self.known.as_deref()?;
-        known.location.get_or_init(|| known.geo.as_ref()?.lookup(self.client?.ip())).as_ref()
-    }
-
-    /// When the request header had been read. Always the same, though the clock may have been set since.
-    pub(crate) fn start(&self) -> SystemTime {
-        *self
-            .start
-            .get_or_init(|| SystemTime::now().checked_sub(self.started.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH))
-    }
-
-    /// How long it took; `None` before it has ended.
-    pub(crate) fn duration(&self) -> Option<Duration> {
-        self.ended.as_ref()?;
-        Some(*self.took.get_or_init(|| self.started.elapsed()))
+    /// The exchange is over; `ended` says how, where somebody may ask.
+    pub(crate) fn ends(&mut self, ended: impl FnOnce() -> Ended) {
+        self.has_ended = true;
+        if let Some(known) = &mut self.known {
+            known.ended = Some(ended());
+        }
     }
 
     /// `http` or `https`, as the client spoke to us.
@@ -374,12 +339,12 @@ impl View<'_> {
             HeaderMap::Response => {
                 let Some(response) = self.state.response.as_mut() else {
                     // One that has gone will not come again.
-                    let over = self.state.response_gone || self.state.ended.is_some();
+                    let over = self.state.response_gone || self.state.has_ended;
                     return if over { Err(ExchangeError::Unavailable) } else { self.state.staged.keep(name, edit) };
                 };
                 return edit.apply(name, response).map_err(|_| ExchangeError::Invalid);
             }
-            HeaderMap::ResponseTrailers if self.state.sent_trailers.is_some() || self.state.ended.is_some() => {
+            HeaderMap::ResponseTrailers if self.state.sent_trailers.is_some() || self.state.has_ended => {
                 return Err(ExchangeError::Unavailable);
             }
             HeaderMap::ResponseTrailers => self.state.response_trailers.get_or_insert_default(),
@@ -552,7 +517,7 @@ impl Exchange for View<'_> {
     }
 
     fn body(&mut self, which: Buffer) -> Option<&mut Body> {
-        if self.state.ended.is_some() {
+        if self.state.has_ended {
             return None;
         }
         match which {

@@ -284,6 +284,11 @@ impl Chain {
         }
     }
 
+    /// Tells every filter that the exchange is over, as far as none of them is to be waited for; whether all have been told. Idempotent.
+    pub(crate) fn finish_now(&mut self, io: &mut HttpSession) -> bool {
+        self.stages.iter_mut().all(|stage| stage.finish_now(&mut self.state, io))
+    }
+
     /// Tells every filter that the exchange is over. Idempotent.
     pub(crate) async fn finish(&mut self, io: &mut HttpSession) {
         for stage in &mut self.stages {

@@ -4,6 +4,8 @@
 //! It is run by whoever writes to the client: the [session](super::session) that stands in the client's place before Pingora, or, on the
 //! short way, `request/direct.rs` itself.
 
+mod batch;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +16,7 @@ use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::server::Session as HttpSession;
 use pingora::{Error, ErrorSource, Result};
 
-use super::exchange::Asked;
+use self::batch::Batch;
 use super::session::{Slot, lost};
 use super::{Advanced, Chain, ChainError, Event, Stopped};
 use crate::compress::outlet::Outlet;
@@ -89,24 +91,21 @@ impl Outbound {
         if real.was_upgraded() {
             return self.forward(real, tasks).await; // After a 101 there is no HTTP left to filter.
         }
-        let Some(mut chain) = slot.lend() else { return Err(lost()) };
-        let mut out = Vec::with_capacity(tasks.len() + 1);
-        let mut tasks = tasks.into_iter();
-        let filtered = match self.filter(slot, real, &mut chain, &mut tasks, &mut out) {
+        let mut batch = Batch::new(tasks);
+        let filtered = slot.with_chain(|chain| self.filter(slot, real, chain, &mut batch));
+        let filtered = match filtered.ok_or_else(lost)? {
             Ok(None) => Ok(()),
-            Ok(Some(stopped)) => Box::pin(self.filter_on(slot, real, &mut chain, stopped, &mut tasks, &mut out)).await,
+            Ok(Some(stopped)) => Box::pin(self.filter_on(slot, real, stopped, &mut batch)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = filtered {
-            let (node, asked) = (Arc::clone(&chain.state.node), chain.state.asked);
-            drop(chain);
-            return Box::pin(self.answer_failure(slot, real, error, &node, asked)).await;
+            return Box::pin(self.answer_failure(slot, real, error)).await;
         }
-        drop(chain);
-        if out.is_empty() {
+        let tasks = batch.finish();
+        if tasks.is_empty() {
             return Ok(self.response == Response::Ended);
         }
-        self.forward(real, out).await
+        self.forward(real, tasks).await
     }
 
     /// Ends the response: the filters see its end, if they have not yet. Idempotent.
@@ -129,26 +128,24 @@ impl Outbound {
         slot: &Slot,
         real: &mut HttpSession,
         chain: &mut Chain,
-        tasks: &mut std::vec::IntoIter<HttpTask>,
-        out: &mut Vec<HttpTask>,
+        batch: &mut Batch,
     ) -> Result<Option<Stopped>> {
-        for task in tasks {
-            if self.response == Response::Ended {
-                break;
-            }
+        while self.response != Response::Ended
+            && let Some(task) = batch.take()
+        {
             let event = match task {
                 HttpTask::Header(header, end) if is_interim(&header) => {
                     // `store` says so to sessions that are not filtered.
                     real.set_close_on_response_before_downstream_finish(false);
                     if !std::mem::take(&mut self.early_informational) {
-                        out.push(HttpTask::Header(header, end));
+                        batch.push(HttpTask::Header(header, end));
                     }
                     continue;
                 }
                 HttpTask::Header(header, end) if chain.response_started() => {
                     // An error answer, made after the chain has seen a response that is not out yet: it takes that one's place, unfiltered.
                     self.unfiltered = true;
-                    self.write_header(slot, real, out, header, end)?;
+                    self.write_header(slot, real, batch, header, end)?;
                     continue;
                 }
                 HttpTask::Header(header, end) => {
@@ -163,7 +160,7 @@ impl Outbound {
                 }
                 HttpTask::Body(data, end) if self.unfiltered => {
                     self.ended(end);
-                    out.push(HttpTask::Body(data, end));
+                    batch.push(HttpTask::Body(data, end));
                     continue;
                 }
                 HttpTask::Body(data, end) => Event::Body { data: data.unwrap_or_default(), end },
@@ -174,7 +171,7 @@ impl Outbound {
                 // No end was flagged on the last chunk: the filters still have to see it.
                 HttpTask::Trailer(None) | HttpTask::Done if self.unfiltered => {
                     self.response = Response::Ended;
-                    out.push(HttpTask::Done);
+                    batch.push(HttpTask::Done);
                     continue;
                 }
                 HttpTask::Trailer(None) | HttpTask::Done => Event::Body { data: Bytes::new(), end: true },
@@ -183,16 +180,16 @@ impl Outbound {
                         return Err(error); // Nothing was sent, whatever this batch holds: the proxy can still answer.
                     }
                     self.broken = true;
-                    out.push(HttpTask::Failed(error));
+                    batch.push(HttpTask::Failed(error));
                     continue;
                 }
                 task @ HttpTask::UpgradedBody(..) => {
-                    out.push(task);
+                    batch.push(task);
                     continue;
                 }
             };
             match chain.begin_response(real, event) {
-                Ok(Advanced::Through(event)) => self.passed(slot, real, chain, event, None, out)?,
+                Ok(Advanced::Through(event)) => self.passed(slot, real, chain, event, None, batch)?,
                 Ok(Advanced::Stopped(stopped)) => return Ok(Some(stopped)),
                 Err(error) => return Err(self.chain_error(real, error)),
             }
@@ -205,11 +202,11 @@ impl Outbound {
         &mut self,
         slot: &Slot,
         real: &mut HttpSession,
-        chain: &mut Chain,
         stopped: Stopped,
-        tasks: &mut std::vec::IntoIter<HttpTask>,
-        out: &mut Vec<HttpTask>,
+        batch: &mut Batch,
     ) -> Result<()> {
+        let Some(mut lent) = slot.lend() else { return Err(lost()) };
+        let chain = &mut *lent;
         let mut next = Some(stopped);
         while let Some(stopped) = next {
             let passed = match chain.end_response(real, stopped).await {
@@ -218,11 +215,11 @@ impl Outbound {
             };
             let mut events = passed.into_iter().peekable();
             while let Some(event) = events.next() {
-                self.passed(slot, real, chain, event, events.peek(), out)?;
+                self.passed(slot, real, chain, event, events.peek(), batch)?;
             }
             // Answered here: what the client is still uploading is of no interest, and the proxy must not wait for it.
             self.abandon_body |= chain.replied();
-            next = self.filter(slot, real, chain, tasks, out)?;
+            next = self.filter(slot, real, chain, batch)?;
         }
         Ok(())
     }
@@ -235,7 +232,7 @@ impl Outbound {
         chain: &mut Chain,
         event: Event,
         next: Option<&Event>,
-        out: &mut Vec<HttpTask>,
+        batch: &mut Batch,
     ) -> Result<()> {
         match event {
             Event::Headers { end } => {
@@ -243,17 +240,17 @@ impl Outbound {
                 if let (false, Some(Event::Body { data, end: true })) = (end, next) {
                     fix_length(&mut header, data.len(), real.req_header());
                 }
-                self.write_header(slot, real, out, header, end)?;
+                self.write_header(slot, real, batch, header, end)?;
             }
             Event::Body { data, end } => {
                 self.ended(end);
                 if end || !data.is_empty() {
-                    out.push(HttpTask::Body((!data.is_empty()).then_some(data), end));
+                    batch.push(HttpTask::Body((!data.is_empty()).then_some(data), end));
                 }
             }
             Event::Trailers => {
                 self.response = Response::Ended;
-                out.push(HttpTask::Trailer(chain.state.trailers_go()));
+                batch.push(HttpTask::Trailer(chain.state.trailers_go()));
             }
         }
         Ok(())
@@ -263,7 +260,7 @@ impl Outbound {
         &mut self,
         slot: &Slot,
         real: &mut HttpSession,
-        out: &mut Vec<HttpTask>,
+        batch: &mut Batch,
         mut header: Box<ResponseHeader>,
         end: bool,
     ) -> Result<()> {
@@ -284,7 +281,7 @@ impl Outbound {
         }
         let end = (end || bodiless) && header.status != StatusCode::SWITCHING_PROTOCOLS;
         self.response = if end { Response::Ended } else { Response::Sent };
-        out.push(HttpTask::Header(header, end));
+        batch.push(HttpTask::Header(header, end));
         Ok(())
     }
 
@@ -296,14 +293,7 @@ impl Outbound {
 
     /// Answers an error of the chain when the client has nothing yet. Here and not in `fail_to_proxy`, because Pingora does not call
     /// that on cache hits, and on misses takes an error of this session for a client that has left, and only goes on to fill the cache.
-    async fn answer_failure(
-        &mut self,
-        slot: &Slot,
-        real: &mut HttpSession,
-        error: Box<Error>,
-        node: &str,
-        asked: Asked,
-    ) -> Result<bool> {
+    async fn answer_failure(&mut self, slot: &Slot, real: &mut HttpSession, error: Box<Error>) -> Result<bool> {
         let ours = *error.esource() == ErrorSource::Internal;
         if !ours {
             return Err(error);
@@ -316,20 +306,22 @@ impl Outbound {
             self.cut(slot, real).await;
             return Err(error);
         }
-        let Some((header, body)) = fail::chain_answer(&error, node, asked).filter(|_| !is_committed(real)) else {
+        let answer =
+            slot.with_chain(|chain| fail::chain_answer(&error, chain.state.route.node_in_fields(), chain.state.asked));
+        let Some((header, body)) = answer.flatten().filter(|_| !is_committed(real)) else {
             self.cut(slot, real).await;
             return Err(error);
         };
 
         slot.close.store(true, Ordering::Relaxed);
         self.abandon_body = true;
-        let mut out = Vec::with_capacity(2);
-        self.write_header(slot, real, &mut out, header, body.is_empty())?;
+        let mut batch = Batch::new(Vec::with_capacity(2));
+        self.write_header(slot, real, &mut batch, header, body.is_empty())?;
         if self.response != Response::Ended {
-            out.push(HttpTask::Body(Some(body), true));
+            batch.push(HttpTask::Body(Some(body), true));
         }
         self.response = Response::Ended;
-        self.forward(real, out).await
+        self.forward(real, batch.finish()).await
     }
 
     /// Ends the client's stream so that it knows it has not got all: by a reset on HTTP/2, with the connection on HTTP/1.

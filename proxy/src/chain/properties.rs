@@ -11,7 +11,7 @@ use selvedge_cache::Wishes;
 use selvedge_wasm::abi::serialize::encode_visited;
 use selvedge_wasm::{Exchange, HeaderMap, PropertyKind};
 
-use super::exchange::facts::{DOWNSTREAM_CONNECTION_TERMINATION, FROM_CACHE, flag};
+use super::exchange::facts::{Contact, DOWNSTREAM_CONNECTION_TERMINATION, Ended, FROM_CACHE, flag};
 use super::exchange::{View, authority};
 use crate::tls::Handshake;
 
@@ -66,20 +66,20 @@ pub(crate) fn kind(path: &[&str]) -> PropertyKind {
 
 /// The property at `path`; `None` when there is none (yet).
 pub(super) fn lookup(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
-    let state = &view.state;
+    let (state, known) = (&view.state, view.state.known.as_ref());
     match path {
         ["request", rest @ ..] => request(view, rest),
         ["response", rest @ ..] => response(view, rest),
         ["source", "geo", rest @ ..] => geo(view, rest),
-        ["source", rest @ ..] => address(state.client, rest),
-        ["destination", rest @ ..] => address(state.known.as_ref()?.server, rest),
+        ["source", rest @ ..] => address(known?.client, rest),
+        ["destination", rest @ ..] => address(known?.server, rest),
         ["connection", rest @ ..] => connection(view, rest),
         ["upstream", rest @ ..] => upstream(view, rest),
         ["cache", rest @ ..] => cache(view, rest),
         ["selvedge", "upstream"] => state.upstream.as_ref().map(|name| text(name)),
 
         ["site"] | ["xds", "virtual_host_name"] => Some(text(state.route.site())),
-        ["listener"] | ["xds", "filter_chain_name"] => Some(text(&state.listener.name)),
+        ["listener"] | ["xds", "filter_chain_name"] => Some(text(&known?.listener.name)),
         ["route_name"] | ["xds", "route_name"] => Some(text(state.route.name())),
         ["cluster_name"] | ["xds", "cluster_name"] => upstream(view, &["name"]),
         // 1 is inbound: clients come in through every listener of ours.
@@ -90,7 +90,7 @@ pub(super) fn lookup(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
 }
 
 fn request(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
-    let (request, state) = (&view.request, &view.state);
+    let (request, state, known) = (&view.request, &view.state, view.state.known.as_ref());
     match path {
         ["path"] => Some(view.shown(request.raw_path()).into_owned()),
         ["url_path"] => Some(text(request.uri.path())),
@@ -102,8 +102,8 @@ fn request(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
         ["referer"] => joined(view, HeaderMap::Request, "referer"),
         ["useragent"] => joined(view, HeaderMap::Request, "user-agent"),
         ["id"] => joined(view, HeaderMap::Request, "x-request-id"),
-        ["time"] => since_epoch(state.start()),
-        ["duration"] => nanos(state.duration()?),
+        ["time"] => since_epoch(known?.start()),
+        ["duration"] => nanos(known?.duration()?),
         ["size"] => Some(int(request_size(view))),
         ["total_size"] => {
             let maps = map_bytes(view, HeaderMap::Request) + map_bytes(view, HeaderMap::RequestTrailers);
@@ -126,7 +126,7 @@ fn response(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
             let failed = state.failure.map_or(0, flag);
             let cached = state.known.as_ref().and_then(|known| known.cached.as_ref());
             let cached = if cached.is_some_and(|cached| cached.hit) { FROM_CACHE } else { 0 };
-            let gone = state.ended.as_ref().is_some_and(|ended| ended.termination.is_some());
+            let gone = ended(view).is_some_and(|ended| ended.termination.is_some());
             Some(int(failed | cached | if gone { DOWNSTREAM_CONNECTION_TERMINATION } else { 0 }))
         }
         ["backend_latency"] => nanos(state.known.as_ref()?.contact.latency?),
@@ -168,7 +168,7 @@ fn connection(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
         ["id"] => connection.socket.as_ref()?.socket_cookie().ok().map(|cookie| cookie.to_le_bytes().to_vec()),
         ["tls_version"] => Some(text(tls_version(&tls?.version))),
         ["cipher"] => Some(cipher(&tls?.cipher)),
-        ["termination_details"] => view.state.ended.as_ref()?.termination.as_ref().map(|why| text(why)),
+        ["termination_details"] => ended(view)?.termination.as_ref().map(|why| text(why)),
         [name] => handshake(connection.handshake.as_deref(), name),
         _ => None,
     }
@@ -203,7 +203,12 @@ fn upstream(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
     }
 }
 
-fn local(contact: &super::exchange::facts::Contact) -> Option<SocketAddr> {
+/// How the exchange has ended; `None` while it has not.
+fn ended<'v>(view: &'v View<'_>) -> Option<&'v Ended> {
+    view.state.known.as_ref()?.ended.as_ref()
+}
+
+fn local(contact: &Contact) -> Option<SocketAddr> {
     contact.socket.as_ref()?.local_addr()?.as_inet().copied()
 }
 
@@ -235,7 +240,7 @@ fn cache(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
 }
 
 fn geo(view: &View<'_>, path: &[&str]) -> Option<Vec<u8>> {
-    let geo = view.state.location()?;
+    let geo = view.state.known.as_ref()?.location()?;
     match path {
         ["country"] => geo.country.map(|country| text(country.as_str())),
         ["continent"] => geo.continent.map(|continent| text(continent.as_str())),
@@ -282,7 +287,7 @@ fn cipher(name: &str) -> Vec<u8> {
 
 /// What the header announces; without that, what has come so far.
 fn request_size(view: &View<'_>) -> i64 {
-    announced(&view.request.headers).unwrap_or_else(|| match (&view.state.ended, &view.request_body) {
+    announced(&view.request.headers).unwrap_or_else(|| match (ended(view), &view.request_body) {
         (Some(ended), _) => i64::try_from(ended.request_bytes).unwrap_or(i64::MAX),
         (None, Some(held)) => i64::try_from(held.len()).unwrap_or(i64::MAX),
         (None, None) => 0,
@@ -291,7 +296,7 @@ fn request_size(view: &View<'_>) -> i64 {
 
 /// What was sent; until that is known, what the header announces.
 fn response_size(view: &View<'_>) -> Option<i64> {
-    match &view.state.ended {
+    match ended(view) {
         Some(ended) => i64::try_from(ended.response_bytes).ok(),
         None => announced(&view.response()?.headers),
     }

@@ -57,7 +57,13 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Lends the chain; `None` only while somebody else has it, which the single task of a request rules out.
+    /// Does this with the chain, at once; `None` as of [`lend`](Self::lend).
+    pub(crate) fn with_chain<T>(&self, work: impl FnOnce(&mut Chain) -> T) -> Option<T> {
+        self.chain.lock().as_mut().map(work)
+    }
+
+    /// Lends the chain, for as long as somebody has to wait with it; `None` only while somebody else has it, which the single task of a
+    /// request rules out.
     pub(crate) fn lend(&self) -> Option<Lent<'_>> {
         let chain = self.chain.lock().take()?;
         Some(Lent { slot: self, chain: Some(chain) })
@@ -144,12 +150,8 @@ impl FilteredSession {
     /// Everything but that: the client's session stays where it is, for the short way, which needs no other in its place. Whoever else
     /// is to write to it [stands in](Self::stand_in) first.
     pub(crate) fn prepare(chain: Chain) -> Arc<Slot> {
-        Arc::new(Slot {
-            outer_half: chain.state.outer_half.clone(),
-            out: Mutex::new(Some(Outbound::of(&chain))),
-            chain: Mutex::new(Some(chain)),
-            ..Slot::default()
-        })
+        let (outer_half, out) = (chain.state.outer_half.clone(), Outbound::of(&chain));
+        Arc::new(Slot { outer_half, out: Mutex::new(Some(out)), chain: Mutex::new(Some(chain)), ..Slot::default() })
     }
 
     /// Puts a filtered session in the place of the client's, if that was only [prepared](Self::prepare).

@@ -407,11 +407,25 @@ impl Stage {
         Poll::Ready(())
     }
 
-    /// Tells the filter that the exchange is over, after what has arrived for it. Idempotent.
+    /// Tells the filter that the exchange is over, after what has arrived for it, unless its VM is busy; whether it has been told.
+    /// Idempotent.
+    pub(super) fn finish_now(&mut self, state: &mut ExchangeState, io: &mut HttpSession) -> bool {
+        let free = !self.is_busy();
+        if free {
+            self.end(state, io);
+        }
+        free
+    }
+
+    /// The same, when the VM is free, or has been busy for as long as the filter may keep an exchange waiting.
     pub(super) async fn finish(&mut self, state: &mut ExchangeState, io: &mut HttpSession) {
         if self.is_busy() {
             self.until_free(tokio::time::Instant::now() + self.filter.wait).await;
         }
+        self.end(state, io);
+    }
+
+    fn end(&mut self, state: &mut ExchangeState, io: &mut HttpSession) {
         // Nothing it asks for now can change the exchange; what it wants sent is sent.
         if matches!(self.context, Context::Open(_)) && self.may_have_news() {
             while matches!(self.receive(state, io), Ok(Some(_))) {}

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use http::{HeaderValue, StatusCode, Version, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::status::{GRPC_MESSAGE, GRPC_STATUS, of_http};
@@ -14,6 +14,9 @@ const MESSAGE_MAX: usize = 1024;
 
 /// Whether a request is one of gRPC. gRPC-Web is another protocol: its answers have their status in the body.
 pub(crate) fn asked_by(request: &RequestHeader) -> bool {
+    if request.method != Method::POST {
+        return false; // None of gRPC's is another.
+    }
     let Some(content_type) = request.headers.get(header::CONTENT_TYPE) else { return false };
     const GRPC: &[u8] = b"application/grpc";
     let value = content_type.as_bytes();
@@ -86,6 +89,9 @@ mod tests {
             assert_eq!(asked_by(&request), is, "{content_type}");
         }
         assert!(!asked_by(&RequestHeader::build("POST", b"/", None).unwrap()));
+        let mut get = RequestHeader::build("GET", b"/", None).unwrap();
+        get.insert_header("content-type", "application/grpc").unwrap();
+        assert!(!asked_by(&get), "gRPC knows POST only");
     }
 
     #[test]

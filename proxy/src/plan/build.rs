@@ -373,6 +373,7 @@ pub fn build(resources: &Arc<Resources>, loaded: Loaded) -> Result<Built, Vec<Fa
                 name: route.name.as_str().into(),
                 site: Arc::clone(&label),
                 node: Arc::clone(&node.name),
+                node_in_fields: Arc::clone(&node.structured),
                 is_asked_for_facts: filters
                     .iter()
                     .chain(&origin_filters)

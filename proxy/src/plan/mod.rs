@@ -90,6 +90,8 @@ pub struct Route {
     name: Arc<str>,
     site: Arc<str>,
     node: Arc<str>,
+    /// Our name as an item of a structured field, for `Proxy-Status`.
+    node_in_fields: Arc<str>,
     /// The chain, site filters first.
     pub(crate) filters: Vec<Arc<ChainFilter>>,
     /// The chain between the cache and the origin; empty on most routes.
@@ -221,6 +223,10 @@ impl Route {
 
     pub(crate) fn node(&self) -> &str {
         &self.node
+    }
+
+    pub(crate) fn node_in_fields(&self) -> &str {
+        &self.node_in_fields
     }
 
     /// The upstream the configuration names; `None` for fixed responses.

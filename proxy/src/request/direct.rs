@@ -5,8 +5,6 @@
 //! What Pingora's way costs beside this one: two tasks' worth of futures and two channels between the client's side and the upstream's,
 //! which a request without a body does not need.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -22,7 +20,7 @@ use super::retry::ATTEMPTS_MAX;
 use super::{Edge, RequestCtx, forward};
 use crate::chain::exchange::authority;
 use crate::chain::outbound::Outbound;
-use crate::chain::session::{FilteredSession, RequestBody, Slot};
+use crate::chain::session::{FilteredSession, RequestBody, Slot, lost};
 use crate::plan::Target;
 use crate::upstream::http1::Exchange;
 
@@ -77,7 +75,7 @@ pub(crate) async fn forward(edge: &Edge, session: &mut Session, ctx: &mut Reques
     let mut client = Client::of(session, ctx);
     let forwarded = attempts(edge, session, ctx, &mut client).await;
     if forwarded.is_err() {
-        client.put_back(session);
+        client.put_back(session, ctx);
     }
     forwarded
 }
@@ -95,44 +93,44 @@ async fn attempts(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx, clie
 /// How the client is written to. Filters need no session of their own in its place where we write to it ourselves.
 enum Client {
     Plain,
-    Filtered(Arc<Slot>, Outbound),
+    /// Through the chain in the request's slot.
+    Filtered(Outbound),
 }
 
 impl Client {
     fn of(session: &mut Session, ctx: &RequestCtx) -> Self {
-        let Some(slot) = &ctx.slot else { return Self::Plain };
-        match FilteredSession::take_off(&mut session.downstream_session, slot) {
-            Some(out) => Self::Filtered(Arc::clone(slot), out),
-            None => Self::Plain,
-        }
+        let out = ctx.slot.as_ref().and_then(|slot| FilteredSession::take_off(&mut session.downstream_session, slot));
+        out.map_or(Self::Plain, Self::Filtered)
     }
 
-    async fn write(&mut self, session: &mut Session, tasks: Vec<HttpTask>) -> Result<()> {
+    async fn write(&mut self, session: &mut Session, slot: Option<&Slot>, tasks: Vec<HttpTask>) -> Result<()> {
         match self {
             Self::Plain => session.write_response_tasks(tasks).await.map(drop),
-            Self::Filtered(slot, out) => out.write(slot, &mut session.downstream_session, tasks).await.map(drop),
+            Self::Filtered(out) => {
+                out.write(slot.ok_or_else(lost)?, &mut session.downstream_session, tasks).await.map(drop)
+            }
         }
     }
 
-    async fn finish(&mut self, session: &mut Session) -> Result<()> {
+    async fn finish(&mut self, session: &mut Session, slot: Option<&Slot>) -> Result<()> {
         let finished = match self {
             Self::Plain => session.downstream_session.finish_body().await,
-            Self::Filtered(slot, out) => out.finish(slot, &mut session.downstream_session).await,
+            Self::Filtered(out) => out.finish(slot.ok_or_else(lost)?, &mut session.downstream_session).await,
         };
         finished.map_err(Error::into_down)
     }
 
     /// The client has left.
     fn leaves(&mut self) {
-        if let Self::Filtered(_, out) = self {
+        if let Self::Filtered(out) = self {
             out.breaks();
         }
     }
 
     /// What Pingora answers in its place passes the filters.
-    fn put_back(self, session: &mut Session) {
-        if let Self::Filtered(slot, out) = self {
-            FilteredSession::put_on(&mut session.downstream_session, &slot, out, RequestBody::Untouched);
+    fn put_back(self, session: &mut Session, ctx: &RequestCtx) {
+        if let (Self::Filtered(out), Some(slot)) = (self, &ctx.slot) {
+            FilteredSession::put_on(&mut session.downstream_session, slot, out, RequestBody::Untouched);
         }
     }
 }
@@ -189,7 +187,7 @@ async fn run(
         if !interim {
             return answer(edge, session, ctx, client, exchange, response, ended).await;
         }
-        client.write(session, vec![HttpTask::Header(response, false)]).await?;
+        client.write(session, ctx.slot.as_deref(), vec![HttpTask::Header(response, false)]).await?;
     }
 }
 
@@ -218,7 +216,7 @@ async fn answer(
             tasks.push(pass(edge, session, ctx, piece, ended)?);
         }
         if !tasks.is_empty() {
-            client.write(session, std::mem::take(&mut tasks)).await?;
+            client.write(session, ctx.slot.as_deref(), std::mem::take(&mut tasks)).await?;
         }
         if ended {
             break;
@@ -227,7 +225,7 @@ async fn answer(
             Ok(piece) => piece,
             Err(error) if *error.esource() == ErrorSource::Upstream => {
                 // The client's side learns of it as on Pingora's way, and gives it back.
-                client.write(session, vec![HttpTask::Failed(error)]).await?;
+                client.write(session, ctx.slot.as_deref(), vec![HttpTask::Failed(error)]).await?;
                 return Err(Error::explain(ErrorType::ConnectionClosed, "the response was cut off").into_up());
             }
             Err(error) => return Err(error),
@@ -235,7 +233,7 @@ async fn answer(
         ended = exchange.has_ended();
         tasks.push(pass(edge, session, ctx, piece, ended)?);
     }
-    client.finish(session).await
+    client.finish(session, ctx.slot.as_deref()).await
 }
 
 fn pass(

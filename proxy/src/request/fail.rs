@@ -136,7 +136,7 @@ pub(crate) async fn answer(session: &mut Session, error: &Error, ctx: &mut Reque
 
 /// What kind of answer the client expects. Filters may have changed the header since.
 fn asked(session: &Session, ctx: &RequestCtx) -> Asked {
-    let told = ctx.slot.as_ref().and_then(|slot| slot.lend()).map(|chain| chain.state.asked);
+    let told = ctx.slot.as_ref().and_then(|slot| slot.with_chain(|chain| chain.state.asked));
     told.unwrap_or_else(|| Asked::by(session.req_header()))
 }
 

@@ -16,7 +16,7 @@ use selvedge_wasm::LocalReply;
 
 use super::{Edge, RequestCtx, direct, fail, respond};
 use crate::chain::session::{FilteredSession, RequestBody, lost, reply_message};
-use crate::chain::{Advanced, Chain, Direction, Event, ExchangeState, Passage};
+use crate::chain::{Advanced, Chain, ChainError, Direction, Event, ExchangeState, Passage};
 use crate::limits::Limit;
 use crate::listener::connection;
 use crate::telemetry::counters::Counters;
@@ -44,6 +44,23 @@ pub(crate) enum BodyFlow {
 /// # Errors
 /// A filter failed closed, a limit was exceeded, or the client went away.
 pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Answered> {
+    match begin(edge, session, ctx)? {
+        None => Ok(Answered::No),
+        Some(stopped) => Box::pin(go_on(session, ctx, stopped)).await,
+    }
+}
+
+/// A request that has not gone through the chain at once.
+struct Stopped {
+    chain: Chain,
+    /// What came of showing it to the filters.
+    shown: Result<Advanced, ChainError>,
+    /// It has no body.
+    ended: bool,
+}
+
+/// Shows the header to the filters. Nearly always they let it go, and nobody wants to see a body: then it goes on.
+fn begin(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Option<Stopped>> {
     let route = ctx.route()?;
     let mut state = ExchangeState::new(session, ctx, Arc::clone(route), &edge.listener);
     let filters = match ctx.outer_half() {
@@ -55,57 +72,80 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, ctx: &mut Reques
     };
     let mut chain = Chain::new(filters, state, edge.worker);
 
-    let asked = chain.state.asked;
     let downstream = &mut session.downstream_session;
-    let upgrade = downstream.is_upgrade_req();
+    let ended = downstream.is_body_empty();
+    let shown = chain.begin_request(downstream, Event::Headers { end: ended });
+    if !matches!(shown, Ok(Advanced::Through(_))) || chain.holds_request() {
+        return Ok(Some(Stopped { chain, shown, ended }));
+    }
+    if ended {
+        ctx.upload_ends();
+    }
+    let body = body_on_the_way(&chain, session, ended);
+    forward(session, ctx, chain, body);
+    Ok(None)
+}
+
+/// Waits for what the filters wait for, and does what they have decided.
+async fn go_on(session: &mut Session, ctx: &mut RequestCtx, stopped: Stopped) -> Result<Answered> {
+    let Stopped { mut chain, shown, ended } = stopped;
+    let asked = chain.state.asked;
     let (counters, limit) = (&ctx.plan.counters, ctx.body_limit);
-    let mut body = BodyReader { counters, limit, received: 0, ended: downstream.is_body_empty() };
-    let ran = run(&mut chain, downstream, &mut body, upgrade).await;
+    let mut body = BodyReader { counters, limit, received: 0, ended };
+    let ran = run(&mut chain, session, shown, &mut body).await;
     let BodyReader { received, ended, .. } = body;
     ctx.body_received = received;
     if ended {
         ctx.upload_ends();
     }
-    chain.state.request_goes();
 
-    let verdict = match ran {
-        Ok(verdict) => verdict,
-        Err(error) => {
-            // The error answer passes the filters that took part: they may add what every response must carry.
-            ctx.slot = Some(FilteredSession::interpose(downstream, chain, RequestBody::Untouched));
-            return Err(error);
-        }
-    };
-    match verdict {
-        Verdict::Reply(reply) => {
-            ctx.slot = Some(FilteredSession::interpose(downstream, chain, RequestBody::Untouched));
-            ctx.note(|state| state.answered_by_filter(&reply.details));
-            let (header, body) = reply_message(reply, asked);
-            respond::whole(downstream, header, body).await?;
-            Ok(Answered::Yes)
-        }
-        Verdict::Forward(body) => {
-            ctx.body = match &body {
-                RequestBody::Untouched => BodyFlow::Untouched,
-                RequestBody::Whole(_) => BodyFlow::Replayed,
-                RequestBody::Streaming(prefix) => BodyFlow::Filtered { prefix: !prefix.is_empty() },
-            };
-            if chain.state.upstream.is_some() || !ctx.is_inner() {
-                ctx.upstream.clone_from(&chain.state.upstream);
-            }
-            if let Some(wishes) = &chain.state.wishes {
-                ctx.cache.wish(Wishes::clone(wishes));
-            }
-            ctx.has_new_authority = chain.state.has_new_authority();
-            ctx.is_short = matches!(body, RequestBody::Untouched) && direct::is_certain(session, ctx);
-            ctx.slot = Some(if ctx.is_short {
-                FilteredSession::prepare(chain)
-            } else {
-                FilteredSession::interpose(&mut session.downstream_session, chain, body)
-            });
+    match ran {
+        Ok(Verdict::Forward(body)) => {
+            forward(session, ctx, chain, body);
             Ok(Answered::No)
         }
+        Ok(Verdict::Reply(reply)) => {
+            answers(session, ctx, chain);
+            ctx.note(|state| state.answered_by_filter(&reply.details));
+            let (header, body) = reply_message(reply, asked);
+            respond::whole(&mut session.downstream_session, header, body).await?;
+            Ok(Answered::Yes)
+        }
+        Err(error) => {
+            // The error answer passes the filters that took part: they may add what every response must carry.
+            answers(session, ctx, chain);
+            Err(error)
+        }
     }
+}
+
+/// The chain has let the request go.
+fn forward(session: &mut Session, ctx: &mut RequestCtx, mut chain: Chain, body: RequestBody) {
+    chain.state.request_goes();
+    ctx.body = match &body {
+        RequestBody::Untouched => BodyFlow::Untouched,
+        RequestBody::Whole(_) => BodyFlow::Replayed,
+        RequestBody::Streaming(prefix) => BodyFlow::Filtered { prefix: !prefix.is_empty() },
+    };
+    if chain.state.upstream.is_some() || !ctx.is_inner() {
+        ctx.upstream.clone_from(&chain.state.upstream);
+    }
+    if let Some(wishes) = &chain.state.wishes {
+        ctx.cache.wish(Wishes::clone(wishes));
+    }
+    ctx.has_new_authority = chain.state.has_new_authority();
+    ctx.is_short = matches!(body, RequestBody::Untouched) && direct::is_certain(session, ctx);
+    ctx.slot = Some(if ctx.is_short {
+        FilteredSession::prepare(chain)
+    } else {
+        FilteredSession::interpose(&mut session.downstream_session, chain, body)
+    });
+}
+
+/// The request is answered here.
+fn answers(session: &mut Session, ctx: &mut RequestCtx, mut chain: Chain) {
+    chain.state.request_goes();
+    ctx.slot = Some(FilteredSession::interpose(&mut session.downstream_session, chain, RequestBody::Untouched));
 }
 
 /// A chunk of the request body on its way to the upstream.
@@ -183,23 +223,29 @@ enum Verdict {
     Reply(LocalReply),
 }
 
-async fn run(chain: &mut Chain, io: &mut HttpSession, body: &mut BodyReader<'_>, upgrade: bool) -> Result<Verdict> {
-    let header = Event::Headers { end: body.ended };
-    if let Advanced::Stopped(stopped) = chain.begin_request(io, header).map_err(fail::from_chain)?
-        && let Passage::Reply(reply) = chain.end_request(io, stopped).await.map_err(fail::from_chain)?
+/// How the body comes by, where no filter holds the header.
+fn body_on_the_way(chain: &Chain, session: &Session, ended: bool) -> RequestBody {
+    let wanted = !ended && chain.wants_body(Direction::Request) && !session.downstream_session.is_upgrade_req();
+    if wanted { RequestBody::Streaming(Bytes::new()) } else { RequestBody::Untouched }
+}
+
+async fn run(
+    chain: &mut Chain,
+    session: &mut Session,
+    shown: Result<Advanced, ChainError>,
+    body: &mut BodyReader<'_>,
+) -> Result<Verdict> {
+    if let Advanced::Stopped(stopped) = shown.map_err(fail::from_chain)?
+        && let Passage::Reply(reply) =
+            chain.end_request(&mut session.downstream_session, stopped).await.map_err(fail::from_chain)?
     {
         return Ok(Verdict::Reply(reply));
     }
-
     if !chain.holds_request() {
-        let stream = chain.wants_body(Direction::Request) && !body.ended && !upgrade;
-        return Ok(Verdict::Forward(if stream {
-            RequestBody::Streaming(Bytes::new())
-        } else {
-            RequestBody::Untouched
-        }));
+        return Ok(Verdict::Forward(body_on_the_way(chain, session, body.ended)));
     }
 
+    let io = &mut session.downstream_session;
     // RFC 9110, 10.1.1: we are going to read the body, so we say so, and the origin need not.
     if io
         .req_header()

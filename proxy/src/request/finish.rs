@@ -20,15 +20,19 @@ pub(crate) async fn request(edge: &Edge, session: &mut Session, error: Option<&E
         witness::ended(edge, session, ctx);
     }
     if let Some(slot) = ctx.slot.take() {
-        if let Some(mut chain) = slot.lend() {
-            let state = &mut chain.state;
-            state.failure = ctx.failure.or(slot.failure());
-            state.ended = Some(Ended {
+        let told = slot.with_chain(|chain| {
+            chain.state.failure = ctx.failure.or(slot.failure());
+            chain.state.ends(|| Ended {
                 request_bytes: ctx.body_received,
                 response_bytes: session.body_bytes_sent() as u64,
                 termination: error.filter(|error| *error.esource() == ErrorSource::Downstream).map(ToString::to_string),
             });
-            chain.finish(&mut session.downstream_session).await;
+            chain.finish_now(&mut session.downstream_session)
+        });
+        if told == Some(false)
+            && let Some(mut chain) = slot.lend()
+        {
+            Box::pin(chain.finish(&mut session.downstream_session)).await;
         }
         ctx.failure = ctx.failure.or(slot.failure());
         FilteredSession::restore(&mut session.downstream_session, &slot);

@@ -201,8 +201,8 @@ pub(crate) struct RequestCtx {
 impl RequestCtx {
     /// Tells the filters what has become of the exchange, on routes that have some.
     pub(crate) fn note(&self, fact: impl FnOnce(&mut ExchangeState)) {
-        if let Some(mut chain) = self.slot.as_ref().and_then(|slot| slot.lend()) {
-            fact(&mut chain.state);
+        if let Some(slot) = &self.slot {
+            slot.with_chain(|chain| fact(&mut chain.state));
         }
     }
 

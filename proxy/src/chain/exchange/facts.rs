@@ -4,12 +4,15 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{Digest, SocketDigest};
+use pingora::proxy::Session;
 use selvedge_geoip::{Geo, Location};
 
+use crate::listener::ListenerFacts;
+use crate::request::RequestCtx;
 use crate::tls::Handshake;
 use crate::transport::Told;
 
@@ -34,15 +37,63 @@ impl Connection {
 }
 
 /// What is known about an exchange beside its messages; kept where some filter may ask.
-#[derive(Default)]
 pub(crate) struct Known {
+    /// Where it arrived.
+    pub(crate) listener: Arc<ListenerFacts>,
+    /// Who is asking.
+    pub(crate) client: Option<SocketAddr>,
     /// The address the client connected to.
     pub(crate) server: Option<SocketAddr>,
     pub(crate) connection: Connection,
-    pub(crate) geo: Option<Arc<Geo>>,
-    pub(super) location: OnceCell<Option<Location>>,
+    geo: Option<Arc<Geo>>,
+    location: OnceCell<Option<Location>>,
+    /// When the request header had been read.
+    started: Instant,
+    /// The same by the clock on the wall, once somebody has asked.
+    start: OnceCell<SystemTime>,
+    /// How long it took, once somebody has asked.
+    took: OnceCell<Duration>,
     pub(crate) contact: Contact,
     pub(crate) cached: Option<Cached>,
+    pub(crate) ended: Option<Ended>,
+}
+
+impl Known {
+    /// What is known when the request header has been read.
+    pub(super) fn of(session: &Session, ctx: &RequestCtx, listener: &Arc<ListenerFacts>) -> Self {
+        Self {
+            listener: Arc::clone(listener),
+            client: ctx.downstream.client,
+            server: session.server_addr().and_then(|address| address.as_inet()).copied(),
+            connection: Connection::of(session.digest()),
+            geo: ctx.plan.geo.clone(),
+            location: OnceCell::new(),
+            started: ctx.started,
+            start: OnceCell::new(),
+            took: OnceCell::new(),
+            contact: Contact::default(),
+            cached: None,
+            ended: None,
+        }
+    }
+
+    /// Where the client is, when a geo database is configured and knows. Looked up when it is first asked for.
+    pub(crate) fn location(&self) -> Option<&Location> {
+        self.location.get_or_init(|| self.geo.as_ref()?.lookup(self.client?.ip())).as_ref()
+    }
+
+    /// When the request header had been read. Always the same, though the clock may have been set since.
+    pub(crate) fn start(&self) -> SystemTime {
+        *self
+            .start
+            .get_or_init(|| SystemTime::now().checked_sub(self.started.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH))
+    }
+
+    /// How long it took; `None` before it has ended.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        self.ended.as_ref()?;
+        Some(*self.took.get_or_init(|| self.started.elapsed()))
+    }
 }
 
 /// The upstream that was asked.
@@ -57,7 +108,7 @@ pub(crate) struct Contact {
     /// The name sent and verified; empty without TLS.
     pub(crate) sni: String,
     /// When the connection was there, and the request could go.
-    pub(crate) since: Option<std::time::Instant>,
+    pub(crate) since: Option<Instant>,
     /// From then to the response header.
     pub(crate) latency: Option<Duration>,
     /// Why the last connection could not be made.

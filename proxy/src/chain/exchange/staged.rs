@@ -71,6 +71,9 @@ impl Staged {
 
     /// Applies what is kept, and forgets it.
     pub(super) fn apply(&mut self, response: &mut ResponseHeader) {
+        if self.edits.is_empty() {
+            return;
+        }
         for (name, edit) in std::mem::take(&mut self.edits) {
             // Refused only when a header has more than 4096 fields: then the client can do without this one.
             let _refused = edit.apply(&name, response);

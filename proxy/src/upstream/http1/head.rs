@@ -26,8 +26,11 @@ pub(super) fn parse(buffer: &mut BytesMut) -> Result<Option<Box<ResponseHeader>>
         Ok(Status::Partial) => return Ok(None),
         Err(error) => return Err(Error::because(ErrorType::InvalidHTTPHeader, "in the response header", error)),
     };
-    let room = parsed.headers.len() + FIELDS_ADDED;
-    let mut response = Box::new(ResponseHeader::build(parsed.code.unwrap_or_default(), Some(room))?);
+    let (code, room) = (parsed.code.unwrap_or_default(), Some(parsed.headers.len() + FIELDS_ADDED));
+    // What keeps the case of names is a second map of them, to be filled, searched and dropped: only where there is something to keep.
+    let usual = parsed.headers.iter().all(|field| is_usual(field.name.as_bytes()));
+    let response = if usual { ResponseHeader::build_no_case(code, room) } else { ResponseHeader::build(code, room) };
+    let mut response = Box::new(response?);
     response.set_version(if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 });
     response.set_reason_phrase(parsed.reason)?;
 
@@ -47,6 +50,27 @@ pub(super) fn parse(buffer: &mut BytesMut) -> Result<Option<Box<ResponseHeader>>
         response.append_header(slice(name).into_case_header_name(), value)?;
     }
     Ok(Some(response))
+}
+
+/// Names that are written so where no other way is kept; all others are in lower case then.
+const USUAL: [&[u8]; 12] = [
+    b"Accept-Ranges",
+    b"Age",
+    b"Cache-Control",
+    b"Connection",
+    b"Content-Encoding",
+    b"Content-Length",
+    b"Content-Type",
+    b"Date",
+    b"Host",
+    b"Server",
+    b"Set-Cookie",
+    b"Transfer-Encoding",
+];
+
+/// Whether a name is written as everybody writes it, so that how it was written need not be kept.
+pub(super) fn is_usual(name: &[u8]) -> bool {
+    !name.iter().any(u8::is_ascii_uppercase) || USUAL.contains(&name)
 }
 
 /// Whether the connection stays usable after this response (RFC 9112, 9.3), as far as its fields say.

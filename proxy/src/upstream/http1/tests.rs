@@ -163,3 +163,85 @@ proptest! {
         }
     }
 }
+
+/// The names of a header's fields, as they are written to a client of HTTP/1.
+fn written(head: &str) -> Vec<String> {
+    let mut buffer = BytesMut::from(head.as_bytes());
+    let response = head::parse(&mut buffer).unwrap().unwrap();
+    let mut wire = Vec::new();
+    response.header_to_h1_wire(&mut wire);
+    let lines = String::from_utf8(wire).unwrap();
+    lines.lines().map(|line| line.split_once(": ").unwrap().0.to_owned()).collect()
+}
+
+#[test]
+fn names_are_written_as_they_came_unless_they_came_in_lower_case() {
+    let rows: &[(&[&str], &[&str])] = &[
+        (
+            &["Server", "Date", "x-a", "Set-Cookie", "Set-Cookie"],
+            &["Server", "Date", "x-a", "Set-Cookie", "Set-Cookie"],
+        ),
+        (&["server", "etag", "x-a"], &["Server", "etag", "x-a"]),
+        (&["server", "ETag", "x-a"], &["server", "ETag", "x-a"]),
+        (&["SERVER", "date"], &["SERVER", "date"]),
+        (&["X-Cache", "content-length"], &["X-Cache", "content-length"]),
+        (&[], &[]),
+    ];
+    for (came, expected) in rows {
+        let fields: String = came.iter().map(|name| format!("{name}: 1\r\n")).collect();
+        assert_eq!(&written(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n")), expected);
+    }
+}
+
+/// Every name that is taken for the usual way of writing it is written so.
+#[test]
+fn the_usual_names_are_those_that_are_written_without_being_kept() {
+    let known = [
+        "Accept",
+        "Accept-Ranges",
+        "Age",
+        "Allow",
+        "Alt-Svc",
+        "Cache-Control",
+        "Cache-Status",
+        "Connection",
+        "Content-Disposition",
+        "Content-Encoding",
+        "Content-Language",
+        "Content-Length",
+        "Content-Location",
+        "Content-Range",
+        "Content-Security-Policy",
+        "Content-Type",
+        "Date",
+        "ETag",
+        "Etag",
+        "Expires",
+        "Host",
+        "Keep-Alive",
+        "Last-Modified",
+        "Link",
+        "Location",
+        "Pragma",
+        "Proxy-Status",
+        "Referrer-Policy",
+        "Retry-After",
+        "Server",
+        "Set-Cookie",
+        "Strict-Transport-Security",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Vary",
+        "Via",
+        "WWW-Authenticate",
+        "X-Frame-Options",
+        "X-Powered-By",
+    ];
+    for name in known {
+        assert_eq!(written(&format!("HTTP/1.1 200 OK\r\n{name}: 1\r\n\r\n")), [name]);
+        let lower = name.to_ascii_lowercase();
+        let usual = if head::is_usual(name.as_bytes()) { name } else { &lower };
+        assert_eq!(written(&format!("HTTP/1.1 200 OK\r\n{lower}: 1\r\n\r\n")), [usual]);
+    }
+}
