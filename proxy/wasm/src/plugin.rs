@@ -320,7 +320,8 @@ impl Plugin {
         };
         let phases = self.module.phases();
         let context = if phases.contains(Phases::STATELESS) { ROOT } else { cell.lock()?.open_stream(phases)? };
-        Ok(Stream::new(cell, context, &self.module, None))
+        let stream = Stream::new(cell, context, &self.module, None);
+        Ok(if matches!(self.isolation, Isolation::Pool(_)) { stream.counted() } else { stream })
     }
 
     fn open_alone(

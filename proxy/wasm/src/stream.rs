@@ -35,12 +35,13 @@ pub struct Stream {
     posted: usize,
     /// The worker's root loop, when the VM is this stream's own: it sends what the guest still wants sent when it ends.
     heir: Option<Arc<Ticks>>,
+    /// It is counted among the streams that are open in its VM.
+    counted: bool,
 }
 
 impl Stream {
     pub(crate) fn new(vm: Arc<VmCell>, context: u32, module: &Module, heir: Option<Arc<Ticks>>) -> Self {
         let tells_end_with_headers = module.abi().tells_end_with_headers();
-        vm.live().fetch_add(1, Ordering::Relaxed);
         Self {
             vm,
             context,
@@ -50,6 +51,20 @@ impl Stream {
             calls: false,
             posted: 0,
             heir,
+            counted: false,
+        }
+    }
+
+    /// Counts it among the streams that are open in its VM, until it is closed: where there are several VMs, and the idlest is wanted.
+    pub(crate) fn counted(mut self) -> Self {
+        self.vm.live().fetch_add(1, Ordering::Relaxed);
+        self.counted = true;
+        self
+    }
+
+    fn uncount(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.vm.live().fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -147,14 +162,13 @@ impl Stream {
     /// Whether [`Stream::mail`] has something for this stream. That the VM has died is told by the next callback, and here only to those
     /// who look after other mail. Costs one load while the streams of the VM send each other nothing.
     #[must_use]
+    #[inline]
     pub fn has_mail(&mut self) -> bool {
-        if self.phases.contains(Phases::STATELESS) {
-            return false;
-        }
+        !self.phases.contains(Phases::STATELESS) && self.vm.posted() != self.posted && self.looks_for_mail()
+    }
+
+    fn looks_for_mail(&mut self) -> bool {
         let posted = self.vm.posted();
-        if posted == self.posted {
-            return false;
-        }
         // Busy: to be looked at again.
         let Ok(vm) = self.vm.lock() else { return true };
         let any = vm.has_mail(self.context);
@@ -278,12 +292,11 @@ impl Stream {
         let stateless = self.phases.contains(Phases::STATELESS);
         if stateless && !self.phases.contains(Phases::LOG) && !self.calls && self.heir.is_none() {
             self.finished = true;
-            self.vm.live().fetch_sub(1, Ordering::Relaxed);
+            self.uncount();
             return Ok(()); // It was never told of the stream.
         }
         let mut vm = self.vm.lock()?;
         self.finished = true;
-        self.vm.live().fetch_sub(1, Ordering::Relaxed);
         vm.close_stream(self.context, x, self.phases);
         if let Some(heir) = &self.heir {
             let outgoing = vm.take_root_outgoing();
@@ -291,6 +304,8 @@ impl Stream {
                 heir.adopt(outgoing);
             }
         }
+        drop(vm);
+        self.uncount();
         Ok(())
     }
 }
@@ -298,7 +313,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.close(None).is_err() {
-            self.vm.live().fetch_sub(1, Ordering::Relaxed);
+            self.uncount();
             self.vm.close_when_free(self.context, self.phases);
         }
     }

@@ -20,7 +20,7 @@ pub(crate) struct VmCell {
     vm: Mutex<Vm>,
     /// The VM is poisoned. Outside of the lock, so that a busy VM can be told from a dead one.
     dead: AtomicBool,
-    /// Streams that are open in it.
+    /// Streams that are open in it, as far as they are counted.
     live: AtomicUsize,
     /// Streams that ended while the VM was busy: whoever has the lock next closes them.
     ended: Mutex<Vec<(u32, Phases)>>,
