@@ -72,7 +72,7 @@ fn is_plain(request: &RequestHeader) -> bool {
 /// # Errors
 /// As those of Pingora's way: the last attempt failed and no other may follow, the client left, or a filter ended it.
 pub(crate) async fn forward(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
-    let mut client = Client::of(session, ctx);
+    let mut client = Client::of(session, ctx)?;
     let forwarded = attempts(edge, session, ctx, &mut client).await;
     if forwarded.is_err() {
         client.put_back(session, ctx);
@@ -98,9 +98,9 @@ enum Client {
 }
 
 impl Client {
-    fn of(session: &mut Session, ctx: &RequestCtx) -> Self {
-        let out = ctx.slot.as_ref().and_then(|slot| FilteredSession::take_off(&mut session.downstream_session, slot));
-        out.map_or(Self::Plain, Self::Filtered)
+    fn of(session: &mut Session, ctx: &RequestCtx) -> Result<Self> {
+        let Some(slot) = &ctx.slot else { return Ok(Self::Plain) };
+        FilteredSession::take_off(&mut session.downstream_session, slot).map(Self::Filtered).ok_or_else(lost)
     }
 
     async fn write(&mut self, session: &mut Session, slot: Option<&Slot>, tasks: Vec<HttpTask>) -> Result<()> {
