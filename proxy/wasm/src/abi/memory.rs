@@ -1,9 +1,9 @@
 //! Guest memory: every pointer and length in it comes from the guest and is checked here, once.
 
-use wasmtime::{Caller, Extern, Memory};
+use wasmtime::{Caller, Extern, Memory, TypedFunc};
 
 use crate::abi::status::{Called, Fail, Status};
-use crate::vm::State;
+use crate::vm::{Allocator, State};
 
 /// The guest that made a hostcall.
 pub(crate) type Guest<'a> = Caller<'a, State>;
@@ -106,13 +106,25 @@ pub(crate) fn give_bytes(guest: &mut Guest<'_>, bytes: &[u8], out_ptr: u32, out_
 }
 
 fn allocate(guest: &mut Guest<'_>, size: u32) -> Called<u32> {
-    let Some(allocator) = guest.data_mut().allocator.take() else {
+    let allocator = match std::mem::take(&mut guest.data_mut().allocator) {
+        Allocator::NotYet => find_allocator(guest),
+        Allocator::Found(allocator) => Some(allocator),
+        Allocator::Nowhere => None,
+    };
+    let Some(allocator) = allocator else {
         return Err(Fail::Because(Status::InternalFailure, "the guest has no allocator, or called the host from it"));
     };
     let place = allocator.call(&mut *guest, size).map_err(Fail::Trap)?;
-    guest.data_mut().allocator = Some(allocator);
+    guest.data_mut().allocator = Allocator::Found(allocator);
     match place {
         0 => Err(Fail::Because(Status::InternalFailure, "the guest's allocator returned null")),
         place => Ok(place),
     }
+}
+
+fn find_allocator(guest: &mut Guest<'_>) -> Option<TypedFunc<u32, u32>> {
+    ["malloc", "proxy_on_memory_allocate"].into_iter().find_map(|name| {
+        let function = guest.get_export(name)?.into_func()?;
+        function.typed(&*guest).ok()
+    })
 }

@@ -22,7 +22,7 @@ pub use self::error::CallError;
 pub(crate) use self::grpc::GrpcCallbacks;
 use self::state::Mailbox;
 use self::state::RootEnd;
-pub(crate) use self::state::{Audience, State};
+pub(crate) use self::state::{Allocator, Audience, State};
 use crate::effects::{Arrival, CalloutFailure, CalloutId, CalloutResponse, Effects, Outgoing};
 use crate::exchange::Exchange;
 use crate::host::Host;
@@ -49,7 +49,8 @@ pub(crate) enum Role {
 /// See the module.
 pub(crate) struct Vm {
     pub(crate) core: Core,
-    pub(crate) callbacks: Callbacks,
+    /// Apart, because a VM is moved a few times when it is made, and there are many.
+    pub(crate) callbacks: Box<Callbacks>,
     instance: Instance,
     next_context: u32,
     role: Role,
@@ -157,13 +158,9 @@ impl Vm {
         };
         core.instance = Some(instance);
         core.store.data_mut().turn.end();
-        let callbacks = Callbacks::new();
-        let allocator = ["malloc", "proxy_on_memory_allocate"]
-            .iter()
-            .find_map(|name| instance.get_typed_func::<u32, u32>(&mut core.store, name).ok());
+        let callbacks = Box::new(Callbacks::new());
         let memory = instance.get_memory(&mut core.store, "memory");
-        let state = core.store.data_mut();
-        (state.allocator, state.memory) = (allocator, memory);
+        core.store.data_mut().memory = memory;
 
         Ok(Self { core, callbacks, instance, next_context: ROOT + 1, role })
     }

@@ -29,8 +29,7 @@ pub(crate) struct State {
     pub(crate) ticks: Arc<Ticks>,
     pub(crate) limiter: Limiter,
     pub(crate) memory: Option<Memory>,
-    /// Taken while it runs: a guest whose allocator calls the host cannot make it recurse.
-    pub(crate) allocator: Option<TypedFunc<u32, u32>>,
+    pub(crate) allocator: Allocator,
 
     /// Log lines below errors are left out: the same were written when the plugin started.
     pub(crate) quiet: bool,
@@ -87,6 +86,16 @@ pub(crate) struct State {
     registrant: Option<Arc<Registrant>>,
 }
 
+/// The guest's allocator. Looked up when it is first needed: an instance that serves one stream may never need it.
+#[derive(Default)]
+pub(crate) enum Allocator {
+    NotYet,
+    Found(TypedFunc<u32, u32>),
+    /// There is none; or it is running, so that a guest whose allocator calls the host cannot make it recurse.
+    #[default]
+    Nowhere,
+}
+
 /// What waits for a live stream, queued by other contexts' calls.
 #[derive(Default)]
 pub(crate) struct Mailbox {
@@ -131,7 +140,7 @@ impl State {
             facts,
             ticks,
             memory: None,
-            allocator: None,
+            allocator: Allocator::NotYet,
             quiet: role != Role::Root,
             serves: role == Role::Root,
             unclaimed_queues: Vec::new(),
