@@ -2,6 +2,7 @@
 //!
 //! - `benches/*.rs`: criterion benches of the parts every request goes through (`make bench-micro`).
 //! - `load/run.py`: the node and its peers under load, each with one worker, in front of the same origin (`make bench`).
+//! - `load/added.py`: what filters add to a request, beside Envoy (`make bench-added`).
 
 #![allow(clippy::panic, reason = "a bench that cannot run says why and ends")]
 
@@ -15,6 +16,10 @@ use selvedge_wasm::{
     Body, Buffer, Callout, CalloutFailure, CalloutResponse, Exchange, ExchangeError, HeaderMap, Host, Metrics,
     SharedData, SharedQueues,
 };
+
+/// The node's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A test guest that `make bench-guest` has built.
 ///
