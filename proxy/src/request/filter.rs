@@ -55,8 +55,30 @@ struct Stopped {
     chain: Chain,
     /// What came of showing it to the filters.
     shown: Result<Advanced, ChainError>,
-    /// It has no body.
-    ended: bool,
+    coming: Coming,
+}
+
+/// What follows the header, as the client has sent it: what filters write into the header changes nothing about that.
+#[derive(Clone, Copy)]
+enum Coming {
+    Nothing,
+    Body,
+    /// Another protocol, if the upstream agrees.
+    Upgrade,
+}
+
+impl Coming {
+    fn of(client: &mut HttpSession) -> Self {
+        match client.is_body_empty() {
+            true => Self::Nothing,
+            false if client.is_upgrade_req() => Self::Upgrade,
+            false => Self::Body,
+        }
+    }
+
+    fn is_nothing(self) -> bool {
+        matches!(self, Self::Nothing)
+    }
 }
 
 /// Shows the header to the filters. Nearly always they let it go, and nobody wants to see a body: then it goes on.
@@ -73,26 +95,26 @@ fn begin(edge: &Edge, session: &mut Session, ctx: &mut RequestCtx) -> Result<Opt
     let mut chain = Chain::new(filters, state, edge.worker);
 
     let downstream = &mut session.downstream_session;
-    let ended = downstream.is_body_empty();
-    let shown = chain.begin_request(downstream, Event::Headers { end: ended });
+    let coming = Coming::of(downstream);
+    let shown = chain.begin_request(downstream, Event::Headers { end: coming.is_nothing() });
     if !matches!(shown, Ok(Advanced::Through(_))) || chain.holds_request() {
-        return Ok(Some(Stopped { chain, shown, ended }));
+        return Ok(Some(Stopped { chain, shown, coming }));
     }
-    if ended {
+    if coming.is_nothing() {
         ctx.upload_ends();
     }
-    let body = body_on_the_way(&chain, session, ended);
+    let body = body_on_the_way(&chain, coming);
     forward(session, ctx, chain, body);
     Ok(None)
 }
 
 /// Waits for what the filters wait for, and does what they have decided.
 async fn go_on(session: &mut Session, ctx: &mut RequestCtx, stopped: Stopped) -> Result<Answered> {
-    let Stopped { mut chain, shown, ended } = stopped;
+    let Stopped { mut chain, shown, coming } = stopped;
     let asked = chain.state.asked;
     let (counters, limit) = (&ctx.plan.counters, ctx.body_limit);
-    let mut body = BodyReader { counters, limit, received: 0, ended };
-    let ran = run(&mut chain, session, shown, &mut body).await;
+    let mut body = BodyReader { counters, limit, received: 0, ended: coming.is_nothing() };
+    let ran = run(&mut chain, &mut session.downstream_session, shown, coming, &mut body).await;
     let BodyReader { received, ended, .. } = body;
     ctx.body_received = received;
     if ended {
@@ -224,28 +246,29 @@ enum Verdict {
 }
 
 /// How the body comes by, where no filter holds the header.
-fn body_on_the_way(chain: &Chain, session: &Session, ended: bool) -> RequestBody {
-    let wanted = !ended && chain.wants_body(Direction::Request) && !session.downstream_session.is_upgrade_req();
-    if wanted { RequestBody::Streaming(Bytes::new()) } else { RequestBody::Untouched }
+fn body_on_the_way(chain: &Chain, coming: Coming) -> RequestBody {
+    match coming {
+        Coming::Body if chain.wants_body(Direction::Request) => RequestBody::Streaming(Bytes::new()),
+        _ => RequestBody::Untouched,
+    }
 }
 
 async fn run(
     chain: &mut Chain,
-    session: &mut Session,
+    io: &mut HttpSession,
     shown: Result<Advanced, ChainError>,
+    coming: Coming,
     body: &mut BodyReader<'_>,
 ) -> Result<Verdict> {
     if let Advanced::Stopped(stopped) = shown.map_err(fail::from_chain)?
-        && let Passage::Reply(reply) =
-            chain.end_request(&mut session.downstream_session, stopped).await.map_err(fail::from_chain)?
+        && let Passage::Reply(reply) = chain.end_request(io, stopped).await.map_err(fail::from_chain)?
     {
         return Ok(Verdict::Reply(reply));
     }
     if !chain.holds_request() {
-        return Ok(Verdict::Forward(body_on_the_way(chain, session, body.ended)));
+        return Ok(Verdict::Forward(body_on_the_way(chain, coming)));
     }
 
-    let io = &mut session.downstream_session;
     // RFC 9110, 10.1.1: we are going to read the body, so we say so, and the origin need not.
     if io
         .req_header()
